@@ -1,0 +1,38 @@
+"""What the cache hands to the model in place of key and value tensors."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from keyhole.errors import UnsupportedModelError
+from keyhole.layer import LayerCache
+
+
+class KVHandle:
+    """Stands for all keys, or all values, of a layer on the way from the cache to the attention function.
+
+    A model that touches keys or values in between (to expand or rotate them) cannot be served: any use of
+    the handle as a tensor raises UnsupportedModelError.
+    """
+
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: LayerCache) -> None:
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse(f"reads their {name!r}")
+
+    def __getitem__(self, index: object) -> NoReturn:
+        _refuse("indexes them")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None) -> NoReturn:
+        _refuse(f"calls {getattr(func, '__name__', func)} on them")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UnsupportedModelError(
+        "this model's code changes keys or values after the cache and before attention "
+        f"(it {what}), so a part of them cannot be read for it; Keyhole serves models that pass them on untouched"
+    )

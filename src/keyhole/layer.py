@@ -1,0 +1,139 @@
+"""The run-time state of one attention layer for one batch: what is stored, what is indexed, what was read.
+
+Legend: B batch, H query heads, Hkv KV heads, Q queries, N cached tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, add_sink_logits, dense_attention
+from keyhole.errors import NonFiniteError
+from keyhole.prefill import Prefill
+from keyhole.reader import Read, Reader, Reading
+from keyhole.retention import Retention
+from keyhole.selection import Selector
+from keyhole.storage import Footprint, Storage
+from keyhole.usage import Usage
+
+
+class Observation(NamedTuple):
+    """One selective decode step, measured: `query [B, H, D]`, all `keys [B, Hkv, N, D]`, what was read."""
+
+    query: Tensor
+    keys: Tensor
+    read: Read
+    logits: Logits
+
+
+class LayerCache:
+    """One layer's answers to the four questions, at work.
+
+    Tokens are appended with `append`; `attend` answers queries over all that was appended. `observer`, where
+    set, is called after each step that read a selection.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefill: Prefill,
+        retention: Retention,
+        storage: Storage,
+        selector: Selector | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        self.prefill, self.retention, self.storage = prefill, retention, storage
+        self.selector = selector
+        self._reader = Reader(selector, reading) if selector is not None and reading is not None else None
+        self.usage = Usage()
+        self.observer: Callable[[Observation], None] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens appended and not cropped."""
+        return self.storage.length
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add `keys [B, Hkv, T, D]`, after RoPE, and `values [B, Hkv, T, Dv]`.
+
+        Raises:
+            NonFiniteError: NaN or infinity among them; nothing is stored then.
+        """
+        for name, tensor in (("keys", keys), ("values", values)):
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
+        self.storage.append(*self.retention.admit(keys, values))
+
+    def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
+        """Attention of the newest tokens' `query [B, H, Q, D]` over what is stored; returns `[B, H, Q, Dv]`.
+
+        Several queries are computed as a prompt is; a single one reads what the method selects.
+
+        Args:
+            mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
+        """
+        keys, values = self.storage.view()
+        if query.shape[2] > 1:
+            return self.prefill.attend(query, keys, values, mask=mask, **logits._asdict())
+        if self._reader is None or self._reader.wants_all(self.length):
+            self.usage.record_everything(self.length, keys, values)
+            return dense_attention(query, keys, values, mask=mask, **logits._asdict())
+        read = self._reader.read(query.squeeze(2), keys, values, logits, mask)
+        self.usage.record_selection(self.length, keys, values, read)
+        if self.observer is not None:
+            self.observer(Observation(query.squeeze(2), keys, read, logits))
+        part = read.part
+        return (
+            part if logits.sink_logits is None else add_sink_logits(part, logits.sink_logits)
+        ).out.unsqueeze(2)
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        self.storage.crop(length)
+        if self.selector is not None:
+            self.selector.crop(length)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take the batch rows `rows`, in that order, repeats and omissions allowed (beam search)."""
+        if self.length == 0:
+            return
+        self.storage.reorder(rows)
+        if self.selector is not None:
+            self.selector.reorder(rows)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Bytes held by storage and index, by tier."""
+        index = 0 if self.selector is None else self.selector.nbytes
+        return self.storage.footprint + Footprint(device=index)
+
+    @property
+    def indexed(self) -> int:
+        """Tokens in the index."""
+        return 0 if self.selector is None else self.selector.length
+
+    def state(self) -> dict[str, Tensor]:
+        """Storage and index as named tensors; `restore` of an equal layer cache takes them."""
+        held = {f"storage.{name}": tensor for name, tensor in self.storage.state().items()}
+        if self.selector is not None:
+            held |= {f"selector.{name}": tensor for name, tensor in self.selector.state().items()}
+        return held
+
+    def restore(self, state: dict[str, Tensor], indexed: int) -> None:
+        """Take over a `state`, of which `indexed` tokens were in the index."""
+        self.storage.restore(_under("storage.", state))
+        if self.selector is not None:
+            self.selector.restore(_under("selector.", state), indexed)
+
+    def prepare(self, mask: Tensor | None = None) -> None:
+        """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
+        if self._reader is not None and not self._reader.wants_all(self.length):
+            self._reader.index(self.storage.view()[0], mask)
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

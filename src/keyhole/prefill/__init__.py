@@ -1,0 +1,6 @@
+"""Compute: how attention over the prompt is computed."""
+
+from keyhole.prefill.base import Prefill
+from keyhole.prefill.dense import DensePrefill
+
+__all__ = ["DensePrefill", "Prefill"]

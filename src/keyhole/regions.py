@@ -1,0 +1,45 @@
+"""The parts of a sequence at a decode step: padding, sinks, what competes, window."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Regions(NamedTuple):
+    """Where each part lies. Sinks and window are always read; slots in [first, last) compete.
+
+    Attributes:
+        padding: unused slots at the start of each batch row.
+        always: int32 `[B, A]`, the slots of sinks and window, ascending; filling after `always_counts`.
+        always_counts: int32 `[B]`.
+        first: int32 `[B]`.
+        last: where the window begins.
+    """
+
+    padding: tuple[int, ...]
+    always: Tensor
+    always_counts: Tensor
+    first: Tensor
+    last: int
+
+
+@lru_cache(maxsize=16)
+def regions(length: int, padding: tuple[int, ...], sinks: int, window: int, device: torch.device) -> Regions:
+    """The parts of a sequence of `length` slots. All layers of a step ask the same, so answers are kept."""
+    starts = torch.tensor(padding, dtype=torch.int32)
+    last = max(length - window, 0)
+    window_start = starts.clamp(min=last)
+    first = torch.minimum(starts + sinks, window_start)
+    sink_counts = (first - starts).unsqueeze(1)
+    counts = sink_counts + length - window_start.unsqueeze(1)
+    index = torch.arange(int(counts.max()), dtype=torch.int32).expand(len(padding), -1)
+    after_sinks = window_start.unsqueeze(1) + index - sink_counts
+    slots = torch.where(index < sink_counts, starts.unsqueeze(1) + index, after_sinks)
+    slots = slots.clamp(max=length - 1)
+    return Regions(
+        padding, slots.int().to(device), counts.squeeze(1).int().to(device), first.int().to(device), last
+    )

@@ -1,0 +1,108 @@
+"""Select: which kept tokens a query reads.
+
+Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, N tokens, S tokens read, D head size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from keyhole.budget import Budget
+
+
+class Selection(NamedTuple):
+    """The slots each KV head reads beside the always-read ones, ascending, each once.
+
+    Attributes:
+        slots: int32 `[B, Hkv, S]`; from `counts` on, filling without meaning (a valid slot).
+        counts: int32 `[B, Hkv]`.
+        mass: float32 `[B, Hkv]`, the share of the softmax that the selection and the always-read tokens
+            together are estimated to hold, a mean over the query heads of the group.
+    """
+
+    slots: Tensor
+    counts: Tensor
+    mass: Tensor
+
+
+class Step(NamedTuple):
+    """One decode step of one layer, as a selector sees it.
+
+    Attributes:
+        query: `[B, H, D]`, after RoPE.
+        keys: `[B, Hkv, N, D]`, a view of what is stored, for selectors that score keys themselves.
+        first: int32 `[B]`, the first slot that competes (padding and sinks lie before it).
+        last: the slot where the always-read window begins; slots in [first, last) compete.
+        anchor_lse: float32 `[B, H]`, log-sum-exp of the exact logits of the always-read tokens.
+        scale: what query-key products are multiplied by.
+        softcap: bound of the logits, where the model has one.
+        budget: how much may be read.
+    """
+
+    query: Tensor
+    keys: Tensor
+    first: Tensor
+    last: int
+    anchor_lse: Tensor
+    scale: float
+    softcap: float | None
+    budget: Budget
+
+
+class Selector(ABC):
+    """An index over the keys of one layer, addressed by slot, that picks what a query reads.
+
+    `length` tokens are indexed. The owner calls `build` once, then `append` with the keys that follow, in
+    batches: a token is only asked for after it has left the always-read window.
+    """
+
+    length: int = 0
+
+    @property
+    def minimum(self) -> int:
+        """Fewer candidates than this are not worth an index; the owner then reads everything."""
+        return 1
+
+    @property
+    def stale(self) -> bool:
+        """Whether the index no longer fits what was appended, and should be built anew."""
+        return False
+
+    @abstractmethod
+    def build(self, keys: Tensor, first: Tensor) -> None:
+        """Index `keys [B, Hkv, N, D]`, forgetting what was there; slots before `first [B]` never compete."""
+
+    @abstractmethod
+    def append(self, keys: Tensor) -> None:
+        """Index `keys [B, Hkv, T, D]` as the slots from `length` on."""
+
+    @abstractmethod
+    def select(self, step: Step) -> Selection:
+        """Pick among the slots in [first, last)."""
+
+    @abstractmethod
+    def bytes_read(self, step: Step) -> int:
+        """Bytes of the index, or of keys scored, that `select` reads for one KV head of one batch row."""
+
+    def crop(self, length: int) -> None:
+        """Forget the slots from `length` on."""
+        self.length = min(self.length, length)
+
+    def reorder(self, rows: Tensor) -> None:  # noqa: B027 - an index without tensors has nothing to do
+        """Take the batch rows `rows`, in that order."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The index as named tensors; empty where it is no more than its length."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor], length: int) -> None:  # noqa: ARG002
+        """Take over the `state` of an equal selector that had indexed `length` tokens."""
+        self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the index holds on the device."""
+        return 0

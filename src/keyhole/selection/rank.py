@@ -1,0 +1,57 @@
+"""From the logits of a group's query heads to the slots its KV head reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole.selection.base import Selection, Step
+
+
+def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Softmax of each query head over what competes and what is always read, then the mean over the group.
+
+    Softmax before the sum, so that a head with large logits does not outvote its siblings (PQCache,
+    TokenSelect); the always-read tokens take part in the denominator with their exact logits.
+
+    Args:
+        logits: float32 `[B, Hkv, G, N]`, scaled; slots outside [first, last) are ignored.
+
+    Returns:
+        `[B, Hkv, N]` shares, zero where a slot does not compete, and `[B, Hkv]`, the always-read share.
+    """
+    logits = logits.masked_fill(~_competes(step, logits).unsqueeze(2), -torch.inf)
+    anchor = step.anchor_lse.view(logits.shape[:3])
+    total = torch.logaddexp(logits.logsumexp(-1), anchor)
+    shares = (logits - total.unsqueeze(-1)).exp().mean(2)
+    return shares, (anchor - total).exp().mean(2)
+
+
+def pick(logits: Tensor, step: Step) -> Selection:
+    """The candidates of largest group probability that the budget allows; ties go to the lower slot."""
+    shares, anchored = group_probabilities(logits, step)
+    # What does not compete sorts behind candidates whose share underflows to zero.
+    order = shares.masked_fill(~_competes(step, logits), -1.0).argsort(dim=-1, descending=True, stable=True)
+    available = (step.last - step.first).clamp(min=0).view(-1, 1).expand(anchored.shape)
+    limit = step.budget.limit(step.keys.shape[2])
+    cumulative = shares.gather(-1, order).cumsum(-1) + anchored.unsqueeze(-1)
+    if step.budget.mass is None:
+        counts = available.clamp(max=limit)
+    else:
+        needed = (cumulative < step.budget.mass).sum(-1) + 1
+        needed = torch.where(anchored >= step.budget.mass, 0, needed)
+        counts = needed.clamp(min=step.budget.floor).clamp(max=limit).minimum(available)
+    width = max(1, int(counts.max()))
+    chosen = torch.arange(width, device=logits.device) < counts.unsqueeze(-1)
+    # Unchosen entries sort behind every slot, then become slot 0.
+    beyond = shares.shape[-1]
+    slots = order[..., :width].masked_fill(~chosen, beyond).sort(dim=-1).values
+    slots = slots.masked_fill(slots == beyond, 0)
+    held = (shares.gather(-1, order[..., :width]) * chosen).sum(-1) + anchored
+    return Selection(slots.int(), counts.int(), held)
+
+
+def _competes(step: Step, logits: Tensor) -> Tensor:
+    """Bool `[B, 1, N]`."""
+    slots = torch.arange(logits.shape[-1], device=logits.device)
+    return ((slots >= step.first.view(-1, 1)) & (slots < step.last)).unsqueeze(1)

@@ -1,0 +1,39 @@
+"""Learnt rotations that make the sub-spaces of a product quantiser share the variance (OPQ).
+
+Source: Ge, He, Ke and Sun, "Optimized Product Quantization" (2013): the parametric solution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def balanced_rotation(keys: Tensor, subspaces: int) -> Tensor:
+    """The rotation to principal axes, dealt to the sub-spaces so that their variances have equal products.
+
+    Args:
+        keys: float32 `[R, T, D]`.
+
+    Returns:
+        float32 `[R, D, D]`, orthogonal; `keys @ rotation` is what is to be quantised.
+    """
+    centred = keys - keys.mean(1, keepdim=True)
+    covariance = centred.transpose(1, 2) @ centred / keys.shape[1]
+    variances, axes = torch.linalg.eigh(covariance)
+    order = torch.stack([_deal(row, subspaces) for row in variances.cpu()]).to(keys.device)
+    return axes.gather(2, order.unsqueeze(1).expand_as(axes))
+
+
+def _deal(variances: Tensor, subspaces: int) -> Tensor:
+    """Eigenvalue allocation: largest axis first, each to the sub-space of least product that has room."""
+    size = variances.numel() // subspaces
+    logs = variances.clamp(min=1e-12).log().tolist()
+    buckets: list[list[int]] = [[] for _ in range(subspaces)]
+    products = [0.0] * subspaces
+    offset = min(logs)
+    for axis in sorted(range(len(logs)), key=lambda i: -logs[i]):
+        bucket = min((b for b in range(subspaces) if len(buckets[b]) < size), key=lambda b: products[b])
+        buckets[bucket].append(axis)
+        products[bucket] += logs[axis] - offset
+    return torch.tensor([axis for bucket in buckets for axis in bucket])

@@ -1,0 +1,58 @@
+"""What decoding read, counted as it happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keyhole.reader import Read
+
+
+@dataclass
+class Usage:
+    """Totals over the decode steps of one layer, per batch row and KV head on average.
+
+    Attributes:
+        steps: decode steps.
+        tokens: tokens that were in the cache, summed over steps.
+        read: tokens read, summed over steps.
+        mass: estimated share of the softmax read, summed over steps; 1 where everything was read.
+        bytes: bytes of keys, values and index read by all KV heads of a batch row, summed over steps.
+    """
+
+    steps: int = 0
+    tokens: float = 0.0
+    read: float = 0.0
+    mass: float = 0.0
+    bytes: float = 0.0
+
+    def record_everything(self, tokens: int, keys: Tensor, values: Tensor) -> None:
+        """Count a step that read all of `tokens`."""
+        self._add(tokens, tokens, 1.0, tokens * _token_bytes(keys, values))
+
+    def record_selection(self, tokens: int, keys: Tensor, values: Tensor, read: Read) -> None:
+        """Count a step that read a selection."""
+        parts, selection = read.regions, read.selection
+        real = tokens - sum(parts.padding) / len(parts.padding)
+        count = float(selection.counts.float().mean() + parts.always_counts.float().mean())
+        read_bytes = count * _token_bytes(keys, values) + read.index_bytes * keys.shape[1]
+        self._add(real, count, float(selection.mass.mean()), read_bytes)
+
+    def __add__(self, other: Usage) -> Usage:
+        total = Usage(**vars(self))
+        total.steps += other.steps
+        total._add(other.tokens, other.read, other.mass, other.bytes, steps=0)
+        return total
+
+    def _add(self, tokens: float, read: float, mass: float, read_bytes: float, steps: int = 1) -> None:
+        self.steps += steps
+        self.tokens += tokens
+        self.read += read
+        self.mass += mass
+        self.bytes += read_bytes
+
+
+def _token_bytes(keys: Tensor, values: Tensor) -> int:
+    """Bytes of one token's keys and values, all KV heads."""
+    return keys.shape[1] * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size())

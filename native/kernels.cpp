@@ -1,0 +1,154 @@
+// The C interface of one instruction-set level. Every function returns a Status; 0 is success.
+// src/keyhole/kernels/signatures.py mirrors these declarations.
+#include "assign.hpp"
+#include "attention.hpp"
+#include "codes.hpp"
+#include "dot8.hpp"
+#include "matvec.hpp"
+#include "scores.hpp"
+#include "select_rows.hpp"
+
+#if defined(_WIN32)
+#define KH_API extern "C" __declspec(dllexport)
+#else
+#define KH_API extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+template <class Body>
+int guarded(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return kh::kNoMemory;
+  }
+}
+
+}  // namespace
+
+KH_API int kh_abi_version() { return 1; }
+
+// Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
+KH_API int kh_cpu_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("ssse3") || !__builtin_cpu_supports("sse4.2")) return -1;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return 0;
+  bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vnni");
+  return wide ? 2 : 1;
+#else
+  return 0;
+#endif
+}
+
+KH_API int kh_write_codes(uint8_t* buffer, int64_t row_stride, int64_t block_stride, int64_t start,
+                          const uint8_t* codes, int64_t rows, int64_t count, int subspaces, int bits, int threads) {
+  return kh::parallel(rows, count > 64 ? threads : 1, [&](int64_t row) {
+    kh::write_codes(buffer + row * row_stride, block_stride, start, codes + row * count * subspaces, count, subspaces,
+                    bits == 4);
+    return int(kh::kOk);
+  });
+}
+
+KH_API int kh_assign(const void* points, int type, int64_t row_stride, int64_t point_stride, const float* centroids,
+                     int64_t rows, int64_t count, int subspaces, int centroids_each, int width, void* labels,
+                     int label_bytes, int threads) {
+  int64_t centroid_row = int64_t(subspaces) * centroids_each * width;
+  return kh::assign({points, type, row_stride, point_stride, centroids, centroid_row, rows, count, subspaces,
+                     centroids_each, width, labels, label_bytes},
+                    threads);
+}
+
+KH_API int kh_pq_scores(const float* query, int64_t rows, int heads, const float* codebooks, int64_t codebook_row,
+                        int subspaces, int centroids, int width, const uint8_t* buffer, int64_t row_stride,
+                        int64_t block_stride, int64_t n, double scale, double softcap, float* out, int threads) {
+  kh::Codebook shape = {codebooks, codebook_row, subspaces, centroids, width};
+  constexpr int64_t step = 16 * kh::kChunk;
+  int64_t pieces = (n + step - 1) / step;
+  return kh::parallel(rows * pieces, threads, [&](int64_t i) {
+    int64_t row = i / pieces, from = i % pieces * step;
+    return kh::estimate(query + row * heads * subspaces * width, heads, row, shape, {buffer, row_stride, block_stride},
+                        from, std::min(n, from + step), scale, softcap, out + row * heads * n, n);
+  });
+}
+
+KH_API int kh_pq_select(const float* query, int64_t rows, int heads, const float* codebooks, int64_t codebook_row,
+                        int subspaces, int centroids, int width, const uint8_t* buffer, int64_t row_stride,
+                        int64_t block_stride, const int64_t* first, const int64_t* last, const float* anchors,
+                        double scale, double softcap, double mass, int64_t floor, int64_t cap, int32_t* slots,
+                        int32_t* counts, float* masses, int threads) {
+  return guarded([&] {
+    return kh::select_rows({query,
+                            {codebooks, codebook_row, subspaces, centroids, width},
+                            {buffer, row_stride, block_stride},
+                            rows, heads, first, last, anchors, scale, softcap, mass, floor, cap, slots, counts, masses},
+                           threads);
+  });
+}
+
+KH_API int kh_gather_attention(const float* query, int64_t rows, int heads, int size, const kh::Side* keys,
+                               const kh::Side* values, int type, const kh::Pages* pages, int64_t capacity,
+                               const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
+                               const float* sinks, float scale, float softcap, float* out, float* lse, int threads) {
+  return guarded([&] {
+    return kh::gather_attention({query, *keys, *values, type, *pages, slots, counts, slots_stride, capacity, sinks,
+                                 rows, heads, size, scale, softcap, out, lse},
+                                width, threads);
+  });
+}
+
+KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const void* keys, int type,
+                           int64_t row_stride, int64_t slot_stride, int64_t n, float scale, float* out, int threads) {
+  return guarded([&] {
+    kh::Frame frame;
+    int64_t padded = kh::round_up(size, 16), step = 1024, pieces = (n + step - 1) / step;
+    float* queries = frame.take<float>(rows * heads * padded);
+    memset(queries, 0, sizeof(float) * rows * heads * padded);
+    for (int64_t i = 0; i < rows * heads; i++) memcpy(queries + i * padded, query + i * size, sizeof(float) * size);
+    return kh::parallel(rows * pieces, threads, [&](int64_t i) {
+      int64_t row = i / pieces, from = i % pieces * step, to = std::min(n, from + step);
+      const float* q = queries + row * heads * padded;
+      float* to_row = out + row * heads * n;
+      auto run = [&](auto* data) {
+        kh::exact(q, padded, heads, data + row * row_stride, slot_stride, from, to, n, size, scale, to_row);
+      };
+      if (type == kh::kFloat32) run(static_cast<const float*>(keys));
+      else if (type == kh::kBFloat16) run(static_cast<const kh::bf16*>(keys));
+      else run(static_cast<const kh::fp16*>(keys));
+      return int(kh::kOk);
+    });
+  });
+}
+
+KH_API int kh_matvec_skip_rows(const void* weight, int type, int64_t stride, const float* x, const float* gate,
+                               int64_t rows, int64_t n, float* y, int threads) {
+  return guarded([&] {
+    if (type == kh::kFloat32)
+      return kh::matvec_skip_rows(static_cast<const float*>(weight), stride, x, gate, rows, n, y, threads);
+    return kh::matvec_skip_rows(static_cast<const kh::bf16*>(weight), stride, x, gate, rows, n, y, threads);
+  });
+}
+
+KH_API int kh_matvec_skip_columns(const void* weight, int type, int64_t stride, const float* x, int64_t rows,
+                                  int64_t n, float* y, int threads) {
+  return guarded([&] {
+    if (type == kh::kFloat32)
+      return kh::matvec_skip_columns(static_cast<const float*>(weight), stride, x, rows, n, y, threads);
+    return kh::matvec_skip_columns(static_cast<const kh::bf16*>(weight), stride, x, rows, n, y, threads);
+  });
+}
+
+KH_API int kh_int8_dot(const int8_t* a, const int8_t* b, int64_t batch, int64_t rows, int64_t columns, int size,
+                       int32_t* out, int threads) {
+  constexpr int64_t step = 64;
+  int64_t pieces = (rows + step - 1) / step;
+  return kh::parallel(batch * pieces, threads, [&](int64_t i) {
+    int64_t item = i / pieces, from = i % pieces * step, count = std::min(step, rows - from);
+    kh::dot_tile(a + (item * rows + from) * size, b + item * columns * size, count, columns, size,
+                 out + (item * rows + from) * columns, columns);
+    return int(kh::kOk);
+  });
+}

@@ -1,0 +1,112 @@
+// Integer look-up tables of one row's query heads, as src/keyhole/kernels/pq_tables.py defines them.
+#pragma once
+
+#include "simd.hpp"
+
+namespace kh {
+
+constexpr int kGroup = 4;  // query heads that share one pass over the codes
+
+struct Codebook {
+  const float* data;  // [R, M, C, width], rows `row_stride` elements apart, the rest dense
+  int64_t row_stride;
+  int subspaces, centroids, width;
+  bool four_bit() const { return centroids == 16; }
+  int pairs() const { return (subspaces + 1) / 2; }
+};
+
+struct Tables {
+  int heads;
+  double* step;     // [heads]
+  double* base;     // [heads]
+  uint8_t* nibble;  // 4-bit codes: [groups][pairs][heads of the group][2][16]
+  uint64_t* lanes;  // other codes: [groups][M][256], head h of a group in bits 16h
+};
+
+inline int group_size(int heads, int group) {
+  int left = heads - group * kGroup;
+  return left < kGroup ? left : kGroup;
+}
+
+// logits [M][C] of one head; returns false if one is not finite.
+inline bool head_logits(const float* query, const float* codebook, const Codebook& shape, double scale, double* out) {
+  bool finite = true;
+  for (int m = 0; m < shape.subspaces; m++) {
+    const float* q = query + m * shape.width;
+    for (int c = 0; c < shape.centroids; c++, codebook += shape.width) {
+      double dot = 0;
+      for (int i = 0; i < shape.width; i++) dot += double(q[i]) * double(codebook[i]);
+      dot *= scale;
+      finite = finite && std::fabs(dot) < 1e30;
+      *out++ = dot;
+    }
+  }
+  return finite;
+}
+
+// Rounds one head's logits to integers [M][C] of at most `top`.
+inline void quantise(const double* logits, const Codebook& shape, int top, double* low, uint16_t* out, double* step,
+                     double* base) {
+  double span = 0, total = 0;
+  for (int m = 0; m < shape.subspaces; m++) {
+    const double* row = logits + m * shape.centroids;
+    double least = row[0], most = row[0];
+    for (int c = 1; c < shape.centroids; c++) {
+      least = row[c] < least ? row[c] : least;
+      most = row[c] > most ? row[c] : most;
+    }
+    low[m] = least;
+    total += least;
+    span = most - least > span ? most - least : span;
+  }
+  double unit = span > 0 ? top / span : 0;
+  for (int m = 0; m < shape.subspaces; m++)
+    for (int c = 0; c < shape.centroids; c++)
+      *out++ = uint16_t((logits[m * shape.centroids + c] - low[m]) * unit + 0.5);
+  *step = span / top;
+  *base = total;
+}
+
+// Puts head g's integers [M][C] where the scan looks them up.
+inline void place(const uint16_t* entries, const Codebook& shape, int g, Tables& tables) {
+  int group = g / kGroup, h = g % kGroup, size = group_size(tables.heads, group);
+  for (int m = 0; m < shape.subspaces; m++)
+    for (int c = 0; c < shape.centroids; c++, entries++) {
+      if (shape.four_bit()) {
+        int64_t before = int64_t(group) * kGroup * shape.pairs() + int64_t(m / 2) * size + h;
+        tables.nibble[(before * 2 + m % 2) * 16 + c] = uint8_t(*entries);
+      } else {
+        tables.lanes[(int64_t(group) * shape.subspaces + m) * 256 + c] |= uint64_t(*entries) << 16 * h;
+      }
+    }
+}
+
+// query: [G, D] of this row. Memory comes from the frame.
+inline int make_tables(const float* query, int heads, int64_t row, const Codebook& shape, double scale, Frame& frame,
+                       Tables& tables) {
+  int groups = (heads + kGroup - 1) / kGroup, size = shape.subspaces * shape.centroids;
+  int top = shape.four_bit() ? 255 : 65535 / shape.subspaces;
+  int64_t nibbles = int64_t(groups) * kGroup * shape.pairs() * 32, lanes = int64_t(groups) * shape.subspaces * 256;
+  tables = {heads, frame.take<double>(heads), frame.take<double>(heads), nullptr, nullptr};
+  if (shape.four_bit()) {
+    tables.nibble = frame.take<uint8_t>(nibbles);
+    memset(tables.nibble, 0, nibbles);
+  } else {
+    tables.lanes = frame.take<uint64_t>(lanes);
+    memset(tables.lanes, 0, lanes * 8);
+  }
+  Frame inner;
+  double* logits = inner.take<double>(size);
+  double* low = inner.take<double>(shape.subspaces);
+  uint16_t* entries = inner.take<uint16_t>(size);
+  const float* codebook = shape.data + row * shape.row_stride;
+  for (int g = 0; g < heads; g++) {
+    if (!head_logits(query + int64_t(g) * shape.subspaces * shape.width, codebook, shape, scale, logits))
+      return kNotFinite;
+    quantise(logits, shape, top, low, entries, tables.step + g, tables.base + g);
+    place(entries, shape, g, tables);
+  }
+  return kOk;
+}
+
+}  // namespace kh

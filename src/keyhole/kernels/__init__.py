@@ -1,0 +1,32 @@
+"""Operations on the parts of a KV cache that matter: each has a torch reference and, on CPUs, native code."""
+
+from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
+from keyhole.kernels.exact_scores import exact_scores
+from keyhole.kernels.gather_attention import Attended, gather_attention
+from keyhole.kernels.int8_dot import int8_dot
+from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
+from keyhole.kernels.pq_scores import pq_scores
+from keyhole.kernels.pq_select import Picked, pq_select
+from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows
+
+__all__ = [
+    "Attended",
+    "Picked",
+    "allocate_codes",
+    "cpu_level",
+    "cpu_levels",
+    "describe",
+    "exact_scores",
+    "gather_attention",
+    "int8_dot",
+    "kmeans_assign",
+    "matvec_skip_columns",
+    "matvec_skip_rows",
+    "native_available",
+    "pq_encode",
+    "pq_scores",
+    "pq_select",
+    "read_codes",
+    "write_codes",
+]

@@ -1,0 +1,92 @@
+"""Packed product-quantiser codes in one plain uint8 buffer, addressed by token slot.
+
+Shapes: R rows (batch x KV heads), T tokens, M sub-spaces, P = bytes of one token in a block row.
+
+Layout of a buffer: [R, blocks, P * 64]. One block holds 64 consecutive slots as P rows of 64 bytes. With
+4-bit codes P = ceil(M / 2), and byte 2i + h of row p belongs to slot i + 32h of the block, with sub-space 2p
+in its low and 2p + 1 in its high nibble. Otherwise P = M, and byte t of row m belongs to slot t, sub-space m.
+Growing a buffer means copying its blocks to the front of a longer one.
+"""
+
+import torch
+from torch import Tensor
+
+from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.native import call
+
+BLOCK = 64
+
+
+def row_bytes(subspaces: int, bits: int) -> int:
+    """Bytes of one slot (P above): two 4-bit codes share a byte, every other width takes a whole one."""
+    require(1 <= bits <= 8, f"bits={bits}, expected 1 to 8")
+    require(1 <= subspaces <= 256, f"subspaces={subspaces}, expected 1 to 256")
+    return (subspaces + 1) // 2 if bits == 4 else subspaces
+
+
+def allocate_codes(
+    rows: int, capacity: int, subspaces: int, bits: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """A zeroed code buffer [rows, ceil(capacity / 64), bytes] for `capacity` slots."""
+    require(rows >= 1 and capacity >= 0, f"rows={rows}, capacity={capacity}, expected at least 1 and 0")
+    blocks = -(-capacity // BLOCK)
+    size = row_bytes(subspaces, bits) * BLOCK
+    return torch.zeros(rows, blocks, size, dtype=torch.uint8, device=device)
+
+
+def write_codes(buffer: Tensor, start: int, codes: Tensor, *, bits: int, impl: str = "auto") -> None:
+    """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place."""
+    rows, tokens, subspaces = codes.shape
+    _check_range(buffer, start, start + tokens, subspaces, bits)
+    require(buffer.shape[0] == rows, f"codes have {rows} rows, the buffer {buffer.shape[0]}")
+    if codes.dtype != torch.uint8:
+        raise TypeError(f"codes are {codes.dtype}, expected torch.uint8")
+    if tokens == 0:
+        return
+    if use_native(impl, buffer, codes, supported=buffer.stride(-1) == 1):
+        codes = codes.contiguous()
+        call(
+            "kh_write_codes", buffer.data_ptr(), buffer.stride(0), buffer.stride(1), start,
+            codes.data_ptr(), rows, tokens, subspaces, bits,
+        )  # fmt: skip
+        return
+    block, column = _places(start, start + tokens, bits, buffer.device)
+    _block_rows(buffer)[:, block, :, column] = _pack(codes, bits).transpose(0, 1)
+
+
+def read_codes(buffer: Tensor, start: int, stop: int, *, subspaces: int, bits: int) -> Tensor:
+    """The codes [R, stop - start, M] (uint8) held in slots start .. stop of every row."""
+    _check_range(buffer, start, stop, subspaces, bits)
+    block, column = _places(start, stop, bits, buffer.device)
+    packed = _block_rows(buffer)[:, block, :, column].transpose(0, 1)
+    if bits != 4:
+        return packed.contiguous()
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :subspaces].contiguous()
+
+
+def _check_range(buffer: Tensor, start: int, stop: int, subspaces: int, bits: int) -> None:
+    size = row_bytes(subspaces, bits) * BLOCK
+    require(
+        buffer.dtype == torch.uint8 and buffer.dim() == 3 and buffer.shape[2] == size,
+        f"buffer is {buffer.dtype} {list(buffer.shape)}, expected uint8 [rows, blocks, {size}]",
+    )
+    capacity = buffer.shape[1] * BLOCK
+    require(0 <= start <= stop <= capacity, f"slots {start}..{stop} lie outside 0..{capacity}")
+
+
+def _block_rows(buffer: Tensor) -> Tensor:
+    return buffer.view(buffer.shape[0], buffer.shape[1], -1, BLOCK)
+
+
+def _places(start: int, stop: int, bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    slot = torch.arange(start, stop, device=device)
+    lane = slot % BLOCK
+    return slot // BLOCK, 2 * (lane % 32) + lane // 32 if bits == 4 else lane
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    if bits != 4:
+        return codes
+    if codes.shape[-1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[..., 0::2] | codes[..., 1::2] << 4

@@ -1,14 +1,28 @@
 """Keyhole: long-context inference that touches only the part of the KV cache that matters."""
 
-from keyhole.budget import Budget
-from keyhole.engines.transformers import attach, detach, footprint, make_cache, served_layers, usage
-from keyhole.errors import (
-    NonFiniteError,
-    SpecError,
-    UnsupportedCacheError,
-    UnsupportedModelError,
-)
-from keyhole.methods import METHODS, Method, Recipe
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyhole.budget import Budget
+    from keyhole.engines.transformers import (
+        attach,
+        detach,
+        footprint,
+        load_cache,
+        make_cache,
+        save_cache,
+        served_layers,
+        usage,
+    )
+    from keyhole.errors import (
+        NonFiniteError,
+        SpecError,
+        UnsupportedCacheError,
+        UnsupportedModelError,
+    )
+    from keyhole.methods import METHODS, Method, Recipe
+    from keyhole.models import default_model
 
 __version__ = "0.1.0"
 
@@ -22,9 +36,43 @@ __all__ = [
     "UnsupportedCacheError",
     "UnsupportedModelError",
     "attach",
+    "default_model",
     "detach",
     "footprint",
+    "load_cache",
     "make_cache",
+    "save_cache",
     "served_layers",
     "usage",
 ]
+
+# Imported when first asked for, so that `keyhole --help` need not wait for torch and transformers.
+_HOMES = {
+    "keyhole.budget": ("Budget",),
+    "keyhole.engines.transformers": (
+        "attach",
+        "detach",
+        "footprint",
+        "load_cache",
+        "make_cache",
+        "save_cache",
+        "served_layers",
+        "usage",
+    ),
+    "keyhole.errors": ("NonFiniteError", "SpecError", "UnsupportedCacheError", "UnsupportedModelError"),
+    "keyhole.methods": ("METHODS", "Method", "Recipe"),
+    "keyhole.models": ("default_model",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            module = import_module(home)
+            globals().update({each: getattr(module, each) for each in names})
+            return globals()[name]
+    raise AttributeError(f"module 'keyhole' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from keyhole.errors import SpecError
 
 _FLOOR = 16
+_FORMS = "give tokens (256), a share of the context (0.1 or 10%) or mass=0.95"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Budget:
     def __post_init__(self) -> None:
         if [self.tokens, self.fraction, self.mass].count(None) != 2:
             raise SpecError("a budget is one of tokens, fraction or mass; exactly one must be given")
-        if self.tokens is not None and self.tokens < 1:
-            raise SpecError(f"budget of {self.tokens} tokens is out of range; give at least 1")
-        _check_share("budget fraction", self.fraction)
+        if self.mass is None and (self.floor, self.cap) != (_FLOOR, 1.0):
+            raise SpecError("floor and cap bound a budget of mass; leave them out, or give mass")
+        _check_count("budget", self.tokens, 1)
+        _check_share("budget", self.fraction)
         _check_share("mass", self.mass)
         _check_share("cap", self.cap)
-        if self.floor < 0:
-            raise SpecError(f"floor of {self.floor} tokens is out of range; give at least 0")
+        _check_count("floor", self.floor, 0)
 
     @classmethod
     def parse(cls, value: Budget | int | float | str) -> Budget:
@@ -48,13 +49,11 @@ class Budget:
         """
         if isinstance(value, Budget):
             return value
-        if isinstance(value, bool):
-            raise SpecError(f"budget {value!r} is not a number")
-        if isinstance(value, int):
-            return cls(tokens=value)
-        if isinstance(value, float):
-            return cls(fraction=value)
-        return cls._parse_text(value.strip())
+        if isinstance(value, str):
+            return cls._parse_text(value.strip())
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SpecError(f"budget {value!r} is not understood; {_FORMS}")
+        return cls(tokens=value) if isinstance(value, int) else cls(fraction=value)
 
     @classmethod
     def _parse_text(cls, text: str) -> Budget:
@@ -70,9 +69,7 @@ class Budget:
         except SpecError:
             raise
         except ValueError as error:
-            raise SpecError(
-                f"budget {text!r} is not understood; give tokens (256), a share (0.1 or 10%) or mass=0.95"
-            ) from error
+            raise SpecError(f"budget {text!r} is not understood; {_FORMS}") from error
 
     def limit(self, context: int) -> int:
         """The most tokens it allows at a context of so many tokens; at least one."""
@@ -84,9 +81,27 @@ class Budget:
     def __str__(self) -> str:
         if self.tokens is not None:
             return str(self.tokens)
-        return f"mass={self.mass:g}" if self.mass is not None else f"{self.fraction:g}"
+        if self.fraction is not None:
+            # Always with a point: 1.0 is the whole context, 1 would be one token.
+            return str(float(self.fraction))
+        floor = "" if self.floor == _FLOOR else f", floor={self.floor}"
+        cap = "" if self.cap == 1.0 else f", cap={self.cap}"
+        return f"mass={self.mass}{floor}{cap}"
+
+
+def _check_count(what: str, value: int | None, low: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(f"{what} {value!r} is not a number of tokens; give a whole number, at least {low}")
+    if value < low:
+        raise SpecError(f"{what} of {value} tokens is out of range; give at least {low}")
 
 
 def _check_share(what: str, value: float | None) -> None:
-    if value is not None and not 0 < value <= 1:
-        raise SpecError(f"{what} {value:g} is out of range; give a share in (0, 1]")
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(f"{what} {value!r} is not a number; give a share in (0, 1]")
+    if not 0 < value <= 1:
+        raise SpecError(f"{what} {value} is out of range; give a share in (0, 1]")

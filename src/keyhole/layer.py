@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits, dense_attention
 from keyhole.errors import NonFiniteError
+from keyhole.lasting import lasting
 from keyhole.prefill import Prefill
 from keyhole.reader import Read, Reader, Reading
 from keyhole.retention import Retention
@@ -57,6 +58,7 @@ class LayerCache:
         """Tokens appended and not cropped."""
         return self.storage.length
 
+    @lasting()
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]`, after RoPE, and `values [B, Hkv, T, Dv]`.
 
@@ -68,10 +70,12 @@ class LayerCache:
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
         self.storage.append(*self.retention.admit(keys, values))
 
+    @lasting()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
         """Attention of the newest tokens' `query [B, H, Q, D]` over what is stored; returns `[B, H, Q, Dv]`.
 
-        Several queries are computed as a prompt is; a single one reads what the method selects.
+        Several queries are computed as a prompt is; a single one reads what the method selects, and passes
+        no gradient then.
 
         Args:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
@@ -82,21 +86,28 @@ class LayerCache:
         if self._reader is None or self._reader.wants_all(self.length):
             self.usage.record_everything(self.length, keys, values)
             return dense_attention(query, keys, values, mask=mask, **logits._asdict())
-        read = self._reader.read(query.squeeze(2), keys, values, logits, mask)
+        return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
+
+    @torch.no_grad()
+    def _read(self, reader: Reader, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        """Attention of `query [B, H, D]` over a selection."""
+        keys, values = self.storage.view()
+        read = reader.read(query, keys, values, logits, mask)
         self.usage.record_selection(self.length, keys, values, read)
         if self.observer is not None:
-            self.observer(Observation(query.squeeze(2), keys, read, logits))
+            self.observer(Observation(query, keys, read, logits))
         part = read.part
-        return (
-            part if logits.sink_logits is None else add_sink_logits(part, logits.sink_logits)
-        ).out.unsqueeze(2)
+        return (part if logits.sink_logits is None else add_sink_logits(part, logits.sink_logits)).out
 
     def crop(self, length: int) -> None:
         """Forget the tokens from `length` on."""
+        if length < 0:
+            raise ValueError(f"cannot crop to {length} tokens; give 0 or more")
         self.storage.crop(length)
         if self.selector is not None:
             self.selector.crop(length)
 
+    @lasting()
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order, repeats and omissions allowed (beam search)."""
         if self.length == 0:
@@ -129,6 +140,7 @@ class LayerCache:
         if self.selector is not None:
             self.selector.restore(_under("selector.", state), indexed)
 
+    @lasting()
     def prepare(self, mask: Tensor | None = None) -> None:
         """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
         if self._reader is not None and not self._reader.wants_all(self.length):

@@ -17,11 +17,15 @@ from keyhole.selection import Selection, Selector, Step
 
 
 class Reading(NamedTuple):
-    """How much a decode step reads: `budget` tokens beside the first `sinks` and the newest `window`."""
+    """How much a decode step reads: `budget` tokens beside the first `sinks` and the newest `window`.
+
+    Below `dense_below` tokens it reads everything.
+    """
 
     budget: Budget
     sinks: int
     window: int
+    dense_below: int = 0
 
 
 class Read(NamedTuple):
@@ -47,11 +51,11 @@ class Reader:
         self.selector, self.reading = selector, reading
 
     def wants_all(self, tokens: int) -> bool:
-        """Whether a step is to read all of `tokens`: the budget allows it, or no index is worth it."""
+        """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it."""
         candidates = tokens - self.reading.sinks - self.reading.window
         budget = self.reading.budget
         allowed = budget.mass is None and candidates <= budget.limit(tokens)
-        return allowed or candidates < self.selector.minimum
+        return tokens < self.reading.dense_below or allowed or candidates < self.selector.minimum
 
     def read(self, query: Tensor, keys: Tensor, values: Tensor, logits: Logits, mask: Tensor | None) -> Read:
         """Attend `query [B, H, D]` to the part of `keys`, `values [B, Hkv, N, D]` that the selector picks."""
@@ -74,7 +78,9 @@ class Reader:
     def index(self, keys: Tensor, mask: Tensor | None) -> Regions:
         """Index every token that has left the window; new ones wait there, so they are indexed in batches."""
         tokens = keys.shape[2]
-        padding = left_padding(mask) if mask is not None else (0,) * keys.shape[0]
+        padding = (0,) if mask is None else left_padding(mask)
+        if len(padding) == 1:
+            padding *= keys.shape[0]
         parts = regions(tokens, padding, self.reading.sinks, self.reading.window, keys.device)
         if self.selector.length == 0 or self.selector.stale:
             self.selector.build(keys, parts.first)

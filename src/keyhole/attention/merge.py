@@ -20,11 +20,12 @@ class Part(NamedTuple):
 
 def merge(first: Part, second: Part) -> Part:
     """Attention over the union of two disjoint parts."""
-    lse = torch.logaddexp(first.lse, second.lse)
-    # Where both parts are empty the weight is exp(-inf - -inf); zero is meant.
-    weights = [(part.lse - lse).exp().nan_to_num(0.0).unsqueeze(-1) for part in (first, second)]
+    # From the difference, so that the weights add up to one however large the logits are. Where both parts
+    # are empty it is -inf - -inf; a weight of zero is meant.
+    lead = (first.lse - second.lse).unsqueeze(-1)
+    weights = [torch.sigmoid(gap).nan_to_num(0.0) for gap in (lead, -lead)]
     out = first.out.float() * weights[0] + second.out.float() * weights[1]
-    return Part(out.to(first.out.dtype), lse)
+    return Part(out.to(first.out.dtype), torch.logaddexp(first.lse, second.lse))
 
 
 def add_sink_logits(part: Part, sink_logits: Tensor) -> Part:

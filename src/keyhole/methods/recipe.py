@@ -36,18 +36,23 @@ class Recipe:
 
         Raises:
             SpecError: as `keyhole.methods.spec.parse_stages`, or two stages answer one question.
+            TypeError: none of the three.
         """
         if isinstance(method, Recipe):
             return method
-        return cls((method,) if isinstance(method, Method) else parse_stages(method))
+        if isinstance(method, Method):
+            return cls((method,))
+        if not isinstance(method, str):
+            raise TypeError(f"{method!r} is not a method; give a name, a specification, a Method or a Recipe")
+        return cls(parse_stages(method))
 
-    def layers(self, count: int) -> list[LayerCache]:
-        """Fresh caches for so many layers of one request batch."""
+    def layers(self, count: int, dense_below: int = 0) -> list[LayerCache]:
+        """Fresh caches for so many layers of one batch; below `dense_below` tokens they read everything."""
         retrieval = self._stage("selectors")
         selectors, reading = None, None
         if isinstance(retrieval, RetrievalMethod):
             selectors = retrieval.selectors(count)
-            reading = Reading(retrieval.budget, retrieval.sinks, retrieval.window)
+            reading = Reading(retrieval.budget, retrieval.sinks, retrieval.window, dense_below)
         return [
             LayerCache(
                 prefill=self._answer("prefill") or DensePrefill(),

@@ -13,6 +13,11 @@ from keyhole.methods.base import Method
 from keyhole.methods.registry import METHODS
 
 _BUDGET_OPTIONS = ("mass", "floor", "cap")
+_LONGEST = 1000
+_SHOWN = 100
+
+# What Python's parser raises for text that is no expression, too long a number or nested too deeply.
+_NOT_PYTHON = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
 
 
 def parse_stages(spec: str) -> tuple[Method, ...]:
@@ -21,11 +26,13 @@ def parse_stages(spec: str) -> tuple[Method, ...]:
     Raises:
         SpecError: not of that form, an unknown method or option, or a value out of range.
     """
+    if len(spec) > _LONGEST:
+        raise _unreadable(spec)
     try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError as error:
+        terms = _terms(ast.parse(spec.strip(), mode="eval").body)
+    except _NOT_PYTHON as error:
         raise _unreadable(spec) from error
-    return tuple(_stage(node, spec) for node in _terms(tree))
+    return tuple(_stage(node, spec) for node in terms)
 
 
 def _terms(node: ast.expr) -> list[ast.expr]:
@@ -43,7 +50,13 @@ def _stage(node: ast.expr, spec: str) -> Method:
     kind = METHODS.get(node.id)
     if kind is None:
         raise SpecError(f"unknown method {node.id!r}{_nearest(node.id, METHODS)}")
-    options = {str(keyword.arg): _value(keyword.value, spec) for keyword in keywords}
+    options: dict[str, Any] = {}
+    for keyword in keywords:
+        if keyword.arg is None:
+            raise _unreadable(spec)
+        if keyword.arg in options:
+            raise SpecError(f"{kind.name}: option {keyword.arg!r} is given twice; keep one of them")
+        options[keyword.arg] = _value(keyword.value, spec)
     return make_method(kind, options)
 
 
@@ -58,7 +71,9 @@ def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
     mass = {name: options.pop(name) for name in _BUDGET_OPTIONS if name in options}
     if mass:
         if "mass" not in mass or "budget" in options:
-            raise SpecError(f"{kind.name}: floor and cap go with mass, and mass stands in place of budget")
+            raise SpecError(
+                f"{kind.name}: mass stands in place of budget, floor and cap go with mass; give only those"
+            )
         options["budget"] = Budget(**mass)
     try:
         return kind(**options)
@@ -71,13 +86,14 @@ def _value(node: ast.expr, spec: str) -> Any:
         return {"true": True, "false": False}.get(node.id, node.id)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except _NOT_PYTHON as error:
         raise _unreadable(spec) from error
 
 
 def _unreadable(spec: str) -> SpecError:
+    shown = spec if len(spec) <= _SHOWN else spec[:_SHOWN] + "..."
     return SpecError(
-        f"cannot read the method {spec!r}; write it like pqcache(budget=0.1), stages joined by +"
+        f"cannot read the method {shown!r}; write it like pqcache(budget=0.1), stages joined by +"
     )
 
 

@@ -36,7 +36,10 @@ class DriftWatch:
 
     def learn(self, errors: Tensor) -> None:
         """Take `errors [B, Hkv, T]`, one for each token fitted, as the range that is normal."""
-        self._worst = torch.stack([block.mean(-1) for block in errors.split(_BLOCK, dim=-1)]).amax(0)
+        blocks = errors.split(_BLOCK, dim=-1)
+        # What is left over after the last full block is too few tokens to show a range.
+        full = [block for block in blocks if block.shape[-1] == _BLOCK]
+        self._worst = torch.stack([block.mean(-1) for block in full or blocks]).amax(0)
 
     def watch(self, errors: Tensor) -> None:
         """Look at the errors `[B, Hkv, T]` of new tokens; a full block above the range sets `exceeded`."""

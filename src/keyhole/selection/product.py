@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.kernels.codes import BLOCK
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.drift import DriftWatch
 from keyhole.selection.kmeans import kmeans
@@ -19,6 +20,7 @@ from keyhole.selection.rotation import balanced_rotation
 
 _SEED = 0
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
+_REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
 
 
 class ProductSelector(Selector):
@@ -31,6 +33,7 @@ class ProductSelector(Selector):
         self._rotation: Tensor | None = None  # [B, Hkv, D, D] float32
         self._codes: Tensor | None = None  # [B, Hkv, blocks, bytes], as keyhole.kernels.codes lays them out
         self._drift = DriftWatch()
+        self._built = 0  # tokens there were at the last build
 
     @property
     def minimum(self) -> int:
@@ -38,9 +41,14 @@ class ProductSelector(Selector):
 
     @property
     def stale(self) -> bool:
-        return self._drift.exceeded
+        return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
     def build(self, keys: Tensor, first: Tensor) -> None:
+        if keys.shape[-1] % self.subspaces:
+            raise ValueError(
+                f"keys of size {keys.shape[-1]} cannot be cut into {self.subspaces} equal sub-spaces; "
+                "give a number of subspaces that divides the head size"
+            )
         sample = self._training_rows(keys, first)
         if self.rotate:
             self._rotation = balanced_rotation(sample.flatten(0, 1), self.subspaces).unflatten(
@@ -55,7 +63,7 @@ class ProductSelector(Selector):
             generator=generator,
         )
         self._codebooks = centroids.unflatten(0, pieces.shape[:3])
-        self.length, self._codes = 0, None
+        self.length, self._codes, self._built = 0, None, keys.shape[2]
         errors = self._encode(keys)
         padding = torch.arange(keys.shape[2], device=keys.device) < first.view(-1, 1, 1)
         self._drift = DriftWatch()
@@ -84,22 +92,33 @@ class ProductSelector(Selector):
             scale=step.scale,
             softcap=step.softcap,
         )
+        # As wide as the longest choice: a mass budget may allow the whole context and take little of it.
+        width = max(1, int(picked.counts.max()))
+        picked = picked._replace(slots=picked.slots[:, :width])
         return Selection(*(field.unflatten(0, (batch, kv_heads)) for field in picked))
 
     def bytes_read(self, step: Step) -> int:
-        books = self._fitted()
-        return step.last * self.subspaces * self.bits // 8 + books[0, 0].nbytes
+        fitted = self._fitted()[0, 0].nbytes
+        if self._rotation is not None:
+            fitted += self._rotation[0, 0].nbytes
+        return step.last * (self._written().shape[-1] // BLOCK) + fitted
 
     def state(self) -> dict[str, Tensor]:
         held = {"codebooks": self._codebooks, "rotation": self._rotation, "codes": self._codes}
         return {name: tensor for name, tensor in held.items() if tensor is not None} | self._drift.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
-        self.length = length
-        self._codebooks, self._codes = state.get("codebooks"), state.get("codes")
-        self._rotation = state.get("rotation")
+        self.length = self._built = length
+        self._codebooks, self._rotation = state.get("codebooks"), state.get("rotation")
+        codes = state.get("codes")
+        # Codes are written to; whoever else takes this state must not see that.
+        self._codes = None if codes is None else codes.clone()
         self._drift = DriftWatch()
         self._drift.restore(state)
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        self._built = min(self._built, length)
 
     def reorder(self, rows: Tensor) -> None:
         def take(tensor: Tensor | None) -> Tensor | None:
@@ -112,10 +131,11 @@ class ProductSelector(Selector):
     def _training_rows(self, keys: Tensor, first: Tensor) -> Tensor:
         """A random sample of the real tokens of each batch row, float32 `[B, Hkv, T, D]`."""
         tokens = keys.shape[2]
-        size = min(self.sample, tokens - int(first.min()))
-        generator = torch.Generator().manual_seed(_SEED)
+        size = max(min(self.sample, tokens - int(first.min())), 2**self.bits)
         drawn = []
         for row, start in enumerate(first.tolist()):
+            # Seeded anew, so that a row does not depend on its siblings.
+            generator = torch.Generator().manual_seed(_SEED)
             order = start + torch.randperm(tokens - start, generator=generator)
             # A row with much padding repeats its tokens to be as long as its siblings.
             repeats = -(-size // order.numel())
@@ -141,9 +161,9 @@ class ProductSelector(Selector):
     def _reserve(self, tokens: int) -> Tensor:
         """The code buffer, grown to hold so many tokens."""
         old, books = self._codes, self._fitted()
-        if old is not None and tokens <= old.shape[2] * kernels.BLOCK:
+        if old is not None and tokens <= old.shape[2] * BLOCK:
             return old
-        capacity = tokens if old is None else max(tokens, 2 * old.shape[2] * kernels.BLOCK)
+        capacity = tokens if old is None else max(tokens, 2 * old.shape[2] * BLOCK)
         batch, kv_heads = books.shape[:2]
         grown = kernels.allocate_codes(
             batch * kv_heads, capacity, self.subspaces, self.bits, device=books.device

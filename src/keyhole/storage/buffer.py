@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from keyhole.storage.memory import empty
 
 _FIRST_CAPACITY = 256
 
@@ -21,6 +22,7 @@ class GrowingBuffer:
 
     def append(self, rows: Tensor) -> None:
         """Append `rows [B, H, T, D]`."""
+        self._check(rows)
         stop = self.length + rows.shape[2]
         if self._data is None or stop > self._data.shape[2]:
             self._grow(rows, stop)
@@ -47,12 +49,23 @@ class GrowingBuffer:
         """Bytes allocated, spare capacity included."""
         return 0 if self._data is None else self._data.nbytes
 
+    def _check(self, rows: Tensor) -> None:
+        """Refuse rows that do not continue what is held; an emptied buffer starts anew for any."""
+        if self._data is None:
+            return
+        held, given = self._data[:, :, :0], rows[:, :, :0]
+        same = held.shape == given.shape and held.dtype == given.dtype and held.device == given.device
+        if self.length == 0 and not same:
+            self._data = None
+        elif held.shape != given.shape:
+            raise ValueError(f"rows {list(rows.shape)} do not continue a buffer of {list(self.view().shape)}")
+
     def _grow(self, rows: Tensor, needed: int) -> None:
         old = self._data
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
         capacity = needed + _FIRST_CAPACITY if old is None else max(needed, 2 * old.shape[2])
         batch, heads, _, width = rows.shape
-        grown = torch.empty(batch, heads, capacity, width, dtype=rows.dtype, device=rows.device)
+        grown = empty((batch, heads, capacity, width), rows.dtype, rows.device)
         if old is not None:
             grown[:, :, : self.length] = old[:, :, : self.length]
         self._data = grown

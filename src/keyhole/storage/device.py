@@ -34,12 +34,15 @@ class DeviceStorage(Storage):
         self._values.reorder(rows)
 
     def state(self) -> dict[str, Tensor]:
+        if self.length == 0:
+            return {}
         keys, values = self.view()
         return {"keys": keys, "values": values}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.crop(0)
-        self.append(state["keys"], state["values"])
+        if state:
+            self.append(state["keys"], state["values"])
 
     @property
     def footprint(self) -> Footprint:

@@ -1,7 +1,18 @@
 """Hugging Face transformers, by its public registries."""
 
-from keyhole.engines.transformers.attach import Attachment, attach
-from keyhole.engines.transformers.cache import footprint, make_cache, served_layers, usage
+from keyhole.engines.transformers.attach import Attachment, attach, make_cache
+from keyhole.engines.transformers.cache import footprint, served_layers, usage
+from keyhole.engines.transformers.persist import load_cache, save_cache
 from keyhole.engines.transformers.registration import detach
 
-__all__ = ["Attachment", "attach", "detach", "footprint", "make_cache", "served_layers", "usage"]
+__all__ = [
+    "Attachment",
+    "attach",
+    "detach",
+    "footprint",
+    "load_cache",
+    "make_cache",
+    "save_cache",
+    "served_layers",
+    "usage",
+]

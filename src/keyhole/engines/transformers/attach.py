@@ -1,16 +1,26 @@
-"""Attach a method to a model for the length of a with-block."""
+"""Attach a method to a model for the length of a with-block, or make a cache for it."""
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from keyhole.engines.transformers.cache import KeyholeLayer, adopt, footprint, served_layers, usage
-from keyhole.engines.transformers.registration import NAME, detach, switch_attention
+from keyhole.engines.transformers.cache import (
+    adopt,
+    can_serve_layers,
+    footprint,
+    is_adopted,
+    served_layers,
+    usage,
+)
+from keyhole.engines.transformers.registration import keep_switched, switched, text_config
 from keyhole.engines.transformers.support import check_supported
 from keyhole.layer import LayerCache
 from keyhole.methods.base import Method
@@ -46,36 +56,76 @@ def attach(model: PreTrainedModel, method: str | Method | Recipe) -> Iterator[At
     """Serve every cache the model starts inside the block by `method`.
 
     `model.generate(...)` and `model(...)` are called as ever; a fresh DynamicCache, or none, becomes
-    Keyhole's. Leaving the block restores the model, also after an error.
+    Keyhole's, and keeps the method it was started with. Blocks may be nested: the innermost one counts.
+    Leaving a block restores the model, also after an error. A model without layers that attend to the whole
+    sequence is left alone, with a warning.
 
     Raises:
         SpecError: the method cannot be read.
         UnsupportedModelError: the model cannot be served, with the reason.
         UnsupportedCacheError: inside the block, for a static, quantised or offloaded cache.
     """
+    recipe = _checked(model, method)
+    attachment = Attachment(recipe)
+    if not can_serve_layers(model):
+        yield attachment
+        return
+    parameters = list(inspect.signature(model.forward).parameters)
+    hook = partial(_take_over, attachment, parameters)
+    with switched(model):
+        handle = model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        try:
+            yield attachment
+        finally:
+            handle.remove()
+
+
+def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> DynamicCache:
+    """A cache for one batch, to be passed to `model(...)` or `model.generate(...)` as `past_key_values`.
+
+    The model's attention function becomes Keyhole's, which treats any other cache as transformers' sdpa does;
+    `keyhole.detach(model)` restores what was there.
+
+    Raises:
+        SpecError: the method cannot be read.
+        UnsupportedModelError: the model cannot be served, with the reason.
+    """
+    recipe = _checked(model, method)
+    if can_serve_layers(model):
+        keep_switched(model)
+    cache = DynamicCache(config=model.config)
+    adopt(cache, recipe, model)
+    return cache
+
+
+def _checked(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
     recipe = Recipe.parse(method)
     check_supported(model)
-    attachment = Attachment(recipe)
-    nested = model.config._attn_implementation == NAME
-    switch_attention(model)
-    parameters = list(inspect.signature(model.forward).parameters)
+    if not can_serve_layers(model):
+        name = type(model).__name__
+        warnings.warn(
+            f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4
+        )
+    return recipe
 
-    def take_over(_module, args, kwargs):
-        given = dict(zip(parameters, args, strict=False)) | kwargs
-        cache = given.get("past_key_values")
-        if cache is None and given.get("use_cache", model.config.get_text_config().use_cache):
-            cache = DynamicCache(config=model.config)
-            args, kwargs = (), given | {"past_key_values": cache}
-        if cache is not None:
-            if not any(isinstance(layer, KeyholeLayer) for layer in cache.layers):
-                adopt(cache, recipe, model)
-            attachment.cache = cache
-        return args, kwargs
 
-    hook = model.register_forward_pre_hook(take_over, with_kwargs=True, prepend=True)
-    try:
-        yield attachment
-    finally:
-        hook.remove()
-        if not nested:
-            detach(model)
+def _take_over(
+    attachment: Attachment, parameters: list[str], model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """A forward pre-hook: makes the cache of the call, where there is to be one, Keyhole's."""
+    given = dict(zip(parameters, args, strict=False)) | kwargs
+    cache = given.get("past_key_values")
+    if cache is None:
+        if not _wants_cache(model, given):
+            return args, kwargs
+        cache = DynamicCache(config=model.config)
+        args, kwargs = (), given | {"past_key_values": cache}
+    if not is_adopted(cache):
+        adopt(cache, attachment.recipe, model)
+    attachment.cache = cache
+    return args, kwargs
+
+
+def _wants_cache(model: PreTrainedModel, given: dict[str, Any]) -> bool:
+    asked = given.get("use_cache")
+    return bool(getattr(text_config(model), "use_cache", False) if asked is None else asked)

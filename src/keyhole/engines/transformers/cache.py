@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keyhole.engines.transformers.handle import KVHandle
-from keyhole.engines.transformers.registration import switch_attention
-from keyhole.engines.transformers.support import check_supported
 from keyhole.errors import UnsupportedCacheError
 from keyhole.layer import LayerCache
-from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 from keyhole.storage import Footprint
 from keyhole.usage import Usage
@@ -48,60 +45,74 @@ class KeyholeLayer(DynamicLayer):
         self.inner.reorder(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.inner.reorder(indices)
+        if self.inner.length:
+            self.inner.reorder(self._rows()[indices.cpu()])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.inner.length:
-            batch = self.inner.storage.view()[0].shape[0]
-            self.inner.reorder(torch.arange(batch).repeat_interleave(repeats))
+            self.inner.reorder(self._rows().repeat_interleave(repeats))
 
-    def offload(self) -> None:
+    def offload(self) -> NoReturn:
         raise UnsupportedCacheError(
             "Keyhole places keys and values itself; make the cache without offloading"
         )
 
     prefetch = offload
 
-
-def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> DynamicCache:
-    """A cache for one batch, to be passed to `model(...)` or `model.generate(...)` as `past_key_values`.
-
-    The model's attention function becomes Keyhole's, which treats any other cache as transformers' sdpa does;
-    `keyhole.detach(model)` restores what was there.
-
-    Raises:
-        SpecError: the method cannot be read.
-        UnsupportedModelError: the model cannot be served, with the reason.
-    """
-    recipe = Recipe.parse(method)
-    check_supported(model)
-    switch_attention(model)
-    cache = DynamicCache(config=model.config)
-    adopt(cache, recipe, model)
-    return cache
+    def _rows(self) -> Tensor:
+        return torch.arange(self.inner.storage.view()[0].shape[0])
 
 
 def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     """Put Keyhole's layers in the place of plain full-attention layers; tokens already there are taken over.
 
     Raises:
-        UnsupportedCacheError: a cache of a kind that cannot be taken over.
+        UnsupportedCacheError: a cache of a kind that cannot be taken over; it is left as it was.
+        NonFiniteError: as that, for NaN or infinity among the tokens already there.
     """
     if not isinstance(cache, DynamicCache) or cache.offloading:
+        kind = type(cache).__name__ + (" with offloading" if getattr(cache, "offloading", False) else "")
         raise UnsupportedCacheError(
-            f"Keyhole cannot take over a {type(cache).__name__}"
-            f"{' with offloading' if getattr(cache, 'offloading', False) else ''}; leave out past_key_values "
-            "and cache_implementation, or pass keyhole.make_cache(model, method)"
+            f"Keyhole cannot take over a {kind}; leave out past_key_values and give "
+            "cache_implementation=None, for the model's generation_config may name another, or pass "
+            "keyhole.make_cache(model, method) as past_key_values"
         )
-    if cache.layer_class_to_replicate is DynamicLayer and not cache.layers:
-        cache.layers = DynamicCache(config=model.config).layers
-        cache.layer_class_to_replicate = None
-    plain = [index for index, layer in enumerate(cache.layers) if type(layer) is DynamicLayer]
-    for index, inner in zip(plain, recipe.layers(len(plain)), strict=True):
-        held = cast(DynamicLayer, cache.layers[index])
-        cache.layers[index] = KeyholeLayer(inner)
+    kinds = layer_kinds(model)
+    layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
+    served = [i for i, (layer, kind) in enumerate(zip(layers, kinds, strict=False)) if _is_full(layer, kind)]
+    for index, inner in zip(served, recipe.layers(len(served)), strict=True):
+        held, layers[index] = layers[index], KeyholeLayer(inner)
         if held.get_seq_length():
-            cache.layers[index].update(held.keys, held.values)
+            layers[index].update(held.keys, held.values)
+    if not cache.layers:
+        cache.layer_class_to_replicate = None
+    cache.layers = layers
+
+
+def layer_kinds(model: PreTrainedModel) -> list[Any]:
+    """An empty cache layer for each layer of the model, of the class transformers would use."""
+    return DynamicCache(config=model.config).layers
+
+
+def can_serve_layers(model: PreTrainedModel) -> bool:
+    """Whether any layer attends to the whole sequence, by a cache layer that Keyhole's can stand in for."""
+    return any(_is_full(kind, kind) for kind in layer_kinds(model))
+
+
+def is_adopted(cache: Cache) -> bool:
+    """Whether Keyhole's layers are in the cache already."""
+    return any(isinstance(layer, KeyholeLayer) for layer in getattr(cache, "layers", ()))
+
+
+def _is_full(layer: object, kind: object) -> bool:
+    return type(layer) is DynamicLayer and type(kind) is DynamicLayer
+
+
+def _unfilled(cache: DynamicCache, kinds: list) -> list:
+    """The layers an empty cache would grow; made without a configuration, it keeps sliding layers whole."""
+    if cache.layer_class_to_replicate is None:
+        return kinds
+    return [DynamicLayer() if isinstance(kind, DynamicSlidingWindowLayer) else kind for kind in kinds]
 
 
 def served_layers(cache: Cache) -> list[LayerCache]:

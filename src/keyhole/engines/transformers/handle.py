@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import torch
+
 from keyhole.errors import UnsupportedModelError
 from keyhole.layer import LayerCache
 
@@ -20,11 +22,23 @@ class KVHandle:
     def __init__(self, layer: LayerCache) -> None:
         self.layer = layer
 
+    def to(self, place: object) -> KVHandle:
+        """Some models move what they were given to where it is already; all else is refused."""
+        if not isinstance(place, torch.device) or place != self.layer.storage.view()[0].device:
+            _refuse(f"moves them to {place}")
+        return self
+
     def __getattr__(self, name: str) -> NoReturn:
         _refuse(f"reads their {name!r}")
 
     def __getitem__(self, index: object) -> NoReturn:
         _refuse("indexes them")
+
+    def _compute(self, *_operands: object) -> NoReturn:
+        _refuse("computes with them")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _compute
+    __matmul__ = __rmatmul__ = __pow__ = __neg__ = __len__ = __iter__ = __bool__ = _compute
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None) -> NoReturn:
@@ -34,5 +48,6 @@ class KVHandle:
 def _refuse(what: str) -> NoReturn:
     raise UnsupportedModelError(
         "this model's code changes keys or values after the cache and before attention "
-        f"(it {what}), so a part of them cannot be read for it; Keyhole serves models that pass them on untouched"
+        f"(it {what}), so a part of them cannot be read for it; Keyhole serves models that pass them on "
+        "untouched"
     )

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from keyhole.engines.transformers.cache import KeyholeLayer, make_cache, served_layers
+from keyhole.engines.transformers.attach import make_cache
+from keyhole.engines.transformers.cache import KeyholeLayer, served_layers
 from keyhole.errors import UnsupportedCacheError
 from keyhole.methods.recipe import Recipe
 

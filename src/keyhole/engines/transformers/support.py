@@ -7,54 +7,73 @@ from weakref import WeakSet
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from keyhole.engines.transformers.registration import NAME, detach, switch_attention
-from keyhole.errors import UnsupportedModelError
+from keyhole.engines.transformers.cache import adopt, can_serve_layers, served_layers
+from keyhole.engines.transformers.registration import NAME, switched, text_config
+from keyhole.errors import NonFiniteError, UnsupportedModelError
+from keyhole.methods.recipe import Recipe
 
 _served: WeakSet[PreTrainedModel] = WeakSet()
+_PROBE = (2, 1)  # tokens of a prompt, then of a decode step
 
 
 def check_supported(model: PreTrainedModel) -> None:
     """Raise unless Keyhole can serve the model; the answer is kept as long as the model lives.
 
-    The last test is two tokens through the model: what a class does between cache and attention shows only there.
+    The last test runs three tokens through the model: what its code does between cache and attention shows
+    only there. The model is left as it was.
 
     Raises:
         UnsupportedModelError: with the reason.
+        NonFiniteError: the model's keys or values hold NaN or infinity.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} is not a transformers model; give the PreTrainedModel itself, "
+            "without compiling or wrapping it (adapters have get_base_model())"
+        )
     if model in _served:
         return
-    name = type(model).__name__
-    config = model.config.get_text_config()
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; Keyhole serves decoder-only models")
-    if getattr(config, "kv_lora_rank", None):
-        raise UnsupportedModelError(
-            f"{name} uses multi-head latent attention (kv_lora_rank={config.kv_lora_rank}): it expands keys and "
-            "values after the cache, so a part of them cannot be read for it"
-        )
-    attached = model.config._attn_implementation == NAME
-    try:
-        _probe(model, name)
-    finally:
-        if not attached:
-            detach(model)
+    _check_architecture(model)
+    if can_serve_layers(model):
+        with switched(model):
+            _probe(model)
     _served.add(model)
 
 
-def _probe(model: PreTrainedModel, name: str) -> None:
-    # Imported here because making a cache checks the model first.
-    from keyhole.engines.transformers.cache import adopt, served_layers
-    from keyhole.methods.recipe import Recipe
+def _check_architecture(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; Keyhole serves decoder-only models")
+    rank = getattr(text_config(model), "kv_lora_rank", None)
+    if rank:
+        raise UnsupportedModelError(
+            f"{name} uses multi-head latent attention (kv_lora_rank={rank}): it expands keys "
+            "and values after the cache, so a part of them cannot be read for it"
+        )
 
-    switch_attention(model)
-    if model.config.get_text_config()._attn_implementation != NAME:
+
+def _probe(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if text_config(model)._attn_implementation != NAME:
         raise UnsupportedModelError(
             f"{name} does not call its attention through transformers' AttentionInterface"
         )
     cache = DynamicCache(config=model.config)
     adopt(cache, Recipe.parse("dense"), model)
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
-    if any(layer.length != tokens.shape[1] for layer in served_layers(cache)):
+    for tokens in _PROBE:
+        _run(model, cache, tokens)
+    if any(layer.length != sum(_PROBE) for layer in served_layers(cache)):
         raise UnsupportedModelError(f"{name} does not store all its layers' keys in the cache it is given")
+
+
+def _run(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+    except (UnsupportedModelError, NonFiniteError):
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot run on token ids and a cache alone: {error}"
+        ) from error

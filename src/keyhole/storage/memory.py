@@ -1,0 +1,26 @@
+"""Memory for caches that are read at random places."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+_HUGE = 2 << 20  # bytes of a huge page; smaller tensors gain nothing from one
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor; a large one on the CPU lies in huge pages, where the system offers them.
+
+    Reading scattered rows of a long cache misses the translation buffer at almost every row with small pages.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, -(-nbytes // _HUGE) * _HUGE)
+    with suppress(OSError):  # a kernel without huge pages: ordinary ones serve
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyhole.attention import dense, dense_attention
+from tests import oracles
+
+
+def draw(seed, batch, kv_heads, groups, queries, count, size, value_size=None):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, kv_heads * groups, queries, size, generator=generator)
+    keys = torch.randn(batch, kv_heads, count, size, generator=generator)
+    values = torch.randn(batch, kv_heads, count, value_size or size, generator=generator)
+    return query, keys, values
+
+
+def check(query, keys, values, padding, *, scale, mask, softcap=None, sink_logits=None):
+    out = dense_attention(
+        query, keys, values, scale=scale, mask=mask, softcap=softcap, sink_logits=sink_logits
+    )
+    assert out.shape == (*query.shape[:3], values.shape[-1])
+    for row, first in enumerate(padding):
+        expected = oracles.causal_attention(
+            *(oracles.array(tensor[row]) for tensor in (query, keys, values)),
+            first=first,
+            scale=scale,
+            softcap=softcap,
+            sink_logits=None if sink_logits is None else oracles.array(sink_logits),
+        )
+        real = max(first - (keys.shape[2] - query.shape[2]), 0)  # queries before are padding
+        np.testing.assert_allclose(out[row, :, real:].numpy(), expected[:, real:], rtol=1e-4, atol=1e-5)
+
+
+def causal(padding, queries, count):
+    slots = torch.arange(count)
+    position = torch.arange(count - queries, count).view(-1, 1)
+    return (slots <= position) & (slots >= torch.tensor(padding).view(-1, 1, 1, 1))
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 8),
+    st.sampled_from([(1, 1), (1, 31), (1, 100), (5, 5), (3, 31), (31, 63), (2, 2)]),
+    st.sampled_from([8, 24, 64, 128]),
+    st.sampled_from([None, 2.0, 30.0]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_equals_the_formula(kv_heads, groups, lengths, size, softcap, with_sinks, padded, data):
+    queries, count = lengths
+    query, keys, values = draw(count * size + groups, 2, kv_heads, groups, queries, count, size, size // 2)
+    padding = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2)) if padded else [0, 0]
+    check(
+        query,
+        keys,
+        values,
+        padding,
+        scale=size**-0.5,
+        mask=causal(padding, queries, count) if padded else None,
+        softcap=softcap,
+        sink_logits=torch.linspace(-3, 3, kv_heads * groups) if with_sinks else None,
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_one_mask_serves_all_rows(softcap):
+    query, keys, values = draw(0, 3, 2, 2, 4, 9, 16)
+    check(query, keys, values, [2, 2, 2], scale=0.25, mask=causal([2], 4, 9), softcap=softcap)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.0, 1.0, 2.0, -1e4])])
+def test_queries_of_padding_are_finite(softcap, sinks):
+    query, keys, values = draw(0, 2, 2, 2, 6, 6, 16)
+    out = dense_attention(
+        query, keys, values, scale=0.25, mask=causal([0, 4], 6, 6), softcap=softcap, sink_logits=sinks
+    )
+    assert bool(out.isfinite().all())
+
+
+def test_not_causal_sees_everything():
+    query, keys, values = draw(0, 1, 2, 3, 4, 9, 16)
+    together = dense_attention(query, keys, values, scale=0.25, causal=False)
+    alone = [dense_attention(query[:, :, i : i + 1], keys, values, scale=0.25) for i in range(4)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=2))
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    query, keys, values = draw(0, 2, 2, 2, 13, 31, 16)
+    whole = dense_attention(query, keys, values, scale=0.25, softcap=3.0)
+    monkeypatch.setattr(dense, "_LOGITS_PER_CHUNK", 2 * 4 * 31 * 5)
+    torch.testing.assert_close(dense_attention(query, keys, values, scale=0.25, softcap=3.0), whole)
+    mask = causal([0, 3], 13, 31)
+    blocks = dense_attention(query, keys, values, scale=0.25, softcap=3.0, mask=mask)
+    monkeypatch.undo()
+    torch.testing.assert_close(
+        blocks, dense_attention(query, keys, values, scale=0.25, softcap=3.0, mask=mask)
+    )
+
+
+def test_query_head_reads_its_own_kv_head():
+    """Heads 0..3 read KV head 0, heads 4..7 KV head 1; a repeat in the wrong order would interleave them."""
+    keys = torch.zeros(1, 2, 5, 8)
+    values = torch.arange(2.0).view(1, 2, 1, 1).expand(1, 2, 5, 8)
+    for queries in (1, 3):
+        out = dense_attention(torch.zeros(1, 8, queries, 8), keys, values, scale=1.0)
+        assert out[0, :, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_sink_logit_of_nothing_and_of_everything():
+    query, keys, values = draw(0, 1, 1, 2, 1, 7, 8)
+    plain = dense_attention(query, keys, values, scale=0.3)
+    sinks = torch.tensor([-math.inf, 1e4])
+    out = dense_attention(query, keys, values, scale=0.3, sink_logits=sinks)
+    torch.testing.assert_close(out[:, 0], plain[:, 0])
+    assert bool((out[:, 1] == 0).all())
+
+
+def test_half_precision_accumulates_in_float32():
+    query, keys, values = draw(0, 1, 2, 4, 1, 2000, 64)
+    exact = dense_attention(query, keys, values, scale=0.125, softcap=20.0)
+    half = dense_attention(query.bfloat16(), keys.bfloat16(), values.bfloat16(), scale=0.125, softcap=20.0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.02)

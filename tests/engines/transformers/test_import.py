@@ -1,0 +1,41 @@
+"""Importing Keyhole changes nothing outside it."""
+
+import subprocess
+import sys
+
+_CHECK = """
+import logging, sys, warnings
+import torch, transformers
+from transformers import cache_utils, masking_utils, modeling_utils
+
+def world():
+    return {
+        "attention": dict(modeling_utils.ALL_ATTENTION_FUNCTIONS.items()),
+        "masks": dict(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS.items()),
+        "dynamic layers": dict(cache_utils.DYNAMIC_LAYER_TYPE_MAPPING),
+        "static layers": dict(cache_utils.STATIC_LAYER_TYPE_MAPPING),
+        "generate": transformers.GenerationMixin.generate,
+        "update": transformers.DynamicCache.update,
+        "sdpa": torch.nn.functional.scaled_dot_product_attention,
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "random": torch.get_rng_state().tolist(),
+        "filters": list(warnings.filters),
+        "handlers": list(logging.getLogger().handlers),
+        "hook": sys.excepthook,
+    }
+
+before = world()
+import keyhole
+for name in keyhole.__all__:
+    getattr(keyhole, name)
+after = world()
+changed = [key for key in before if before[key] != after[key]]
+assert not changed, changed
+"""
+
+
+def test_importing_changes_nothing_global():
+    run = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,33 @@
+"""Every registered method with options that fit tiny models: to be registered is to be tested."""
+
+from dataclasses import fields, replace
+
+from keyhole.budget import Budget
+from keyhole.methods import METHODS, Method
+
+# Taken by the methods that have such an option.
+_SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4}
+_EVERYTHING = Budget(mass=1.0, floor=1_000_000)
+
+
+def small(name: str, budget: Budget | int | float | None = None) -> Method:
+    """The method of that name, sized for sequences of about a hundred tokens."""
+    kind = METHODS[name]
+    known = {field.name for field in fields(kind)}
+    method = kind(**{option: value for option, value in _SMALL.items() if option in known})
+    return method if budget is None else replace(method, budget=Budget.parse(budget))
+
+
+def has_budget(name: str) -> bool:
+    return "budget" in {field.name for field in fields(METHODS[name])}
+
+
+def full_budget(name: str) -> dict[str, Method]:
+    """The method where it reads everything, by name: through dense attention, and by selecting all."""
+    if not has_budget(name):
+        return {name: small(name)}
+    return {f"{name}-all": small(name, 1.0), f"{name}-selected": small(name, _EVERYTHING)}
+
+
+FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
+SELECTIVE = [name for name in METHODS if has_budget(name)]

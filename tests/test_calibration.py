@@ -1,0 +1,156 @@
+"""Break-even lengths: measured once, remembered, and never in the way."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from keyhole import calibration
+from keyhole.bench.crossing import NEVER, Point, Search
+from keyhole.calibration import break_even, cache_file
+from keyhole.methods import Recipe
+
+SIZES = {"query_heads": 4, "kv_heads": 2, "head_dim": 16}
+POINTS = [Point(512, 2, 1), Point(1024, 1, 2)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "_measured", {})
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """The searches done; each finds a crossing at 768 tokens."""
+    done = []
+
+    def found(recipe, heads, **_):
+        done.append((str(recipe), heads))
+        return Search(POINTS, True)
+
+    monkeypatch.setattr(calibration, "search", found)
+    return done
+
+
+def forget(monkeypatch):
+    """As in another process."""
+    monkeypatch.setattr(calibration, "_measured", {})
+
+
+def test_measured_once_then_remembered(searches, monkeypatch):
+    assert break_even("pqcache", **SIZES) == 768
+    assert break_even("pqcache", **SIZES) == 768
+    forget(monkeypatch)
+    assert break_even(Recipe.parse("pqcache"), **SIZES) == 768
+    assert len(searches) == 1
+    assert list(json.loads(cache_file().read_text()).values()) == [768]
+
+
+def test_force_measures_again(searches):
+    break_even("pqcache", **SIZES)
+    break_even("pqcache", force=True, **SIZES)
+    assert len(searches) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query_heads": 8},
+        {"kv_heads": 1},
+        {"head_dim": 32},
+        {"value_dim": 8},
+        {"dtype": torch.bfloat16},
+        {"threads": torch.get_num_threads() + 1},
+    ],
+    ids=str,
+)
+def test_another_setting_is_measured_for_itself(searches, change):
+    break_even("pqcache", **SIZES)
+    break_even("pqcache", **SIZES | change)
+    assert len(searches) == 2
+
+
+@pytest.mark.parametrize("name", ["cpu_model", "isa_level", "__version__"])
+def test_another_machine_or_version_is_measured_for_itself(searches, monkeypatch, name):
+    break_even("pqcache", **SIZES)
+    monkeypatch.setattr(calibration, name, "9" if name == "__version__" else lambda: "other")
+    break_even("pqcache", **SIZES)
+    break_even("pqcache(budget=64)", **SIZES)
+    assert len(searches) == 3
+    assert len(json.loads(cache_file().read_text())) == 3
+
+
+def test_methods_that_select_nothing_always_pay(searches):
+    assert break_even("dense", **SIZES) == 0
+    assert searches == []
+
+
+def test_never_is_remembered(monkeypatch):
+    monkeypatch.setattr(calibration, "search", lambda *_, **__: Search([Point(512, 2, 1)], True))
+    assert break_even("oracle", **SIZES) == NEVER
+    forget(monkeypatch)
+    monkeypatch.setattr(calibration, "search", None)
+    assert break_even("oracle", **SIZES) == NEVER
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x80", '{"a": "b"}'])
+def test_an_unreadable_file_is_measured_over(searches, monkeypatch, text):
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_bytes(text.encode("latin-1"))
+    assert break_even("pqcache", **SIZES) == 768
+    forget(monkeypatch)
+    assert break_even("pqcache", **SIZES) == 768
+    assert len(searches) == 1
+
+
+@pytest.mark.usefixtures("searches")
+def test_a_value_that_is_no_length_is_measured_again():
+    break_even("pqcache", **SIZES)
+    held = json.loads(cache_file().read_text())
+    for bad in ("many", -1, True, 2.5, None):
+        calibration._measured.clear()
+        cache_file().write_text(json.dumps(dict.fromkeys(held, bad)))
+        assert break_even("pqcache", **SIZES) == 768
+
+
+def test_an_unwritable_cache_is_kept_in_memory(searches, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, logger="keyhole.calibration"):
+        assert break_even("pqcache", **SIZES) == 768
+        assert break_even("pqcache", **SIZES) == 768
+    assert len(searches) == 1
+    assert "cannot keep" in caplog.text
+
+
+def test_an_unsettled_search_is_not_written(monkeypatch, caplog):
+    monkeypatch.setattr(calibration, "search", lambda *_, **__: Search(POINTS, False))
+    assert break_even("pqcache", **SIZES) == 768
+    assert not cache_file().exists()
+    assert "keyhole bench calibrate" in caplog.text
+
+
+def test_the_cache_is_in_the_users_directory(monkeypatch, tmp_path):
+    assert cache_file() == tmp_path / "cache" / "keyhole" / "calibration.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_file() == tmp_path / ".cache" / "keyhole" / "calibration.json"
+
+
+def test_a_real_measurement_gives_a_length(monkeypatch):
+    monkeypatch.setattr("keyhole.bench.crossing._SECONDS", 0.2)
+    tokens = break_even("pqcache(subspaces=4, bits=4, budget=64)", **SIZES)
+    assert tokens > 0
+
+
+def test_below_it_a_layer_reads_everything():
+    torch.manual_seed(0)
+    recipe = Recipe.parse("pqcache(subspaces=4, bits=4, budget=64)")
+    for dense_below, selects in ((0, True), (400, True), (401, True), (402, False)):
+        layer = recipe.layers(1, dense_below=dense_below)[0]
+        layer.append(torch.randn(1, 2, 400, 16), torch.randn(1, 2, 400, 16))
+        layer.append(torch.randn(1, 2, 1, 16), torch.randn(1, 2, 1, 16))
+        layer.prepare()
+        assert (layer.indexed > 0) is selects

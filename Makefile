@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test test-oldest check install format clean
 
 demo: install
+	mkdir -p demo
 	$(BIN)/keyhole compare --json demo/compare.json --plot demo/compare.png
 
 test: install

@@ -1,0 +1,85 @@
+"""What must hold before a time means anything.
+
+Legend: H query heads, Hkv KV heads, G = H / Hkv, S slots read, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits
+from keyhole.layer import LayerCache, Observation
+
+# Largest error allowed, as a share of the largest value: rounding of the dtype, and of sums over many tokens.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class CheckFailedError(RuntimeError):
+    """An operation computes something wrong; its time is not reported."""
+
+
+def check_close(
+    what: str, found: Tensor, expected: Tensor, dtype: torch.dtype, size: float | None = None
+) -> None:
+    """Compare with what is right; errors are measured by `size`, the largest expected value unless given.
+
+    Raises:
+        CheckFailedError: too far off, or not finite.
+    """
+    size = float(expected.abs().max()) if size is None else size
+    error = float((found.double() - expected.double()).abs().max()) / max(
+        size, torch.finfo(torch.float32).tiny
+    )
+    # Written so that NaN fails.
+    if not error <= _TOLERANCE[dtype]:
+        raise CheckFailedError(
+            f"{what} is off by {error:.1e} of the largest value, more than {_TOLERANCE[dtype]:.0e}; "
+            "no time is reported"
+        )
+
+
+def check_selective_step(layer: LayerCache, query: Tensor, logits: Logits) -> None:
+    """Attend once and compare with exact attention over the set that was read.
+
+    Raises:
+        CheckFailedError: they differ, or a slot was read twice or lies outside.
+    """
+    seen: list[Observation] = []
+    layer.observer = seen.append
+    try:
+        out = layer.attend(query, logits)
+    finally:
+        layer.observer = None
+    check_observation(seen[0] if seen else None, layer, query, out, logits)
+
+
+def check_observation(
+    seen: Observation | None, layer: LayerCache, query: Tensor, out: Tensor, logits: Logits
+) -> None:
+    """Compare `out [1, H, 1, Dv]` of a step with exact attention over what it read; None means everything."""
+    keys, values = layer.storage.view()
+    groups = query.shape[1] // keys.shape[1]
+    for head in range(keys.shape[1]):
+        slots = slots_read(seen, head, keys.shape[2])
+        rows = query[0, head * groups : (head + 1) * groups, 0].float()
+        weights = (rows @ keys[0, head, slots].float().T * logits.scale).softmax(-1)
+        picked = values[0, head, slots].float()
+        found = out[0, head * groups : (head + 1) * groups, 0]
+        check_close(
+            "attention over what was read", found, weights @ picked, values.dtype, float(picked.abs().max())
+        )
+
+
+def slots_read(seen: Observation | None, head: int, tokens: int) -> Tensor:
+    """The slots `[S]` a KV head read in a step of one batch row."""
+    if seen is None:
+        return torch.arange(tokens)
+    selection, regions = seen.read.selection, seen.read.regions
+    picked = selection.slots[0, head, : int(selection.counts[0, head])]
+    slots = torch.cat([regions.always[0, : int(regions.always_counts[0])], picked]).long()
+    if slots.unique().numel() < slots.numel() or int(slots.min()) < 0 or int(slots.max()) >= tokens:
+        raise CheckFailedError(
+            f"KV head {head} read a slot twice, or outside 0 to {tokens - 1}; no time is reported"
+        )
+    return slots

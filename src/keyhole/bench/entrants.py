@@ -1,0 +1,137 @@
+"""One model's decode step by different caches, each filled with the same synthetic tokens and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keyhole.bench.case import Case
+from keyhole.bench.checks import check_close, check_observation
+from keyhole.bench.layers import layer_implementation
+from keyhole.bench.models import (
+    SDPA,
+    forward,
+    keyhole_cache,
+    plain_cache,
+    tokens_of_layers,
+    use_keyhole,
+    use_sdpa,
+    weight_bytes,
+)
+from keyhole.bench.timing import Candidate
+from keyhole.layer import LayerCache, Observation
+from keyhole.methods.recipe import Recipe
+
+DENSE = "keyhole dense"
+
+
+class Entrants:
+    """Makes candidates for one model; each forgets its new token after a run, so that all runs are alike."""
+
+    def __init__(self, model: PreTrainedModel, case: Case, layers: int) -> None:
+        self.model, self.case, self.layers = model, case, layers
+        self._weights = weight_bytes(model)
+        self._token = torch.zeros(1, 1, dtype=torch.long)
+        self._expected: Tensor | None = None
+
+    def transformers(self) -> list[Candidate]:
+        """transformers' sdpa attention and its own cache, which joins old and new tokens in every step."""
+        cache: Any = plain_cache(self.model)
+        for index, held in enumerate(tokens_of_layers(self.case, self.layers)):
+            cache.update(*held, index)
+        originals = [(layer.keys, layer.values) for layer in cache.layers]
+
+        def start() -> None:
+            use_sdpa(self.model)
+
+        def forget() -> None:
+            for layer, (keys, values) in zip(cache.layers, originals, strict=True):
+                layer.keys, layer.values = keys, values
+
+        run = forward(self.model, self._token, lambda: cache)
+        start()
+        self._expected = run()
+        forget()
+        moved = self._weights + self.layers * self.case.cache_bytes
+        return [Candidate(SDPA, "torch", run, moved, self.case.tokens, before=start, after=forget)]
+
+    def keyhole(self, recipe: Recipe, *, with_dense: bool) -> list[Candidate]:
+        """A method, and if asked Keyhole reading everything from the same storage.
+
+        Raises:
+            CheckFailedError: a layer is not exact over what it reads, or the logits of reading everything
+                are not those of `transformers`, if that was made before.
+        """
+        layers = recipe.layers(self.layers)
+        for layer, held in zip(layers, tokens_of_layers(self.case, self.layers), strict=True):
+            layer.append(*held)
+            layer.prepare()
+        selective = self._entrant(str(recipe), layers)
+        dense = [
+            LayerCache(prefill=layer.prefill, retention=layer.retention, storage=layer.storage)
+            for layer in layers
+        ]
+        everything = self._entrant(DENSE, dense)
+        self._check_logits(everything)
+        return [selective, everything] if with_dense else [selective]
+
+    def _entrant(self, name: str, layers: list[LayerCache]) -> Candidate:
+        cache = keyhole_cache(self.model, layers)
+        run = forward(self.model, self._token, lambda: cache)
+
+        def start() -> None:
+            use_keyhole(self.model)
+
+        def forget() -> None:
+            for layer in layers:
+                layer.crop(self.case.tokens)
+            use_sdpa(self.model)
+
+        start()
+        read = _checked_step(layers, run, self.case)
+        forget()
+        moved = self._weights + sum(layer.usage.bytes for layer in layers)
+        impl = layer_implementation(layers[0])
+        return Candidate(name, impl, run, moved, read, before=start, after=forget)
+
+    def _check_logits(self, everything: Candidate) -> None:
+        if self._expected is not None:
+            found = once(everything)
+            what = "the model's logits when Keyhole reads everything"
+            check_close(what, found, self._expected, self.case.torch_dtype)
+
+
+def once(candidate: Candidate) -> Any:
+    """What one run of a candidate returns."""
+    candidate.before()
+    found = candidate.run()
+    candidate.after()
+    return found
+
+
+def _checked_step(layers: list[LayerCache], run: Callable[[], object], case: Case) -> int:
+    """Let every layer do one step, compared with exact attention over what it read.
+
+    Returns the tokens read beside those always read, a mean over the layers.
+    """
+    seen: list[Observation | None] = [None] * len(layers)
+    for index, layer in enumerate(layers):
+        layer.observer = lambda observation, index=index: seen.__setitem__(index, observation)
+    try:
+        run()
+    finally:
+        for layer in layers:
+            layer.observer = None
+    counts = []
+    for layer, observed in zip(layers, seen, strict=True):
+        if observed is None:
+            counts.append(float(layer.length))
+            continue
+        query, out = observed.query.unsqueeze(2), observed.read.part.out.unsqueeze(2)
+        check_observation(observed, layer, query, out, case.logits)
+        counts.append(float(observed.read.selection.counts.float().mean()))
+    return round(sum(counts) / len(counts))

@@ -1,0 +1,59 @@
+"""`bench gather`: exact attention over chosen tokens, wherever they lie."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.bench.case import Case
+from keyhole.bench.checks import check_close
+from keyhole.bench.dense import dense_baselines
+from keyhole.bench.layers import layer_sizes, require_layer_memory
+from keyhole.bench.machine import implementation
+from keyhole.bench.result import Result, compare
+from keyhole.bench.synthetic import Synthetic
+from keyhole.bench.timing import Candidate, Evictor
+
+
+@torch.no_grad()
+def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> list[Result]:
+    """Time `gather_attention` over random slots against torch's dense calls over all.
+
+    Raises:
+        ValueError: nothing to read, or the case does not fit into memory.
+        CheckFailedError: the attention is wrong.
+    """
+    read = case.read_tokens
+    if not 1 <= read <= case.tokens:
+        raise ValueError(f"read_tokens={read} is out of range; give 1 to {case.tokens}, the tokens there are")
+    require_layer_memory(case)
+    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
+    query = source.query(case.query_heads)
+    keys, values = source.keys_values(case.tokens)
+    slots = _random_slots(case)
+    counts = torch.full((case.kv_heads,), read, dtype=torch.int32)
+    rows = query.reshape(case.kv_heads, -1, case.head_dim)
+
+    def attend(impl: str) -> kernels.Attended:
+        scale = case.logits.scale
+        return kernels.gather_attention(rows, keys[0], values[0], slots, counts, scale=scale, impl=impl)
+
+    found, expected = attend(impl), attend("reference")
+    check_close("gather attention", found.out, expected.out, case.torch_dtype, float(values.abs().max()))
+    check_close("its log-sum-exp", found.lse, expected.lse, case.torch_dtype)
+    name = implementation() if impl == "auto" else impl
+    moved = read * case.token_bytes + slots.nbytes
+    candidate = Candidate("gather_attention", name, lambda: attend(impl), moved, read)
+    baselines = dense_baselines(query, keys, values, case.logits.scale)
+    return [compare("gather", layer_sizes(case), [candidate], baselines, rounds=rounds, evictor=evictor)]
+
+
+def _random_slots(case: Case) -> Tensor:
+    """Ascending slots, int32 `[Hkv, S]`, others for each KV head."""
+    generator = torch.Generator().manual_seed(case.seed)
+    drawn = [
+        torch.randperm(case.tokens, generator=generator)[: case.read_tokens].sort().values
+        for _ in range(case.kv_heads)
+    ]
+    return torch.stack(drawn).int()

@@ -1,0 +1,73 @@
+"""Whole models as candidates: caches with synthetic tokens put in, one forward call as the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from keyhole.bench.case import Case
+from keyhole.bench.shapes import Shape
+from keyhole.bench.synthetic import Synthetic
+from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.registration import detach, keep_switched
+from keyhole.layer import LayerCache
+
+SDPA = "transformers sdpa"
+
+
+def shape_case(shape: Shape, tokens: int, dtype: str, read_tokens: int, seed: int) -> Case:
+    """One layer of a model of this shape."""
+    return Case(tokens, shape.query_heads, shape.kv_heads, shape.head_dim, dtype, read_tokens, seed)
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of weights a decode step reads: all but an input embedding that is no output layer."""
+    whole: Any = model
+    embedding = whole.get_input_embeddings().weight
+    tied = embedding is whole.get_output_embeddings().weight
+    return sum(weight.nbytes for weight in whole.parameters()) - (0 if tied else embedding.nbytes)
+
+
+def tokens_of_layers(case: Case, layers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values for each layer in turn; the same whenever it is asked."""
+    for index in range(layers):
+        source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed + index)
+        yield source.keys_values(case.tokens)
+
+
+def plain_cache(model: PreTrainedModel) -> DynamicCache:
+    """transformers' own cache."""
+    return DynamicCache(config=model.config)
+
+
+def keyhole_cache(model: PreTrainedModel, layers: list[LayerCache]) -> DynamicCache:
+    """A cache of Keyhole's layers."""
+    cache: Any = DynamicCache(config=model.config)
+    cache.layers = [KeyholeLayer(layer) for layer in layers]
+    for layer in cache.layers:
+        layer.is_initialized = layer.get_seq_length() > 0
+    return cache
+
+
+def forward(model: PreTrainedModel, tokens: Tensor, cache: Callable[[], Cache]) -> Callable[[], Tensor]:
+    """A call of the model on `tokens [1, T]` that returns the logits `[V]` of the last one."""
+
+    def run() -> Tensor:
+        out = model(input_ids=tokens, past_key_values=cache(), use_cache=True, logits_to_keep=1)
+        return out.logits[0, -1]
+
+    return run
+
+
+def use_sdpa(model: PreTrainedModel) -> None:
+    """Let the model compute as transformers does."""
+    detach(model)
+    model.set_attn_implementation("sdpa")
+
+
+def use_keyhole(model: PreTrainedModel) -> None:
+    """Let the model's attention ask Keyhole's layers."""
+    keep_switched(model)

@@ -1,0 +1,78 @@
+"""`bench step`: a whole model's decode step with a long context, against transformers with its own cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from keyhole.bench.case import Case
+from keyhole.bench.entrants import DENSE, Entrants
+from keyhole.bench.layers import layer_sizes
+from keyhole.bench.machine import free_bytes, require_memory
+from keyhole.bench.models import SDPA, shape_case
+from keyhole.bench.result import Result, Timed, noise
+from keyhole.bench.shapes import Shape
+from keyhole.bench.timing import Candidate, Evictor, interleave
+from keyhole.methods.recipe import Recipe
+
+_SPARE = 0.1  # share of the caches that indexes and doubled buffers may take beside
+_COPIES = 3  # caches of one layer that exist beside while it is filled, or joined by torch.cat
+
+
+@torch.no_grad()
+def step(
+    shape: Shape,
+    methods: Sequence[str | Recipe],
+    *,
+    tokens: int,
+    dtype: str,
+    read_tokens: int,
+    rounds: int,
+    evictor: Evictor,
+    seed: int = 0,
+) -> list[Result]:
+    """Time one decode step with synthetic tokens in the cache, by each method, by transformers and dense.
+
+    All caches are held at once and take turns where memory allows; otherwise one after the other.
+
+    Raises:
+        ValueError: a method cannot be read, or memory does not even allow one cache.
+        CheckFailedError: wrong logits when reading everything, or a layer is not exact over what it reads.
+    """
+    case = shape_case(shape, tokens, dtype, read_tokens, seed)
+    recipes = [case.recipe(method) for method in methods]
+    together = _fits_together(shape, case, len(recipes) + 1)
+    torch.manual_seed(seed)
+    entrants = Entrants(shape.model(case.torch_dtype, tokens), case, shape.layers)
+    makers: list[Callable[[], list[Candidate]]] = [entrants.transformers]
+    for recipe in recipes:
+        with_dense = recipe is recipes[0]
+        makers.append(lambda recipe=recipe, dense=with_dense: entrants.keyhole(recipe, with_dense=dense))
+    timed: list[Timed] = []
+    for group in [makers] if together else [[maker] for maker in makers]:
+        timed += _timed(group, rounds, evictor)
+    baselines = [one for one in timed if one.candidate.name in (SDPA, DENSE)]
+    ours = [one for one in timed if one not in baselines]
+    notes = [
+        f"random weights, {shape.layers} layers, {tokens} synthetic tokens in every layer's cache",
+        "all caches held at once" if together else "memory allows one cache at a time: one after the other",
+    ]
+    notes += noise(timed)
+    return [Result("step", layer_sizes(case), ours, baselines, evictor.bandwidth, notes)]
+
+
+def _timed(makers: Sequence[Callable[[], list[Candidate]]], rounds: int, evictor: Evictor) -> list[Timed]:
+    """Make candidates and time them in turn; of them nothing but names and times is kept."""
+    candidates = [candidate for make in makers for candidate in make()]
+    times = interleave(candidates, rounds=rounds, evictor=evictor)
+    return [Timed(each.described(), its) for each, its in zip(candidates, times, strict=True)]
+
+
+def _fits_together(shape: Shape, case: Case, caches: int) -> bool:
+    """Whether all caches fit beside the model; raises ValueError if not even one does."""
+    weights = shape.parameters * case.torch_dtype.itemsize
+    one = shape.layers * case.cache_bytes * (1 + _SPARE)
+    beside = weights + _COPIES * case.cache_bytes
+    require_memory(f"{shape.layers} layers with {case.tokens} tokens each", beside + one)
+    return beside + caches * one <= free_bytes()

@@ -1,0 +1,21 @@
+"""`keyhole bench` and its commands. Their modules import torch only when they run."""
+
+from __future__ import annotations
+
+import typer
+
+from keyhole.cli.bench.calibrate import calibrate
+from keyhole.cli.bench.layer import build, decode, gather, scan
+from keyhole.cli.bench.matrix import gemv
+from keyhole.cli.bench.model import prompt, step
+from keyhole.cli.bench.report import report
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    help="Time operations, a layer's decode step and whole models, against the best dense calls. "
+    "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
+)
+
+for command in (decode, step, scan, gather, gemv, build, prompt, calibrate, report):
+    app.command()(command)

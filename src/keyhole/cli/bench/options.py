@@ -1,0 +1,35 @@
+"""Options of `keyhole bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+METHOD = "pqcache"
+SHAPE = "Llama-3.2-1B"
+TOKENS = 131_072
+READ_TOKENS = 2048
+ROUNDS = 15
+
+Tokens = Annotated[int, typer.Option(min=1, help="Tokens in the cache.")]
+QueryHeads = Annotated[int, typer.Option(min=1, help="Query heads.")]
+KVHeads = Annotated[int, typer.Option("--kv-heads", min=1, help="KV heads.")]
+HeadDim = Annotated[int, typer.Option(min=1, help="Size of a head.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Method = Annotated[str, typer.Option(help="Method, options in parentheses: pqcache(subspaces=16, bits=4).")]
+Methods = Annotated[list[str], typer.Option("--method", help="Method; may be repeated, or `all`.")]
+ReadTokens = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens a step reads beside sinks and window; 0 for the method's own budget."),
+]
+Impl = Annotated[str, typer.Option(help="Who computes it: auto, native or reference.")]
+Shape = Annotated[str, typer.Option(help="Public model whose sizes to take.")]
+Layers = Annotated[int, typer.Option(min=0, help="Cut the depth to so many layers; 0 for all.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the synthetic data.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="Write the rows to this file, and the machine to FILE.conditions."),
+]

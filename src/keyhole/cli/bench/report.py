@@ -1,0 +1,17 @@
+"""`keyhole bench report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Files of rows, as --json writes them.")],
+) -> None:
+    """Print files of rows as Markdown, the page docs/benchmarks.md."""
+    from keyhole.bench.report import report as page
+
+    typer.echo(page(files), nl=False)

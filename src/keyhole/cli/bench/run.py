@@ -1,0 +1,58 @@
+"""How every `keyhole bench` command measures, prints and writes."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from keyhole.bench.result import Result
+    from keyhole.bench.timing import Evictor
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to measure and where results go."""
+
+    context: typer.Context
+    rounds: int
+    threads: int | None
+    json_file: Path | None
+    quiet: bool
+
+    def __call__(self, measure: Callable[[Evictor], list[Result]]) -> None:
+        from keyhole.bench.conditions import conditions
+        from keyhole.bench.rows import write_rows
+        from keyhole.bench.tables import table
+        from keyhole.bench.timing import Evictor, using_threads
+        from keyhole.cli.console import stderr, stdout
+        from keyhole.cli.outputs import check_writable
+
+        check_writable(self.json_file, "--json")
+        with using_threads(self.threads or 0):
+            evictor = Evictor()
+            results = measure(evictor)
+            known = conditions(self._command(), results, evictor, self.rounds)
+        for result in results:
+            stdout().print(table(result))
+        for note in [] if self.quiet else known["notes"]:
+            stderr().print(f"- {note}", highlight=False, markup=False)
+        if self.json_file is not None:
+            write_rows(self.json_file, [row for result in results for row in result.rows], known)
+
+    def _command(self) -> str:
+        """The command line that was given, without what does not change the figures."""
+        words = ["keyhole", "bench", self.context.command.name or ""]
+        for parameter in self.context.command.params:
+            source = self.context.get_parameter_source(parameter.name or "")
+            if source is None or source.name != "COMMANDLINE" or parameter.name in ("json_file", "quiet"):
+                continue
+            value = self.context.params[parameter.name or ""]
+            for each in value if isinstance(value, list) else [value]:
+                words += [parameter.opts[0], str(each)]
+        return shlex.join(words)

@@ -1,0 +1,112 @@
+"""`keyhole compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyhole.cli import options
+from keyhole.cli.console import Report, progress, stderr
+from keyhole.cli.outputs import check_plot, check_writable, write_whole
+from keyhole.cli.table import print_rows
+
+if TYPE_CHECKING:
+    from keyhole.evaluation import Row
+
+METHODS = "dense,oracle,pqcache"
+BUDGETS = "0.05,0.1,0.2,mass=0.95"
+SAMPLES = 10
+
+
+def compare(
+    model: options.Model = None,
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; options in parentheses: pqcache(bits=6).")
+    ] = METHODS,
+    budgets: Annotated[
+        str, typer.Option(help="Tokens (256), shares of the context (0.1), or of attention mass (mass=0.95).")
+    ] = BUDGETS,
+    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.", show_default="all")] = "",
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a prompt.", show_default="what the model was trained at"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Prompts for each task.")] = SAMPLES,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file to hide the needles in.", show_default="documentation of this environment"
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw accuracy against bytes read into this file (png, pdf or svg).")
+    ] = None,
+    by_task: Annotated[bool, typer.Option("--by-task", help="Show each task, not only the mean.")] = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare methods over budgets and tasks: what each reads, keeps, costs, and gets right."""
+    check_writable(json_file, "--json")
+    check_writable(plot, "--plot")
+    check_plot(plot)
+    with progress(quiet) as report:
+        report("loading", 0, None)
+        rows = _run(model, methods, budgets, tasks, context, samples, seed, haystack, threads, report)
+    _write(rows, json_file, plot, quiet)
+    print_rows(rows, by_task=by_task, notes=not quiet)
+
+
+def _run(
+    model: str | None,
+    methods: str,
+    budgets: str,
+    tasks: str,
+    context: int | None,
+    samples: int,
+    seed: int,
+    haystack: Path | None,
+    threads: int | None,
+    report: Report,
+) -> list[Row]:
+    from keyhole.cli.inputs import load, training_context
+    from keyhole.evaluation import TASKS, Haystack
+    from keyhole.evaluation import compare as run
+    from keyhole.evaluation.candidates import candidates, split_specs
+    from keyhole.evaluation.comparison import find_tasks
+
+    # Read before the model is loaded, which takes longer.
+    specs, grid, names = split_specs(methods), split_specs(budgets), split_specs(tasks) or list(TASKS)
+    candidates(specs, grid)
+    find_tasks(names)
+    text = None if haystack is None else Haystack.from_file(haystack)
+    loaded = load(model, threads)
+    return run(
+        loaded.model,
+        loaded.tokenizer,
+        methods=specs,
+        budgets=grid,
+        tasks=names,
+        context=context or training_context(loaded.model),
+        samples=samples,
+        seed=seed,
+        haystack=text,
+        progress=report,
+    )
+
+
+def _write(rows: list[Row], json_file: Path | None, plot: Path | None, quiet: bool) -> None:
+    from keyhole.evaluation.plot import draw
+
+    if json_file is not None:
+        text = json.dumps([row.record() for row in rows], indent=1) + "\n"
+        write_whole(json_file, lambda path: path.write_text(text, encoding="utf-8"))
+    if plot is not None:
+        write_whole(plot, lambda path: draw(rows, path))
+    for path in (json_file, plot):
+        if path is not None and not quiet:
+            stderr().print(f"wrote {path}", highlight=False)

@@ -1,0 +1,55 @@
+"""Where output goes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_PIPED_WIDTH = 160  # rich takes 80 columns for a pipe, which would break the lines of a table
+
+
+def stdout() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True)
+
+
+class Report(Protocol):
+    """Told how far a job is: what is being done, units done, units in all where known."""
+
+    def __call__(self, doing: str, done: float, total: float | None) -> None: ...
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Report]:
+    """A progress bar on stderr; none where quiet, or where nobody watches."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4, disable=hidden) as bars:
+        task = bars.add_task("", total=None)
+
+        def report(doing: str, done: float, total: float | None) -> None:
+            bars.update(task, description=doing, completed=done, total=total)
+
+        yield report

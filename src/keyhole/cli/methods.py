@@ -1,0 +1,48 @@
+"""`keyhole methods`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyhole.methods import Method
+
+
+def methods() -> None:
+    """List the methods, each with its paper and its answers to the four questions."""
+    from rich import box
+    from rich.table import Table
+
+    from keyhole.cli.console import stdout
+    from keyhole.methods import METHODS
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("method", "compute", "retain", "place", "select", "what it does", "paper"):
+        table.add_column(name, overflow="fold")
+    for name, kind in METHODS.items():
+        table.add_row(name, *four_answers(kind), kind.summary, kind.paper)
+    stdout().print(table)
+
+
+def four_answers(kind: type[Method]) -> tuple[str, ...]:
+    """The names of a method's answers to compute, retain, place and select."""
+    from keyhole.prefill import DensePrefill
+    from keyhole.retention import KeepEverything
+    from keyhole.storage import DeviceStorage
+
+    method = kind()
+    selectors = method.selectors(1)
+    made = (
+        method.prefill() or DensePrefill(),
+        method.retention() or KeepEverything(),
+        method.storage() or DeviceStorage(),
+    )
+    return (*map(_name, made), _name(selectors[0]) if selectors else "everything")
+
+
+def _name(answer: object) -> str:
+    """`ProductSelector` is `product`: the words of the class without those of the question."""
+    words = re.findall("[A-Z][a-z0-9]*", type(answer).__name__)
+    asked = {"Keep", "Prefill", "Retention", "Storage", "Selector"}
+    return " ".join(word.lower() for word in words if word not in asked)

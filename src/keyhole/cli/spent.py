@@ -1,0 +1,38 @@
+"""What an answer read, kept and took, told on stderr."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from keyhole.cli.console import stderr
+from keyhole.cli.table import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import Cache
+
+    from keyhole.evaluation.decoding import Token
+
+
+def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[Token]) -> None:
+    from keyhole.engines.transformers import footprint, usage
+
+    read, held = usage(cache), footprint(cache)
+    seconds = sum(token.seconds for token in tokens)
+    per_step = f"{read.read / read.steps:,.0f} of {read.tokens / read.steps:,.0f} tokens"
+    per_token = amount(read.bytes / len(tokens))
+    tiers = (f"{amount(size)} on {tier}" for tier, size in held._asdict().items())
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_row("method", method)
+    table.add_row("read for each token", f"{per_step} ({read.read / read.tokens:.1%}), {per_token}")
+    table.add_row("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")
+    table.add_row("cache and index kept", ", ".join(tiers))
+    table.add_row("prompt", f"{prefill_s:.2f} s")
+    table.add_row(
+        "answer", f"{len(tokens)} tokens, {seconds:.2f} s, {1000 * seconds / len(tokens):.1f} ms each"
+    )
+    stderr().print(table)

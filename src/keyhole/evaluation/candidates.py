@@ -1,0 +1,81 @@
+"""Methods times budgets: what is to be compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import NamedTuple
+
+from keyhole.budget import Budget
+from keyhole.errors import SpecError
+from keyhole.methods import Method, Recipe
+
+FULL = "full"
+
+
+class Candidate(NamedTuple):
+    """A recipe at one budget, with the words it goes by; `budget` is `full` for a recipe without one."""
+
+    method: str
+    budget: str
+    recipe: Recipe
+
+    @property
+    def mass(self) -> float | None:
+        """The share of attention mass it is asked to read, where its budget is one."""
+        return next((budget.mass for budget in _budgets(self.recipe)), None)
+
+
+DENSE = Candidate("dense", FULL, Recipe.parse("dense"))
+
+
+def candidates(
+    methods: Iterable[str | Method | Recipe], budgets: Iterable[str | float | Budget]
+) -> list[Candidate]:
+    """Every method at every budget, dense first: it is what the others are measured against.
+
+    A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only.
+
+    Raises:
+        SpecError: a method or budget that cannot be read, or none at all.
+    """
+    grid = [Budget.parse(budget) for budget in budgets]
+    found = [DENSE]
+    for method in methods:
+        recipe = Recipe.parse(method)
+        own = _budgets(recipe)
+        if not own:
+            found.append(Candidate(str(recipe), FULL, recipe))
+            continue
+        fixed = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
+        found += [_at(recipe, budget) for budget in (own if fixed else grid)]
+    if len(found) == 1:
+        raise SpecError("nothing to compare; name at least one method, and one budget if it takes budgets")
+    return list(dict.fromkeys(found))
+
+
+def split_specs(text: str) -> list[str]:
+    """The parts of a comma-separated list; commas within parentheses do not separate."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def _at(recipe: Recipe, budget: Budget) -> Candidate:
+    return Candidate(str(_with_budget(recipe, None)), str(budget), _with_budget(recipe, budget))
+
+
+def _with_budget(recipe: Recipe, budget: Budget | None) -> Recipe:
+    """The recipe at a budget; None is each stage's default, which its text does not show."""
+    return Recipe(tuple(_stage_with(stage, budget) for stage in recipe.stages))
+
+
+def _stage_with(stage: Method, budget: Budget | None) -> Method:
+    default = next((field.default for field in fields(stage) if field.name == "budget"), None)
+    if default is None:
+        return stage
+    return replace(stage, **{"budget": default if budget is None else budget})
+
+
+def _budgets(recipe: Recipe) -> list[Budget]:
+    found = (getattr(stage, "budget", None) for stage in recipe.stages)
+    return [budget for budget in found if budget is not None]

@@ -1,0 +1,160 @@
+"""Methods times budgets times tasks on one model: what each reads, keeps, costs, and gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keyhole.budget import Budget
+from keyhole.engines.transformers import detach, footprint, served_layers, usage
+from keyhole.evaluation.candidates import DENSE, Candidate, candidates
+from keyhole.evaluation.decoding import decode, position_range, stop_tokens, text_of
+from keyhole.evaluation.haystack import Haystack
+from keyhole.evaluation.mass import MassMeter
+from keyhole.evaluation.prompts import Prompt
+from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
+from keyhole.evaluation.tasks import TASKS, Sample, Task, score
+from keyhole.methods import Method, Recipe
+
+Progress = Callable[[str, int, int], None]  # what is being done, samples done, samples in all
+
+
+def compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    methods: Iterable[str | Method | Recipe] = ("oracle", "pqcache"),
+    budgets: Iterable[str | float | Budget] = (0.05, 0.1, 0.2, "mass=0.95"),
+    tasks: Iterable[str] = tuple(TASKS),
+    context: int,
+    samples: int = 10,
+    seed: int = 0,
+    haystack: Haystack | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Rows for every candidate and task, in that order, and for each candidate the mean over the tasks.
+
+    Each prompt is computed once; methods that only read it differently start from copies of its keys and
+    values, one at a time. The prompt's last token is the first decode step, so no token of an answer is found
+    by full attention. Full attention is always among the candidates.
+
+    Args:
+        methods: specifications; one that names a budget is taken at that budget only.
+        context: tokens a prompt fills.
+        haystack: text around the needles; parts of this environment's documentation where not given.
+
+    Raises:
+        ValueError: an unknown task, method or budget, or a context that is too small for a task or too long
+            for the model; all found before any prompt is computed.
+    """
+    chosen = candidates(methods, budgets)
+    named = find_tasks(tasks)
+    if samples < 1:
+        raise ValueError(f"samples={samples} is out of range; give at least 1")
+    text = haystack or Haystack.from_environment("held-out")
+    asked = _Samples(tokenizer, text, context, seed)
+    _check_range(model, [asked.make(task, 0) for task in named], context)
+    found: dict[tuple[str, Candidate], list[Outcome]] = {}
+    try:
+        for done, (task, index) in enumerate(product(named, range(samples))):
+            if progress is not None:
+                progress(task.name, done, len(named) * samples)
+            for candidate, outcome in _answer_all(model, tokenizer, asked.make(task, index), chosen):
+                found.setdefault((task.name, candidate), []).append(outcome)
+    finally:
+        detach(model)
+    return list(_rows(chosen, [task.name for task in named], context, found))
+
+
+def find_tasks(names: Iterable[str]) -> list[Task]:
+    """The tasks of those names, each once.
+
+    Raises:
+        ValueError: an unknown name, or none.
+    """
+    wanted = list(dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in TASKS]
+    if unknown or not wanted:
+        said = f"unknown task {unknown[0]!r}" if unknown else "no task is named"
+        raise ValueError(f"{said}; there are: {', '.join(TASKS)}")
+    return [TASKS[name] for name in wanted]
+
+
+class _Samples:
+    """Samples that depend on seed, context and index only; the model card's scores use the same ones."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: Haystack, context: int, seed: int) -> None:
+        self._tokenizer, self._text, self._context, self._seed = tokenizer, text, context, seed
+
+    def make(self, task: Task, index: int) -> Sample:
+        rng = np.random.default_rng([self._seed, self._context, index])
+        return task.make(rng, self._text, self._tokenizer, self._context)
+
+
+def _check_range(model: PreTrainedModel, samples: Sequence[Sample], context: int) -> None:
+    longest = context + max(sample.max_new_tokens for sample in samples)
+    limit = position_range(model)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a context of {context} tokens and its answers take {longest} positions, "
+            f"the model has {limit}; give a context of at most {limit - longest + context}"
+        )
+
+
+def _answer_all(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample, chosen: Sequence[Candidate]
+) -> Iterable[tuple[Candidate, Outcome]]:
+    """The candidates' answers to one sample; DENSE, which comes first, is the measure of the others."""
+    tokens: Tensor = tokenizer(sample.prompt, return_tensors="pt").input_ids.to(model.device)
+    prompt = Prompt(model, tokens)
+    full: float | None = None
+    for candidate in chosen:
+        outcome = _answer(model, tokenizer, sample, prompt, candidate, full)
+        full = outcome.accuracy if candidate == DENSE else full
+        yield candidate, outcome
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample,
+    prompt: Prompt,
+    candidate: Candidate,
+    full: float | None,
+) -> Outcome:
+    begun = prompt.start(candidate.recipe)
+    meter = MassMeter(served_layers(begun.cache), candidate.mass)
+    steps = []
+    stops = stop_tokens(model, tokenizer)
+    for token in decode(model, prompt.last, begun.cache, limit=sample.max_new_tokens, stops=stops):
+        meter.settle()
+        steps.append(token)
+    accuracy = score(sample, text_of(tokenizer, steps))
+    return Outcome(
+        accuracy=accuracy,
+        accuracy_full=accuracy if full is None else full,
+        usage=usage(begun.cache),
+        tally=meter.tally,
+        footprint=footprint(begun.cache),
+        prefill_s=begun.seconds,
+        decode_s=[token.seconds for token in steps],
+    )
+
+
+def _rows(
+    chosen: Sequence[Candidate],
+    tasks: Sequence[str],
+    context: int,
+    found: dict[tuple[str, Candidate], list[Outcome]],
+) -> Iterable[Row]:
+    for candidate in chosen:
+        every = []
+        for task in tasks:
+            outcomes = found[task, candidate]
+            every += outcomes
+            yield summarise(candidate, task, context, outcomes)
+        yield summarise(candidate, MEAN, context, every)

@@ -1,0 +1,102 @@
+"""Whole models: what takes part, what is checked, and the model left as it was."""
+
+import pytest
+
+from keyhole.bench import step as step_module
+from keyhole.bench.models import weight_bytes
+from keyhole.bench.prompt import prompt
+from keyhole.bench.shapes import SHAPES, attention_of, cut, shape_named
+from keyhole.bench.step import step
+
+from .test_operations import checked_rows
+
+PQ = "pqcache(subspaces=4, bits=4, iterations=1)"
+SIZES = {"tokens": 300, "dtype": "float32", "read_tokens": 50, "rounds": 2}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The models that benchmarks make."""
+    models = []
+    make = step_module.Shape.model
+
+    def remember(*args):
+        models.append(make(*args))
+        return models[-1]
+
+    monkeypatch.setattr(step_module.Shape, "model", remember)
+    return models
+
+
+def test_step_has_each_method_against_transformers_and_dense(tiny, evictor, made):
+    rows = checked_rows(step(tiny, [PQ, "oracle"], evictor=evictor, **SIZES))
+    names = {(row["method"].split("(")[0], row["baseline"]) for row in rows}
+    assert names == {(m, b) for m in ("pqcache", "oracle") for b in ("transformers sdpa", "keyhole dense")}
+    assert {row["read_tokens"] for row in rows} == {50}
+    assert made[0].config._attn_implementation == "sdpa"
+
+
+def test_step_goes_one_after_the_other_where_memory_is_short(tiny, evictor, monkeypatch):
+    monkeypatch.setattr(step_module, "free_bytes", lambda: 0)
+    result = step(tiny, [PQ, "oracle"], evictor=evictor, **SIZES)[0]
+    assert len(checked_rows([result])) == 4
+    assert any("one after the other" in note for note in result.notes)
+
+
+def test_bytes_of_a_step_are_weights_and_what_is_read(tiny, evictor, made):
+    result = step(tiny, [PQ], evictor=evictor, **SIZES)[0]
+    weights = weight_bytes(made[0])
+    cache = 2 * 300 * 2 * 2 * 16 * 4
+    whole = {one.candidate.name: one.candidate.bytes for one in result.baselines}
+    assert whole["transformers sdpa"] == weights + cache
+    assert weights < result.timed[0].candidate.bytes < weights + cache
+
+
+def test_untied_embeddings_are_not_counted(tiny, evictor, made):
+    prompt(tiny, PQ, tokens=20, dtype="float32", rounds=1, evictor=evictor)
+    untied = type(tiny)(**{**vars(tiny), "tied": False})
+    prompt(untied, PQ, tokens=20, dtype="float32", rounds=1, evictor=evictor)
+    assert weight_bytes(made[0]) == weight_bytes(made[1])
+
+
+def test_prompt(tiny, evictor):
+    rows = checked_rows(prompt(tiny, PQ, tokens=90, dtype="float32", rounds=2, evictor=evictor))
+    assert [row["baseline"] for row in rows] == ["transformers sdpa"]
+
+
+@pytest.mark.parametrize("family", sorted({shape.family for shape in SHAPES.values()}))
+def test_every_family_of_the_shapes_can_be_stepped(tiny, evictor, family):
+    shape = type(tiny)(**{**vars(tiny), "family": family})
+    checked_rows(step(shape, [PQ], evictor=evictor, **{**SIZES, "rounds": 1}))
+
+
+def test_shapes_have_the_parameters_their_names_say():
+    billions = {name: round(shape.parameters / 1e9, 1) for name, shape in SHAPES.items()}
+    assert billions == {
+        "Llama-3.2-1B": 1.2,
+        "Llama-3.2-3B": 3.2,
+        "Llama-3.1-8B": 8.0,
+        "Qwen2.5-7B": 7.6,
+        "Qwen3-0.6B": 0.6,
+        "Qwen3-1.7B": 1.7,
+        "Qwen3-4B": 4.0,
+        "Qwen3-8B": 8.2,
+    }
+
+
+def test_unknown_shapes_and_depths_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"did you mean Qwen3-0\.6B"):
+        shape_named("Qwen3-0.6b")
+    with pytest.raises(ValueError, match="3 layers"):
+        cut(tiny, 3)
+    assert cut(tiny, 1).layers == 1
+    assert cut(tiny, 0) == tiny
+
+
+def test_attention_sizes_of_a_model_directory(tiny, tmp_path):
+    import torch
+
+    tiny.model(torch.float32, 64).config.save_pretrained(tmp_path)
+    assert attention_of(str(tmp_path)) == tiny.attention
+    with pytest.raises(ValueError, match="nowhere"):
+        attention_of(str(tmp_path / "nowhere"))

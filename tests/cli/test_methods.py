@@ -1,0 +1,16 @@
+from keyhole.cli.methods import four_answers
+from keyhole.methods import METHODS
+
+
+def test_every_method_with_paper_and_answers(keyhole):
+    result = keyhole("methods")
+    assert result.exit_code == 0
+    told = " ".join(result.stdout.split())
+    for name, method in METHODS.items():
+        assert name in told
+        assert method.paper.split(",")[0] in told
+
+
+def test_the_four_answers():
+    assert four_answers(METHODS["dense"]) == ("dense", "everything", "device", "everything")
+    assert four_answers(METHODS["pqcache"]) == ("dense", "everything", "device", "product")

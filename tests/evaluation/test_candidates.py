@@ -1,0 +1,59 @@
+import pytest
+
+from keyhole.errors import SpecError
+from keyhole.evaluation.candidates import DENSE, candidates, split_specs
+from keyhole.methods import PQCache
+
+
+def names(methods, budgets):
+    return [(each.method, each.budget) for each in candidates(methods, budgets)]
+
+
+def test_dense_comes_first_and_once():
+    assert names(["oracle", "dense"], [0.1]) == [("dense", "full"), ("oracle", "0.1")]
+    assert candidates(["dense", "oracle"], [0.1])[0] == DENSE
+
+
+def test_every_method_at_every_budget():
+    found = names(["oracle", "pqcache(bits=6)"], ["0.1", 64, "mass=0.9"])
+    assert found[1:4] == [("oracle", "0.1"), ("oracle", "64"), ("oracle", "mass=0.9")]
+    assert found[4:] == [
+        ("pqcache(bits=6)", "0.1"),
+        ("pqcache(bits=6)", "64"),
+        ("pqcache(bits=6)", "mass=0.9"),
+    ]
+
+
+def test_a_named_budget_is_the_only_one():
+    assert names(["pqcache(budget=64)"], [0.1, 0.2])[1:] == [("pqcache", "64")]
+    assert names(["pqcache(mass=0.9)"], [0.1, 0.2])[1:] == [("pqcache", "mass=0.9")]
+
+
+def test_a_method_object_takes_the_budgets():
+    assert names([PQCache(budget=64)], [0.1])[1:] == [("pqcache", "0.1")]
+
+
+def test_the_recipe_has_the_budget():
+    stage = candidates(["pqcache"], [0.25])[1].recipe.stages[0]
+    assert stage.budget.fraction == 0.25
+
+
+def test_mass_is_known():
+    assert [each.mass for each in candidates(["oracle"], [0.1, "mass=0.9"])] == [None, None, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("methods", "budgets"),
+    [(["oracle"], ["1.5"]), (["oracel"], [0.1]), (["pqcache(bit=3)"], [0.1]), ([], [0.1]), (["oracle"], [])],
+)
+def test_refused(methods, budgets):
+    with pytest.raises(SpecError):
+        candidates(methods, budgets)
+
+
+def test_commas_in_parentheses_do_not_separate():
+    assert split_specs("dense, pqcache(bits=6, subspaces=2),oracle,") == [
+        "dense",
+        "pqcache(bits=6, subspaces=2)",
+        "oracle",
+    ]

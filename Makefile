@@ -12,6 +12,14 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# The engine on the oldest supported transformers, put in front of the installed one.
+test-oldest: $(VENV)-oldest/.installed
+	PYTHONPATH=$(CURDIR)/$(VENV)-oldest $(BIN)/python -m pytest tests/engines
+
+$(VENV)-oldest/.installed: constraints-oldest.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-oldest --upgrade -r $<
+	touch $@
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,4 +37,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist demo .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist demo .ruff_cache .hypothesis

@@ -28,6 +28,15 @@ inline void turn(const T* points, int64_t stride, int count, int width, float* t
   }
 }
 
+inline float square(const float* x, int n) {
+  vf total{};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) total += load<vf>(x + i) * load<vf>(x + i);
+  float rest = 0;
+  for (; i < n; i++) rest += x[i] * x[i];
+  return sum(total) + rest;
+}
+
 // Labels of a transposed tile: the first centroid with the least half_norm - dot.
 inline void nearest(const float* tile, const float* centroids, const float* half_norms, int count, int width,
                     int32_t* labels) {
@@ -67,11 +76,8 @@ inline void assign_points(const Assignment& a, int64_t row, int64_t from, int64_
   float* tile = frame.take<float>(int64_t(a.width) * kPoints);
   float* half_norms = frame.take<float>(int64_t(a.subspaces) * a.centroids_each);
   const float* centroids = a.centroids + row * a.centroid_row;
-  for (int64_t c = 0; c < int64_t(a.subspaces) * a.centroids_each; c++) {
-    float norm = 0;
-    for (int i = 0; i < a.width; i++) norm += centroids[c * a.width + i] * centroids[c * a.width + i];
-    half_norms[c] = norm / 2;
-  }
+  for (int64_t c = 0; c < int64_t(a.subspaces) * a.centroids_each; c++)
+    half_norms[c] = square(centroids + c * a.width, a.width) / 2;
   const T* points = static_cast<const T*>(a.points) + row * a.row_stride;
   for (int64_t t = from; t < to; t += kPoints) {
     int count = int(std::min<int64_t>(kPoints, to - t));

@@ -1,4 +1,7 @@
-// Products of int8 tiles into int32, exact.
+// Products of int8 tiles into int32, exact for all values.
+//
+// One step multiplies a small group of consecutive elements of one row of `a`, repeated over a vector, with the
+// same group of kLanes rows of `b`, and adds each group's sum to a 32-bit lane.
 #pragma once
 
 #include "simd.hpp"
@@ -6,96 +9,130 @@
 namespace kh {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(KH_WIDTH)
-
-constexpr int kDotStep = 64;
-using DotSum = __m512i;
-inline DotSum dot_zero() { return _mm512_setzero_si512(); }
-// a is moved to unsigned by adding 128; `correction` takes the surplus 128 * sum(b) away again.
-inline DotSum dot_step(DotSum sum, const int8_t* a, const int8_t* b) {
-  __m512i moved = _mm512_xor_si512(_mm512_loadu_si512(a), _mm512_set1_epi8(char(0x80)));
-  return _mm512_dpbusd_epi32(sum, moved, _mm512_loadu_si512(b));
+constexpr int kDotGroup = 4;
+using Packed = int8_t;
+constexpr int kOffset = 128;  // makes `a` unsigned; what it adds to the products is taken off at the end
+inline vi dot_groups(vi sum, int32_t a, vi b) {
+  return reinterpret_cast<vi>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), _mm512_set1_epi32(a), reinterpret_cast<__m512i>(b)));
 }
-inline int32_t dot_total(DotSum sum) { return _mm512_reduce_add_epi32(sum); }
-inline int32_t correction(const int8_t* b, int size) {
-  int32_t total = 0;
-  for (int i = 0; i < size; i++) total += b[i];
-  return -128 * total;
-}
-
-#elif defined(__AVX2__) && !defined(KH_WIDTH)
-
-constexpr int kDotStep = 16;
-using DotSum = __m256i;
-inline DotSum dot_zero() { return _mm256_setzero_si256(); }
-inline DotSum dot_step(DotSum sum, const int8_t* a, const int8_t* b) {
-  __m256i wide_a = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
-  __m256i wide_b = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(wide_a, wide_b));
-}
-inline int32_t dot_total(DotSum sum) {
-  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
-}
-inline int32_t correction(const int8_t*, int) { return 0; }
-
+#elif defined(__SSE2__)
+constexpr int kDotGroup = 2;
+using Packed = int16_t;
+constexpr int kOffset = 0;
+inline vi dot_groups(vi sum, int32_t a, vi b) {
+#if defined(__AVX2__) && !defined(KH_WIDTH)
+  return sum + reinterpret_cast<vi>(_mm256_madd_epi16(_mm256_set1_epi32(a), reinterpret_cast<__m256i>(b)));
+#elif !defined(KH_WIDTH)
+  return sum + reinterpret_cast<vi>(_mm_madd_epi16(_mm_set1_epi32(a), reinterpret_cast<__m128i>(b)));
 #else
-
-constexpr int kDotStep = 16;
-using DotSum = int32_t;
-inline DotSum dot_zero() { return 0; }
-inline DotSum dot_step(DotSum sum, const int8_t* a, const int8_t* b) {
-#if defined(__aarch64__)
-  int16x8_t low = vmull_s8(vld1_s8(a), vld1_s8(b)), high = vmull_s8(vld1_s8(a + 8), vld1_s8(b + 8));
-  return sum + vaddlvq_s16(low) + vaddlvq_s16(high);
-#else
-  for (int i = 0; i < kDotStep; i++) sum += int32_t(a[i]) * b[i];
-  return sum;
+  vi high = b >> 16, low = (b << 16) >> 16;
+  return sum + low * int32_t(int16_t(a)) + high * (a >> 16);
 #endif
 }
-inline int32_t dot_total(DotSum sum) { return sum; }
-inline int32_t correction(const int8_t*, int) { return 0; }
-
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int kDotGroup = 4;
+using Packed = int8_t;
+constexpr int kOffset = 0;
+inline vi dot_groups(vi sum, int32_t a, vi b) {
+  int8x16_t repeated = vreinterpretq_s8_s32(vdupq_n_s32(a));
+  return reinterpret_cast<vi>(vdotq_s32(reinterpret_cast<int32x4_t>(sum), repeated, reinterpret_cast<int8x16_t>(b)));
+}
+#else
+constexpr int kDotGroup = 1;
+using Packed = int32_t;
+constexpr int kOffset = 0;
+inline vi dot_groups(vi sum, int32_t a, vi b) { return sum + a * b; }
 #endif
 
-// One row of a against four rows of b, which lie `stride` apart.
-inline void dot_four(const int8_t* a, const int8_t* b, int64_t stride, int size, int32_t* out) {
-  DotSum s0 = dot_zero(), s1 = dot_zero(), s2 = dot_zero(), s3 = dot_zero();
-  for (int i = 0; i < size; i += kDotStep) {
-    s0 = dot_step(s0, a + i, b + i);
-    s1 = dot_step(s1, a + i, b + stride + i);
-    s2 = dot_step(s2, a + i, b + 2 * stride + i);
-    s3 = dot_step(s3, a + i, b + 3 * stride + i);
+constexpr int kPanel = 2 * kLanes;  // rows of b worked on together
+constexpr int kStrip = 6;           // rows of a worked on together
+
+// b [J, D] as panels [J / kPanel][D / group][kPanel][group], zero padded, and for each row the surplus of the offset.
+struct Panels {
+  int64_t columns, padded;  // D rounded up to whole groups
+  int size;
+  Packed* data;
+  int32_t* surplus;
+
+  Panels(int64_t columns, int size, Frame& frame) : columns(columns), padded(round_up(size, kDotGroup)), size(size) {
+    data = frame.take<Packed>(count() * kPanel * padded);
+    surplus = frame.take<int32_t>(count() * kPanel);
   }
-  out[0] = dot_total(s0), out[1] = dot_total(s1), out[2] = dot_total(s2), out[3] = dot_total(s3);
-}
+  int64_t count() const { return (columns + kPanel - 1) / kPanel; }
 
-// out [I, J] = a [I, D] times b [J, D] transposed. Rows are copied to zero padding first, a panel of b at a time.
-inline void dot_tile(const int8_t* a, const int8_t* b, int64_t rows, int64_t columns, int size, int32_t* out,
-                     int64_t out_stride) {
-  Frame frame;
-  int64_t padded = round_up(size, kDotStep), panel = 64;
-  int8_t* left = frame.take<int8_t>(padded);
-  int8_t* right = frame.take<int8_t>(padded * panel);
-  int32_t* corrections = frame.take<int32_t>(panel);
-  memset(left, 0, padded);
-  memset(right, 0, padded * panel);
-  for (int64_t j = 0; j < columns; j += panel) {
-    int64_t count = std::min(panel, columns - j);
-    for (int64_t c = 0; c < count; c++) {
-      memcpy(right + c * padded, b + (j + c) * size, size);
-      corrections[c] = correction(right + c * padded, size);
-    }
-    for (int64_t i = 0; i < rows; i++) {
-      memcpy(left, a + i * size, size);
-      for (int64_t c = 0; c < count; c += 4) {
-        int32_t four[4];
-        dot_four(left, right + c * padded, padded, int(padded), four);
-        for (int64_t e = 0; e < std::min<int64_t>(4, count - c); e++)
-          out[i * out_stride + j + c + e] = four[e] + corrections[c + e];
+  void pack(const int8_t* b, int64_t panel) const {
+    Packed* to = data + panel * kPanel * padded;
+    memset(to, 0, sizeof(Packed) * kPanel * padded);
+    for (int j = 0; j < kPanel; j++) {
+      int64_t row = panel * kPanel + j;
+      int32_t total = 0;
+      for (int i = 0; i < size && row < columns; i++) {
+        int8_t x = b[row * size + i];
+        to[(i / kDotGroup * kPanel + j) * kDotGroup + i % kDotGroup] = x;
+        total += x;
       }
+      surplus[row] = kOffset * total;
     }
   }
+};
+
+// out[r][0, kPanel) for kStrip rows of packed `a`, `padded` elements apart.
+inline void dot_strip(const Packed* a, const Packed* panel, int64_t padded, int32_t* out) {
+  vi left[kStrip], right[kStrip];
+#pragma GCC unroll 6
+  for (int r = 0; r < kStrip; r++) left[r] = right[r] = vi{};
+  for (int64_t k = 0; k < padded; k += kDotGroup) {
+    vi b0 = load<vi>(panel + k * kPanel), b1 = load<vi>(panel + k * kPanel + kLanes * kDotGroup);
+#pragma GCC unroll 6
+    for (int r = 0; r < kStrip; r++) {
+      int32_t group;
+      __builtin_memcpy(&group, a + r * padded + k, sizeof group);
+      left[r] = dot_groups(left[r], group, b0);
+      right[r] = dot_groups(right[r], group, b1);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kStrip; r++) {
+    store(out + r * kPanel, left[r]);
+    store(out + r * kPanel + kLanes, right[r]);
+  }
+}
+
+// out [rows, columns] = a [rows, size] times the panels.
+inline void dot_rows_panels(const int8_t* a, int64_t rows, const Panels& b, int32_t* out) {
+  Frame frame;
+  Packed* strip = frame.take<Packed>(kStrip * b.padded);
+  int32_t products[kStrip * kPanel];
+  for (int64_t i = 0; i < rows; i += kStrip) {
+    int64_t count = std::min<int64_t>(kStrip, rows - i);
+    memset(strip, 0, sizeof(Packed) * kStrip * b.padded);
+    for (int64_t r = 0; r < count; r++)
+      for (int d = 0; d < b.size; d++) strip[r * b.padded + d] = Packed(a[(i + r) * b.size + d] + kOffset);
+    for (int64_t panel = 0; panel < b.count(); panel++) {
+      dot_strip(strip, b.data + panel * kPanel * b.padded, b.padded, products);
+      int64_t from = panel * kPanel, width = std::min<int64_t>(kPanel, b.columns - from);
+      for (int64_t r = 0; r < count; r++)
+        for (int64_t j = 0; j < width; j++)
+          out[(i + r) * b.columns + from + j] = products[r * kPanel + j] - b.surplus[from + j];
+    }
+  }
+}
+
+inline int int8_dot(const int8_t* a, const int8_t* b, int64_t rows, int64_t columns, int size, int32_t* out,
+                    int threads) {
+  Frame frame;
+  Panels panels(columns, size, frame);
+  parallel(panels.count(), threads, [&](int64_t panel) {
+    panels.pack(b, panel);
+    return int(kOk);
+  });
+  constexpr int64_t step = 8 * kStrip;
+  return parallel((rows + step - 1) / step, threads, [&](int64_t piece) {
+    int64_t from = piece * step;
+    dot_rows_panels(a + from * size, std::min(step, rows - from), panels, out + from * columns);
+    return int(kOk);
+  });
 }
 
 }  // namespace kh

@@ -143,12 +143,11 @@ KH_API int kh_matvec_skip_columns(const void* weight, int type, int64_t stride, 
 
 KH_API int kh_int8_dot(const int8_t* a, const int8_t* b, int64_t batch, int64_t rows, int64_t columns, int size,
                        int32_t* out, int threads) {
-  constexpr int64_t step = 64;
-  int64_t pieces = (rows + step - 1) / step;
-  return kh::parallel(batch * pieces, threads, [&](int64_t i) {
-    int64_t item = i / pieces, from = i % pieces * step, count = std::min(step, rows - from);
-    kh::dot_tile(a + (item * rows + from) * size, b + item * columns * size, count, columns, size,
-                 out + (item * rows + from) * columns, columns);
-    return int(kh::kOk);
+  return guarded([&] {
+    int status = kh::kOk;
+    for (int64_t i = 0; i < batch && status == kh::kOk; i++)
+      status = kh::int8_dot(a + i * rows * size, b + i * columns * size, rows, columns, size,
+                            out + i * rows * columns, threads);
+    return status;
   });
 }

@@ -35,6 +35,8 @@ using vi = Vector<int32_t, kLanes>::type;
 using vu = Vector<uint32_t, kLanes>::type;
 using vu8 = Vector<uint8_t, kWidth>::type;
 using vu16 = Vector<uint16_t, kShorts>::type;
+using vd = Vector<double, kLanes / 2>::type;
+using half_f = Vector<float, kLanes / 2>::type;
 using half_u16 = Vector<uint16_t, kLanes>::type;
 using quarter_i8 = Vector<int8_t, kLanes>::type;
 

@@ -22,7 +22,8 @@ class Stream {
   // Scans the piece. With `settled`, the heads' offsets are final: only the ranking is left to do.
   void run(bool settled) {
     settled_ = settled;
-    if (!settled && job_.last - job_.first >= kPilotRatio * kPilot) pilot();
+    int64_t chunks = std::min<int64_t>((job_.last - job_.first) / (8 * kChunk), 4);
+    if (!settled && chunks > 0) pilot(chunks * kChunk);
     for (int64_t base = job_.first / kBlock * kBlock; base < job_.last; base += kChunk) {
       int64_t from = base < job_.first ? job_.first - base : 0;
       int64_t to = std::min<int64_t>(job_.last - base, kChunk);
@@ -33,23 +34,21 @@ class Stream {
   }
 
  private:
-  static constexpr int64_t kPilot = 4 * kChunk, kPilotRatio = 8;
-
   void sums_of(int64_t slot, int blocks, uint16_t* out) const {
     scan(job_.codes + slot / kBlock * job_.block_stride, job_.block_stride, blocks, *job_.tables, *job_.shape, out,
          kChunk);
   }
 
-  // Takes blocks spread over the piece first, to start with sound weights and a threshold near the final one.
-  void pilot() {
+  // Takes so many slots in blocks spread over the piece first, to start with sound weights and a threshold near the final one.
+  void pilot(int64_t slots) {
     int64_t begin = round_up(job_.first, kBlock), blocks = (job_.last - begin) / kBlock;
-    for (int64_t i = 0; i < kPilot / kBlock; i++) {
+    for (int64_t i = 0; i < slots / kBlock; i++) {
       int64_t lane = i % (kChunk / kBlock) * kBlock;
-      sums_of(begin + blocks * i / (kPilot / kBlock) * kBlock, 1, sums_ + lane);
+      sums_of(begin + blocks * i / (slots / kBlock) * kBlock, 1, sums_ + lane);
       if (lane + kBlock == kChunk) take(0, 0, kChunk);
     }
     for (int g = 0; g < n_; g++) heads_[g].bound = kNone;
-    int64_t wanted = 2 * job_.keep * kPilot / (job_.last - job_.first);
+    int64_t wanted = 2 * job_.keep * slots / (job_.last - job_.first);
     thin(std::max<int64_t>(wanted, 32));
     for (int g = 0; g < n_; g++) heads_[g].seen = kNone;
     kept_.count = scanned_ = 0;

@@ -28,19 +28,26 @@ inline int group_size(int heads, int group) {
   return left < kGroup ? left : kGroup;
 }
 
-// logits [M][C] of one head; returns false if one is not finite.
-inline bool head_logits(const float* query, const float* codebook, const Codebook& shape, double scale, double* out) {
+// q . c in double precision.
+inline double dot_double(const double* q, const float* c, int width) {
+  constexpr int lanes = kLanes / 2;
+  vd total{};
+  int i = 0;
+  for (; i + lanes <= width; i += lanes) total += load<vd>(q + i) * __builtin_convertvector(load<half_f>(c + i), vd);
+  double dot = 0;
+  for (int j = 0; j < lanes; j++) dot += total[j];
+  for (; i < width; i++) dot += q[i] * double(c[i]);
+  return dot;
+}
+
+// logits [M][C] of one head, whose scaled query is q; returns false if one is not finite.
+inline bool head_logits(const double* q, const float* codebook, const Codebook& shape, double* out) {
   bool finite = true;
-  for (int m = 0; m < shape.subspaces; m++) {
-    const float* q = query + m * shape.width;
-    for (int c = 0; c < shape.centroids; c++, codebook += shape.width) {
-      double dot = 0;
-      for (int i = 0; i < shape.width; i++) dot += double(q[i]) * double(codebook[i]);
-      dot *= scale;
-      finite = finite && std::fabs(dot) < 1e30;
-      *out++ = dot;
+  for (int m = 0; m < shape.subspaces; m++, q += shape.width)
+    for (int c = 0; c < shape.centroids; c++, codebook += shape.width, out++) {
+      *out = dot_double(q, codebook, shape.width);
+      finite &= std::fabs(*out) < 1e30;
     }
-  }
   return finite;
 }
 
@@ -52,17 +59,17 @@ inline void quantise(const double* logits, const Codebook& shape, int top, doubl
     const double* row = logits + m * shape.centroids;
     double least = row[0], most = row[0];
     for (int c = 1; c < shape.centroids; c++) {
-      least = row[c] < least ? row[c] : least;
-      most = row[c] > most ? row[c] : most;
+      least = std::min(least, row[c]);
+      most = std::max(most, row[c]);
     }
     low[m] = least;
     total += least;
-    span = most - least > span ? most - least : span;
+    span = std::max(span, most - least);
   }
   double unit = span > 0 ? top / span : 0;
   for (int m = 0; m < shape.subspaces; m++)
     for (int c = 0; c < shape.centroids; c++)
-      *out++ = uint16_t((logits[m * shape.centroids + c] - low[m]) * unit + 0.5);
+      *out++ = uint16_t(int32_t((logits[m * shape.centroids + c] - low[m]) * unit + 0.5));
   *step = span / top;
   *base = total;
 }
@@ -70,15 +77,16 @@ inline void quantise(const double* logits, const Codebook& shape, int top, doubl
 // Puts head g's integers [M][C] where the scan looks them up.
 inline void place(const uint16_t* entries, const Codebook& shape, int g, Tables& tables) {
   int group = g / kGroup, h = g % kGroup, size = group_size(tables.heads, group);
-  for (int m = 0; m < shape.subspaces; m++)
-    for (int c = 0; c < shape.centroids; c++, entries++) {
-      if (shape.four_bit()) {
-        int64_t before = int64_t(group) * kGroup * shape.pairs() + int64_t(m / 2) * size + h;
-        tables.nibble[(before * 2 + m % 2) * 16 + c] = uint8_t(*entries);
-      } else {
-        tables.lanes[(int64_t(group) * shape.subspaces + m) * 256 + c] |= uint64_t(*entries) << 16 * h;
-      }
+  for (int m = 0; m < shape.subspaces; m++, entries += shape.centroids) {
+    if (shape.four_bit()) {
+      int64_t before = int64_t(group) * kGroup * shape.pairs() + int64_t(m / 2) * size + h;
+      uint8_t* to = tables.nibble + (before * 2 + m % 2) * 16;
+      for (int c = 0; c < 16; c++) to[c] = uint8_t(entries[c]);
+    } else {
+      uint64_t* to = tables.lanes + (int64_t(group) * shape.subspaces + m) * 256;
+      for (int c = 0; c < shape.centroids; c++) to[c] |= uint64_t(entries[c]) << 16 * h;
     }
+  }
 }
 
 // query: [G, D] of this row. Memory comes from the frame.
@@ -99,10 +107,12 @@ inline int make_tables(const float* query, int heads, int64_t row, const Codeboo
   double* logits = inner.take<double>(size);
   double* low = inner.take<double>(shape.subspaces);
   uint16_t* entries = inner.take<uint16_t>(size);
+  int width = shape.subspaces * shape.width;
+  double* scaled = inner.take<double>(width);
   const float* codebook = shape.data + row * shape.row_stride;
   for (int g = 0; g < heads; g++) {
-    if (!head_logits(query + int64_t(g) * shape.subspaces * shape.width, codebook, shape, scale, logits))
-      return kNotFinite;
+    for (int i = 0; i < width; i++) scaled[i] = double(query[int64_t(g) * width + i]) * scale;
+    if (!head_logits(scaled, codebook, shape, logits)) return kNotFinite;
     quantise(logits, shape, top, low, entries, tables.step + g, tables.base + g);
     place(entries, shape, g, tables);
   }

@@ -44,6 +44,7 @@ inline Threshold conclude(float value, int64_t same, int64_t wanted, Goal goal) 
 
 // p: n values that are not negative. goal.count <= n by count; by mass, goal.count is 0.
 inline Threshold find_threshold(const float* p, int64_t n, Goal goal, Frame& frame) {
+  if (!goal.by_mass && n > 0 && goal.count >= n) return {*std::min_element(p, p + n), n, n};
   const int64_t wanted = goal.count;
   int64_t* counts = frame.take<int64_t>(radix::kBins);
   double* sums = frame.take<double>(radix::kBins);

@@ -308,6 +308,24 @@ def test_not_finite_is_refused_and_leaves_no_trace(bad, where):
     layer.step()
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 3, 16), (1, 1, 4, 16), (2, 2, 4, 16)])
+def test_keys_and_values_of_different_tokens_are_refused(shape):
+    layer = Layer(SPECS[3])
+    layer.append(63)
+    with pytest.raises(ValueError, match="not of the same tokens"):
+        layer.cache.append(torch.zeros(1, 2, 4, 16), torch.zeros(shape))
+    layer.step()
+
+
+def test_no_tokens_at_all_change_nothing():
+    layer = Layer(SPECS[3])
+    for count in (0, 63, 0):
+        layer.append(count)
+    layer.step()
+    layer.append(0)
+    layer.step()
+
+
 def test_memory_that_was_never_written_is_never_read(monkeypatch):
     """Every fresh buffer is full of NaN."""
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from keyhole import __version__
-from keyhole.bench.crossing import NEVER, Heads, Progress, crossing, search
+from keyhole.bench.crossing import NEVER, crossing
 from keyhole.bench.machine import cpu_model, isa_level
 from keyhole.bench.rows import write_whole
+from keyhole.bench.search import SECONDS, Heads, Progress, search
 from keyhole.bench.timing import using_threads
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
@@ -39,6 +40,7 @@ def break_even(
     device: torch.device | str = "cpu",
     threads: int = 0,
     force: bool = False,
+    seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> int:
     """Tokens from which one layer's decode step by this method is faster than the folded dense call.
@@ -50,6 +52,7 @@ def break_even(
         value_dim: head size of the values, where it is not `head_dim`.
         threads: to compute with; 0 for torch's present setting.
         force: measure again.
+        seconds: no further length is begun after that; on a busy machine more may be needed.
         progress: told how many lengths of how many are done.
 
     Raises:
@@ -64,7 +67,7 @@ def break_even(
         known = None if force else _known(key)
         if known is not None:
             return known
-        found = search(recipe, heads, progress=progress)
+        found = search(recipe, heads, seconds=seconds, progress=progress)
     _measured[key] = crossing(found.points)
     if found.settled:
         _write(key, _measured[key])

@@ -65,6 +65,10 @@ class LayerCache:
         Raises:
             NonFiniteError: NaN or infinity among them; nothing is stored then.
         """
+        if keys.shape[:3] != values.shape[:3]:
+            raise ValueError(
+                f"keys {list(keys.shape)} and values {list(values.shape)} are not of the same tokens"
+            )
         for name, tensor in (("keys", keys), ("values", values)):
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")

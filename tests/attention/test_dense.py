@@ -84,6 +84,16 @@ def test_queries_of_padding_are_finite(softcap, sinks):
     assert bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_nan_is_not_hidden(softcap, queries):
+    query, keys, values = draw(0, 1, 2, 2, queries, 9, 16)
+    query[:, 1, -1, 0] = torch.nan
+    out = dense_attention(query, keys, values, scale=0.25, softcap=softcap, mask=causal([2], queries, 9))
+    assert bool(out[:, 1, -1].isnan().all())
+    assert bool(out[:, [0, 2, 3]].isfinite().all())
+
+
 def test_not_causal_sees_everything():
     query, keys, values = draw(0, 1, 2, 3, 4, 9, 16)
     together = dense_attention(query, keys, values, scale=0.25, causal=False)

@@ -46,6 +46,14 @@ def test_an_empty_part_changes_nothing():
     assert empty.lse.tolist() == [-math.inf] * 2
 
 
+def test_nan_is_not_hidden():
+    """A query gone wrong must show, not come out as zeros."""
+    bad = Part(torch.full((1, 2), torch.nan), torch.tensor([torch.nan]))
+    good = Part(torch.ones(1, 2), torch.tensor([0.0]))
+    assert bool(merge(bad, good).out.isnan().all())
+    assert bool(merge(good, bad).out.isnan().all())
+
+
 def test_large_logits_do_not_overflow():
     ones, twos = torch.ones(1, 2), torch.full((1, 2), 2.0)
     merged = merge(Part(ones, torch.tensor([1e30])), Part(twos, torch.tensor([-1e30])))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from keyhole.bench import crossing as crossing_module
-from keyhole.bench.crossing import LENGTHS, NEVER, Heads, Point, crossing, search
+from keyhole.bench import search as search_module
+from keyhole.bench.crossing import NEVER, Point, crossing
+from keyhole.bench.search import LENGTHS, Heads, search
 from keyhole.methods import Recipe
 
 HEADS = Heads(4, 2, 16, 16, torch.float32, torch.device("cpu"))
@@ -46,14 +47,13 @@ def lines(monkeypatch, selective, dense):
         asked.append(layer.length)
         return Point(layer.length, selective(layer.length), dense(layer.length))
 
-    monkeypatch.setattr(crossing_module, "_point", point)
-    monkeypatch.setattr(crossing_module, "_SECONDS", 1e9)
+    monkeypatch.setattr(search_module, "_point", point)
     return asked
 
 
 def test_search_halves_the_lengths(monkeypatch):
     asked = lines(monkeypatch, lambda n: 3000 + n / 10, lambda n: n)
-    found = search(PQ, HEADS, lengths=LENGTHS[:5])
+    found = search(PQ, HEADS, lengths=LENGTHS[:5], seconds=600)
     assert found.settled
     assert len(asked) <= 3
     assert crossing(found.points) == round(3000 / 0.9)
@@ -61,7 +61,7 @@ def test_search_halves_the_lengths(monkeypatch):
 
 def test_search_ends_early_where_lines_part(monkeypatch):
     asked = lines(monkeypatch, lambda n: 2 * n, lambda n: n)
-    found = search(PQ, HEADS, lengths=LENGTHS[:5])
+    found = search(PQ, HEADS, lengths=LENGTHS[:5], seconds=600)
     assert found.settled
     assert len(asked) == 2
     assert crossing(found.points) == NEVER
@@ -69,12 +69,11 @@ def test_search_ends_early_where_lines_part(monkeypatch):
 
 def test_search_without_time_settles_nothing(monkeypatch):
     lines(monkeypatch, lambda n: n, lambda n: n)
-    monkeypatch.setattr(crossing_module, "_SECONDS", 0.0)
-    assert search(PQ, HEADS) == ([], False)
+    assert search(PQ, HEADS, seconds=0.0) == ([], False)
 
 
 def test_lengths_that_read_everything_have_no_point():
-    found = search(PQ, HEADS, lengths=(32, 64, 256))
+    found = search(PQ, HEADS, lengths=(32, 64, 256), seconds=600)
     assert [point.tokens for point in found.points] == [256]
     assert all(point.selective > 0 < point.dense for point in found.points)
 
@@ -82,7 +81,9 @@ def test_lengths_that_read_everything_have_no_point():
 def test_search_tells_how_far_it_is(monkeypatch):
     lines(monkeypatch, lambda n: 2000 + 0 * n, lambda n: n)
     told: list[tuple[int, int]] = []
-    search(PQ, HEADS, lengths=(1024, 2048), progress=lambda done, total: told.append((done, total)))
+    search(
+        PQ, HEADS, lengths=(1024, 2048), seconds=600, progress=lambda done, total: told.append((done, total))
+    )
     assert told
     assert all(0 <= done <= total == 2 for done, total in told)
     assert told[-1] == (2, 2)

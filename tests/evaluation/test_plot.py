@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from keyhole.cli import outputs
 from keyhole.evaluation import plot
 from keyhole.evaluation.rows import Row
 
@@ -35,10 +36,10 @@ def test_every_line_is_named(tmp_path):
 
 def test_refuses_another_kind_of_file(tmp_path):
     with pytest.raises(ValueError, match=r"\.png"):
-        plot.check_plot(tmp_path / "plot.bmp")
+        outputs.check_plot(tmp_path / "plot.bmp")
 
 
 def test_says_how_to_get_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr(outputs, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install"):
-        plot.check_plot(tmp_path / "plot.png")
+        outputs.check_plot(tmp_path / "plot.png")

@@ -60,10 +60,10 @@ def test_refuses_options_out_of_range(options):
         PQCache(**options)
 
 
-def test_defaults_of_the_paper():
-    method = PQCache()
-    assert (method.sinks, method.subspaces, method.bits) == (32, 4, 8)
-    assert method.budget == Budget(fraction=0.1)
+def test_what_the_paper_sets_is_the_default_or_can_be_set():
+    paper = Recipe.parse("pqcache(subspaces=2, bits=6, rotate=false)").stages[0]
+    assert (paper.subspaces, paper.bits, paper.rotate) == (2, 6, False)
+    assert (PQCache().sinks, PQCache().budget) == (32, Budget(fraction=0.1))
 
 
 def test_dense_beside_a_method_changes_nothing():

@@ -15,10 +15,11 @@ import torch
 from keyhole.attention import attend_slots
 from keyhole.methods import PQCache
 from keyhole.selection import product
+from keyhole.selection.product import default_subspaces
 from tests import oracles
 from tests.layers import Layer, check_codes, check_step, index_of, slots_read
 
-SPEC = "pqcache(budget=10, sinks=4, window=8, subspaces=4, bits=3)"
+SPEC = "pqcache(budget=10, sinks=4, window=8, subspaces=4, bits=3, rotate=false)"
 
 
 def clustered_rows(monkeypatch):
@@ -124,7 +125,8 @@ def test_6_bytes_read_are_counted_without_the_spare_capacity():
     layer = Layer(SPEC)
     layer.append(65)
     layer.step()
-    fitted = index_of(layer)[0][0, 0].nbytes
+    state = layer.cache.selector.state()
+    fitted = sum(state[name][0, 0].nbytes for name in ("codebooks", "residuals"))
     assert layer.observed.read.index_bytes == (66 - 8) * 4 + fitted
 
 
@@ -141,7 +143,7 @@ def test_9_short_prompts_are_read_in_full(length):
 @pytest.mark.parametrize("length", [4, 5, 12, 20, 21, 29])
 def test_9_prompts_of_sinks_and_centroids_grow(length):
     """From dense to selective in one generation: sink, sink+1, sink+window, sink+C, sink+C+1, ... tokens."""
-    layer = Layer("pqcache(budget=1, sinks=4, window=8, subspaces=4, bits=3)")
+    layer = Layer("pqcache(budget=1, sinks=4, window=8, subspaces=4, bits=3, rotate=false)")
     layer.append(length)
     selective = []
     for _ in range(30):
@@ -160,10 +162,11 @@ def test_9_a_short_row_beside_a_long_one():
     check_codes(layer)
 
 
-def test_12_the_defaults_are_those_for_long_contexts():
-    """2 sub-spaces of 6 bits do not reproduce InfiniteBench; 4 of 8 do."""
-    method = PQCache()
-    assert (method.subspaces, method.bits) == (4, 8)
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 256])
+def test_12_the_defaults_are_fit_for_long_contexts(size):
+    """2 sub-spaces of 6 bits do not reproduce InfiniteBench; 4 of 8, or 32 bits a key, do."""
+    assert default_subspaces(size) * PQCache().bits >= 32
+    assert size % default_subspaces(size) == 0
 
 
 def test_12_there_is_no_longest_sequence():
@@ -179,7 +182,7 @@ def test_12_there_is_no_longest_sequence():
 
 def test_structural_the_budget_grows_with_the_context():
     """The release freezes window and k at the prompt: 8 tokens each for a prompt of 200, for good."""
-    layer = Layer("pqcache(budget=0.1, sinks=4, window=8, bits=3)")
+    layer = Layer("pqcache(budget=0.1, sinks=4, window=8, bits=3, rotate=false)")
     layer.append(100)
     layer.step()
     first = int(layer.observed.read.selection.counts.min())
@@ -211,7 +214,7 @@ def test_structural_batches():
 
 def test_ranking_is_softmax_then_sum_with_the_read_tokens_in_the_denominator():
     """The release leaves sinks and window out of the denominator, so that idle heads vote like busy ones."""
-    layer = Layer("pqcache(budget=12, sinks=4, window=8, subspaces=8, bits=8)", groups=4)
+    layer = Layer("pqcache(budget=12, sinks=4, window=8, subspaces=8, bits=8, rotate=false)", groups=4)
     layer.append(280)
     layer.step()
     books, codes = index_of(layer)

@@ -51,7 +51,7 @@ def test_a_name_alone_means_the_defaults(name):
         ("pqcache(budget='mass=0.95')", PQCache(budget=Budget(mass=0.95))),
         ("pqcache(mass=.9, floor=4, cap=.5)", PQCache(budget=Budget(mass=0.9, floor=4, cap=0.5))),
         ("pqcache(rotate=true, bits=4)", PQCache(rotate=True, bits=4)),
-        ("pqcache(rotate=False)", PQCache()),
+        ("pqcache(rotate=False)", PQCache(rotate=False)),
         ("( pqcache ( \n subspaces = 2 , ) )", PQCache(subspaces=2)),
     ],
 )
@@ -120,7 +120,7 @@ HOSTILE = [
     *[
         "pqcache(iterations=0)",
         "pqcache(iterations=301)",
-        "pqcache(sample=255)",
+        "pqcache(bits=8, sample=255)",
         "pqcache(rotate=1)",
         "pqcache(rotate=yes)",
     ],

@@ -76,9 +76,18 @@ def shares_of(selector, step, row):
     span = (tables.max(-1) - tables.min(-1)).max()
     top = 255 if selector.bits == 4 else 65535 // selector.subspaces
     slack = float(np.exp(2 * (span / top / 2 * selector.subspaces + 1e-4)))
-    anchors = oracles.array(step.anchor_lse[row]).reshape(-1, 1)
+    anchors = (
+        oracles.array(step.anchor_lse[row]).reshape(-1, 1) - logit_variances(selector, step, row, query) / 2
+    )
     shares, fixed = oracles.group_shares(logits, anchors, step.keys.shape[1])
     return shares, fixed, slack
+
+
+def logit_variances(selector, step, row, query):
+    """`[H, 1]`: what the residuals' second moment makes of each query head's logits."""
+    moments = oracles.array(selector.state()["residuals"][row])
+    group = query.shape[0] // moments.shape[0]
+    return np.array([[step.scale**2 * q @ moments[h // group] @ q] for h, q in enumerate(query)])
 
 
 def check_greatest(selector, step, selection, counts=None):
@@ -180,6 +189,13 @@ def quantised_errors(selector, row, keys):
     return distances.min(-1).sum(-1)
 
 
+@pytest.mark.parametrize("size", [1, 2, 8, 31, 32, 40, 56, 64, 80, 96, 100, 128, 192, 256])
+def test_left_out_sub_spaces_fit_any_head_size(size):
+    selector = built(draw(40, size=size), subspaces=None)
+    assert size % selector.subspaces == 0
+    assert selector.subspaces >= min(16, size // 2)
+
+
 def test_an_index_pays_with_more_tokens_than_centroids():
     assert [make(bits=bits).minimum for bits in (1, 4, 8)] == [3, 17, 257]
 
@@ -213,6 +229,9 @@ def test_selects_the_fewest_for_the_mass(bits, target):
     selection = selector.select(step)
     check_greatest(selector, step, selection)
     shares, fixed, slack = shares_of(selector, step, 0)
+    # One standard deviation of the logits is left as a margin for what is not read.
+    variances = logit_variances(selector, step, 0, oracles.array(quantised_keys(selector, query)[0]))
+    target = 1 - (1 - target) * np.exp(-np.sqrt(variances.mean()))
     for head in range(2):
         bounds = [
             len(oracles.fewest_for_mass(shares[head], fixed[head], near, 3, budget.limit(330)))
@@ -358,11 +377,11 @@ def test_bytes_are_those_of_the_arrays(bits, subspaces, count, rotate):
     keys = draw(max(count, 2**bits), size=subspaces * 4, heads=3, batch=2)
     selector = built(keys, bits=bits, subspaces=subspaces, rotate=rotate, iterations=1)
     held = selector.state()
-    arrays = [held[name] for name in ("codebooks", "codes", "rotation") if name in held]
+    arrays = [held[name] for name in ("codebooks", "codes", "residuals", "rotation") if name in held]
     assert selector.nbytes == sum(array.nbytes for array in arrays)
     step = step_of(torch.randn(2, 6, subspaces * 4), keys, 0, count, Budget(tokens=1))
     codes = count * (-(-subspaces // 2) if bits == 4 else subspaces)
-    fitted = held["codebooks"].nbytes + (held["rotation"].nbytes if rotate else 0)
+    fitted = sum(array.nbytes for array in arrays) - held["codes"].nbytes
     assert selector.bytes_read(step) == codes + fitted // 6
 
 

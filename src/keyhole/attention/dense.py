@@ -109,6 +109,7 @@ def _explicit_block(
         weights = torch.cat([logits, sinks], dim=-1).softmax(-1)[..., :-1]
     else:
         weights = logits.softmax(-1)
-    # A padding query sees nothing; its row is unused, but NaN there would spread.
-    weights = weights.nan_to_num(0.0)
+    if mask is not None:
+        # A padding query sees nothing; its row is unused, but NaN there would spread.
+        weights = weights.masked_fill(~mask.any(-1, keepdim=True).unsqueeze(2), 0.0)
     return (weights @ values.unsqueeze(2).float()).to(query.dtype).flatten(1, 2)

@@ -20,12 +20,12 @@ class Part(NamedTuple):
 
 def merge(first: Part, second: Part) -> Part:
     """Attention over the union of two disjoint parts."""
-    # From the difference, so that the weights add up to one however large the logits are. Where both parts
-    # are empty it is -inf - -inf; a weight of zero is meant.
-    lead = (first.lse - second.lse).unsqueeze(-1)
-    weights = [torch.sigmoid(gap).nan_to_num(0.0) for gap in (lead, -lead)]
-    out = first.out.float() * weights[0] + second.out.float() * weights[1]
-    return Part(out.to(first.out.dtype), torch.logaddexp(first.lse, second.lse))
+    lse = torch.logaddexp(first.lse, second.lse)
+    # Weights from the difference add up to one however large the logits are. Two empty parts have none; both
+    # outs are zero then, so any weight will do.
+    lead = (first.lse - second.lse).masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)
+    out = first.out.float() * lead.sigmoid() + second.out.float() * (-lead).sigmoid()
+    return Part(out.to(first.out.dtype), lse)
 
 
 def add_sink_logits(part: Part, sink_logits: Tensor) -> Part:

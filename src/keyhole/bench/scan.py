@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +17,21 @@ from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
 from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate, Evictor
+from keyhole.budget import Budget
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.recipe import Recipe
+from keyhole.selection.product import default_subspaces
 
 _CHUNK = 65_536
 _LOST = 1e-4  # share of the estimated attention that another order of nearly equal tokens may lose
+
+
+class Quantiser(NamedTuple):
+    """What decides how long a scan takes."""
+
+    subspaces: int
+    bits: int
+    budget: Budget
 
 
 class Codes(NamedTuple):
@@ -42,14 +52,14 @@ def scan(
         CheckFailedError: the choice is not the best one by the estimated logits.
     """
     recipe = case.recipe(method)
-    stage = _quantiser(recipe)
+    coder = _quantiser(recipe, case.head_dim)
     require_layer_memory(case)
     source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
     query = source.query(case.query_heads)
     keys, values = source.keys_values(case.tokens)
-    codes = _random_codes(case, stage)
+    codes = _random_codes(case, coder)
     rows = query.float().reshape(case.kv_heads, -1, case.head_dim)
-    limit = stage.budget.limit(case.tokens)
+    limit = coder.budget.limit(case.tokens)
 
     def pick(impl: str) -> kernels.Picked:
         return kernels.pq_select(
@@ -58,9 +68,9 @@ def scan(
             codes.buffer,
             0,
             case.tokens,
-            k=limit if stage.budget.mass is None else None,
-            mass=stage.budget.mass,
-            floor=min(stage.budget.floor, limit),
+            k=limit if coder.budget.mass is None else None,
+            mass=coder.budget.mass,
+            floor=min(coder.budget.floor, limit),
             cap=limit,
             scale=case.logits.scale,
             impl=impl,
@@ -73,7 +83,7 @@ def scan(
     moved = codes.buffer.nbytes + codes.codebooks.nbytes
     candidate = Candidate(str(recipe), name, lambda: pick(impl), moved, read)
     baselines = dense_baselines(query, keys, values, case.logits.scale)
-    peer, note = faiss_baseline(keys, rows, read, code_bits=stage.subspaces * stage.bits)
+    peer, note = faiss_baseline(keys, rows, read, code_bits=coder.subspaces * coder.bits)
     baselines += [peer] if peer else []
     return [
         compare(
@@ -109,22 +119,20 @@ def check_picked(
             )
 
 
-def _quantiser(recipe: Recipe) -> PQCache:
-    stage = next(
-        (stage for stage in recipe.stages if hasattr(stage, "subspaces") and hasattr(stage, "bits")), None
-    )
-    if stage is None:
-        raise ValueError(f"{recipe} has no product quantiser to scan; give --method pqcache(...)")
-    return cast(PQCache, stage)
+def _quantiser(recipe: Recipe, head_dim: int) -> Quantiser:
+    for stage in recipe.stages:
+        if isinstance(stage, PQCache):
+            return Quantiser(stage.subspaces or default_subspaces(head_dim), stage.bits, stage.budget)
+    raise ValueError(f"{recipe} has no product quantiser to scan; give --method pqcache(...)")
 
 
-def _random_codes(case: Case, stage: PQCache) -> Codes:
+def _random_codes(case: Case, coder: Quantiser) -> Codes:
     generator = torch.Generator().manual_seed(case.seed)
-    centroids = 2**stage.bits
-    shape = (case.kv_heads, stage.subspaces, centroids, case.head_dim // stage.subspaces)
-    buffer = kernels.allocate_codes(case.kv_heads, case.tokens, stage.subspaces, stage.bits)
+    centroids = 2**coder.bits
+    shape = (case.kv_heads, coder.subspaces, centroids, case.head_dim // coder.subspaces)
+    buffer = kernels.allocate_codes(case.kv_heads, case.tokens, coder.subspaces, coder.bits)
     for start in range(0, case.tokens, _CHUNK):
-        size = (case.kv_heads, min(_CHUNK, case.tokens - start), stage.subspaces)
+        size = (case.kv_heads, min(_CHUNK, case.tokens - start), coder.subspaces)
         drawn = torch.randint(centroids, size, dtype=torch.uint8, generator=generator)
-        kernels.write_codes(buffer, start, drawn, bits=stage.bits)
+        kernels.write_codes(buffer, start, drawn, bits=coder.bits)
     return Codes(torch.randn(shape, generator=generator), buffer)

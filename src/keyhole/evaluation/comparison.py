@@ -109,7 +109,7 @@ def _answer_all(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample, chosen: Sequence[Candidate]
 ) -> Iterable[tuple[Candidate, Outcome]]:
     """The candidates' answers to one sample; DENSE, which comes first, is the measure of the others."""
-    tokens: Tensor = tokenizer(sample.prompt, return_tensors="pt").input_ids.to(model.device)
+    tokens: Tensor = tokenizer(sample.prompt, return_tensors="pt", verbose=False).input_ids.to(model.device)
     prompt = Prompt(model, tokens)
     full: float | None = None
     for candidate in chosen:

@@ -35,9 +35,10 @@ def prefill(
 
     Chunks are of equal size as far as may be: a last one of a single token would be taken for a decode step.
     """
+    forward = _forward(model, cache)
     started = time.perf_counter()
     for part in tokens.tensor_split(-(-tokens.shape[1] // chunk), dim=1):
-        _forward(model, part, cache)
+        forward(part)
         if progress is not None:
             progress(part.shape[1])
     synchronize(tokens.device)
@@ -61,11 +62,11 @@ def decode(
     Args:
         pick: from the logits `[V]` to the next token; the likeliest where not given.
     """
-    token = last
+    forward, choose, token = _forward(model, cache), pick or greedy, last
     for _ in range(limit):
         started = time.perf_counter()
-        logits = _forward(model, torch.tensor([[token]], device=model.device), cache)
-        token = (pick or greedy)(logits[0, -1])
+        logits = forward(torch.tensor([[token]], device=model.device))
+        token = choose(logits[0, -1])
         yield Token(token, token in stops, time.perf_counter() - started)
         if token in stops:
             return
@@ -114,6 +115,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _forward(model: PreTrainedModel, tokens: Tensor, cache: Cache) -> Tensor:
-    options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    return model(input_ids=tokens, past_key_values=cache, use_cache=True, **options).logits
+def _forward(model: PreTrainedModel, cache: Cache) -> Callable[[Tensor], Tensor]:
+    """From token ids to logits, of the last token only where the model can leave the others out."""
+    known = inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    return lambda tokens: model(input_ids=tokens, past_key_values=cache, use_cache=True, **options).logits

@@ -67,7 +67,7 @@ def _draw_method(axes: Axes, rows: Sequence[Row], index: int) -> None:
     axes.plot(*_places(lined), linewidth=1.8, markersize=6.5, label=rows[0].method, **style)
     axes.plot(*_places(alone), **_HOLLOW, **style)
     for row in rows:
-        _name_point(axes, row, style["color"], above=(index + (row in alone)) % 2 == 0)
+        _name_point(axes, row, style["color"], above=row in alone)
 
 
 def _name_point(axes: Axes, row: Row, colour: str, *, above: bool) -> None:
@@ -104,12 +104,12 @@ def _places(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
 def _scale(axes: Axes, means: Sequence[Row]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-    lowest = 100 * min(row.accuracy for row in means)
+    lowest, highest = (100 * extreme(row.accuracy for row in means) for extreme in (min, max))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    # A little room above 100 and below the lowest, for the names of the points.
-    axes.set_ylim(min(lowest - 8, 84), 103)
+    # Room for the names of the points, which may be above 100 or below 0.
+    axes.set_ylim(lowest - 12, min(highest + 12, 104))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     axes.margins(x=0.08)

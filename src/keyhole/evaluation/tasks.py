@@ -135,12 +135,12 @@ def draw_common(
     Every common word appears at least RATIO times as often as a typical other word.
     """
     most = min(OTHERS, words - COMMON)
-    each = max(1, -(-items // (COMMON * RATIO + most)))
+    each = max(1, items // (COMMON * RATIO + most))
     rest = items - COMMON * RATIO * each
     if rest < 1:
         raise ValueError(f"a list of {items} words is too short, the least is {COMMON * RATIO + 1}")
     chosen = rng.permutation(words)
-    others = np.resize(chosen[COMMON : COMMON + max(1, min(most, rest // each))], rest)
+    others = np.resize(chosen[COMMON : COMMON + min(most, rest)], rest)
     listed = rng.permutation(np.concatenate([np.repeat(chosen[:COMMON], RATIO * each), others]))
     return listed, _by_appearance(listed, chosen[:COMMON])
 

@@ -11,7 +11,7 @@ Growing a buffer means copying its blocks to the front of a longer one.
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import call
 
 BLOCK = 64
@@ -19,8 +19,10 @@ BLOCK = 64
 
 def row_bytes(subspaces: int, bits: int) -> int:
     """Bytes of one slot (P above): two 4-bit codes share a byte, every other width takes a whole one."""
-    require(1 <= bits <= 8, f"bits={bits}, expected 1 to 8")
-    require(1 <= subspaces <= 256, f"subspaces={subspaces}, expected 1 to 256")
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits={bits}, expected 1 to 8")
+    if not 1 <= subspaces <= 256:
+        raise ValueError(f"subspaces={subspaces}, expected 1 to 256")
     return (subspaces + 1) // 2 if bits == 4 else subspaces
 
 
@@ -28,7 +30,8 @@ def allocate_codes(
     rows: int, capacity: int, subspaces: int, bits: int, *, device: torch.device | str | None = None
 ) -> Tensor:
     """A zeroed code buffer [rows, ceil(capacity / 64), bytes] for `capacity` slots."""
-    require(rows >= 1 and capacity >= 0, f"rows={rows}, capacity={capacity}, expected at least 1 and 0")
+    if rows < 1 or capacity < 0:
+        raise ValueError(f"rows={rows}, capacity={capacity}, expected at least 1 and 0")
     blocks = -(-capacity // BLOCK)
     size = row_bytes(subspaces, bits) * BLOCK
     return torch.zeros(rows, blocks, size, dtype=torch.uint8, device=device)
@@ -38,7 +41,8 @@ def write_codes(buffer: Tensor, start: int, codes: Tensor, *, bits: int, impl: s
     """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place."""
     rows, tokens, subspaces = codes.shape
     _check_range(buffer, start, start + tokens, subspaces, bits)
-    require(buffer.shape[0] == rows, f"codes have {rows} rows, the buffer {buffer.shape[0]}")
+    if buffer.shape[0] != rows:
+        raise ValueError(f"codes have {rows} rows, the buffer {buffer.shape[0]}")
     if codes.dtype != torch.uint8:
         raise TypeError(f"codes are {codes.dtype}, expected torch.uint8")
     if tokens == 0:
@@ -66,12 +70,13 @@ def read_codes(buffer: Tensor, start: int, stop: int, *, subspaces: int, bits: i
 
 def _check_range(buffer: Tensor, start: int, stop: int, subspaces: int, bits: int) -> None:
     size = row_bytes(subspaces, bits) * BLOCK
-    require(
-        buffer.dtype == torch.uint8 and buffer.dim() == 3 and buffer.shape[2] == size,
-        f"buffer is {buffer.dtype} {list(buffer.shape)}, expected uint8 [rows, blocks, {size}]",
-    )
+    if buffer.dtype != torch.uint8 or buffer.dim() != 3 or buffer.shape[2] != size:
+        raise ValueError(
+            f"buffer is {buffer.dtype} {list(buffer.shape)}, expected uint8 [rows, blocks, {size}]"
+        )
     capacity = buffer.shape[1] * BLOCK
-    require(0 <= start <= stop <= capacity, f"slots {start}..{stop} lie outside 0..{capacity}")
+    if not 0 <= start <= stop <= capacity:
+        raise ValueError(f"slots {start}..{stop} lie outside 0..{capacity}")
 
 
 def _block_rows(buffer: Tensor) -> Tensor:

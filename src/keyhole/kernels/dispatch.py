@@ -17,7 +17,7 @@ def use_native(impl: str, *tensors: Tensor, supported: bool = True) -> bool:
         return False
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
-    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    on_cpu = all([tensor.is_cpu for tensor in tensors])
     ready = supported and on_cpu and current() is not None
     if impl == "native" and not ready:
         raise RuntimeError(f"impl='native' cannot run: {_reason(on_cpu, supported)}; use impl='auto'")
@@ -30,9 +30,3 @@ def _reason(on_cpu: bool, supported: bool) -> str:
     if not supported:
         return "these dtypes or shapes have no native code"
     return missing_reason()
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)

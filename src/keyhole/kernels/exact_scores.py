@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import FLOATS, TYPES, call
 
 
@@ -14,13 +14,15 @@ def exact_scores(
 
     R rows (batch x KV heads), G query heads of a KV head, D head size, cap slots in a row.
     """
-    require(
-        query.dim() == keys.dim() == 3
-        and query.shape[0] == keys.shape[0]
-        and query.shape[2] == keys.shape[2],
-        f"keys {list(keys.shape)} do not fit query {list(query.shape)}",
-    )
-    require(0 <= first <= last <= keys.shape[1], f"slots {first}..{last} lie outside 0..{keys.shape[1]}")
+    if (
+        query.dim() != 3
+        or keys.dim() != 3
+        or query.shape[0] != keys.shape[0]
+        or query.shape[2] != keys.shape[2]
+    ):
+        raise ValueError(f"keys {list(keys.shape)} do not fit query {list(query.shape)}")
+    if not 0 <= first <= last <= keys.shape[1]:
+        raise ValueError(f"slots {first}..{last} lie outside 0..{keys.shape[1]}")
     if use_native(impl, query, keys, supported=keys.dtype in FLOATS):
         return _native(query.float().contiguous(), keys[:, first:last], scale)
     return query.float() @ keys[:, first:last].float().transpose(1, 2) * scale

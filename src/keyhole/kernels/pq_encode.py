@@ -6,7 +6,7 @@ Shapes: R rows (batch x KV heads), T tokens, D size of a point, C centroids, M s
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import FLOATS, TYPES, call
 
 _CHUNK = 1 << 22
@@ -14,14 +14,13 @@ _CHUNK = 1 << 22
 
 def kmeans_assign(points: Tensor, centroids: Tensor, *, impl: str = "auto") -> Tensor:
     """Labels [R, T] (int32) of the centroids [R, C, D] nearest to points [R, T, D]; ties: the lower label."""
-    require(
-        points.dim() == 3 and centroids.dim() == 3,
-        f"points {list(points.shape)} and centroids {list(centroids.shape)} must have three dimensions",
-    )
+    if points.dim() != 3 or centroids.dim() != 3:
+        raise ValueError(
+            f"points and centroids have {points.dim()} and {centroids.dim()} dimensions, expected 3"
+        )
     fits = points.shape[0] == centroids.shape[0] and points.shape[2] == centroids.shape[2]
-    require(
-        fits and centroids.shape[1] > 0, f"points {list(points.shape)}, centroids {list(centroids.shape)}"
-    )
+    if not fits or centroids.shape[1] == 0:
+        raise ValueError(f"points {list(points.shape)} do not fit centroids {list(centroids.shape)}")
     if use_native(impl, points, centroids, supported=points.dtype in FLOATS):
         return _native(points, centroids[:, None], torch.int32)[..., 0]
     return _assign(points[:, :, None], centroids[:, None])[..., 0].int()
@@ -29,15 +28,14 @@ def kmeans_assign(points: Tensor, centroids: Tensor, *, impl: str = "auto") -> T
 
 def pq_encode(keys: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
     """Codes [R, T, M] (uint8) of keys [R, T, D] for codebooks [R, M, C, D / M]."""
-    require(
-        keys.dim() == 3 and codebooks.dim() == 4,
-        f"keys {list(keys.shape)} and codebooks {list(codebooks.shape)} must have three and four dimensions",
-    )
+    if keys.dim() != 3 or codebooks.dim() != 4:
+        raise ValueError(
+            f"keys and codebooks have {keys.dim()} and {codebooks.dim()} dimensions, expected 3 and 4"
+        )
     rows, subspaces, centroids, width = codebooks.shape
-    require(
-        keys.shape[0] == rows and keys.shape[2] == subspaces * width and 1 <= centroids <= 256,
-        f"keys {list(keys.shape)} do not fit codebooks {list(codebooks.shape)}",
-    )
+    fits = keys.shape[0] == rows and keys.shape[2] == subspaces * width
+    if not fits or not 1 <= centroids <= 256:
+        raise ValueError(f"keys {list(keys.shape)} do not fit codebooks {list(codebooks.shape)}")
     if use_native(impl, keys, codebooks, supported=keys.dtype in FLOATS):
         return _native(keys, codebooks, torch.uint8)
     return _assign(keys.unflatten(2, (subspaces, width)), codebooks).to(torch.uint8)

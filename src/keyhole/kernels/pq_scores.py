@@ -6,8 +6,8 @@ Shapes: R rows (batch x KV heads), G query heads of a KV head, D head size, M su
 import torch
 from torch import Tensor
 
-from keyhole.kernels.codes import BLOCK, read_codes
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.codes import BLOCK, read_codes, row_bytes
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import call
 from keyhole.kernels.pq_tables import Tables, check_query, pq_tables, softcapped
 
@@ -38,12 +38,18 @@ def pq_scores(
 
 def check_buffer(buffer: Tensor, codebooks: Tensor, n: int) -> None:
     """Raise ValueError unless the buffer has the rows of the codebooks and at least n slots."""
-    require(
-        buffer.dim() == 3 and buffer.shape[0] == codebooks.shape[0],
-        f"code buffer {list(buffer.shape)} does not have the {codebooks.shape[0]} rows of the codebooks",
-    )
+    if buffer.dim() != 3 or buffer.shape[0] != codebooks.shape[0]:
+        raise ValueError(
+            f"code buffer {list(buffer.shape)} does not have the {codebooks.shape[0]} rows of the codebooks"
+        )
     capacity = buffer.shape[1] * BLOCK
-    require(0 <= n <= capacity, f"n={n}, expected 0 to the capacity {capacity}")
+    if not 0 <= n <= capacity:
+        raise ValueError(f"n={n}, expected 0 to the capacity {capacity}")
+    size = row_bytes(codebooks.shape[1], codebooks.shape[2].bit_length() - 1) * BLOCK
+    if buffer.dtype != torch.uint8 or buffer.shape[2] != size:
+        raise ValueError(
+            f"code buffer is {buffer.dtype} {list(buffer.shape)}, expected uint8 [.., .., {size}]"
+        )
 
 
 def table_sums(tables: Tables, buffer: Tensor, n: int) -> Tensor:

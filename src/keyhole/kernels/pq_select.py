@@ -5,30 +5,18 @@ Shapes: R rows (batch x KV heads), G query heads of a KV head, D head size, M su
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keyhole.kernels.codes import BLOCK
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import call
-from keyhole.kernels.pq_scores import check_buffer, table_sums
-from keyhole.kernels.pq_tables import check_query, pq_tables, softcapped
+from keyhole.kernels.pq_scores import check_buffer
+from keyhole.kernels.pq_select_reference import Budget, Picked, reference
+from keyhole.kernels.pq_tables import check_query
 
 Bounds = int | Sequence[int] | Tensor
-
-
-class Picked(NamedTuple):
-    slots: Tensor  # int32 [R, width], ascending in slots[r, :counts[r]], 0 beyond
-    counts: Tensor  # int32 [R]
-    mass: Tensor  # float32 [R]: estimated share of attention mass in the picked slots and the anchors
-
-
-class Budget(NamedTuple):
-    floor: int
-    cap: int
-    mass: float
 
 
 def pq_select(
@@ -59,34 +47,33 @@ def pq_select(
     most `cap` (default: all). The width of `slots` is k or cap, at most the capacity of the buffer.
     """
     check_query(query, codebooks)
-    rows = query.shape[0]
-    capacity = buffer.shape[1] * BLOCK
+    check_buffer(buffer, codebooks, 0)
+    rows, capacity = query.shape[0], buffer.shape[1] * BLOCK
     starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
     for start, stop in zip(starts, stops, strict=True):
-        require(0 <= start <= stop <= capacity, f"range {start}..{stop} lies outside 0..{capacity}")
+        if not 0 <= start <= stop <= capacity:
+            raise ValueError(f"range {start}..{stop} lies outside 0..{capacity}")
     budget = _budget(k, mass, floor, cap, capacity)
     if anchor_lse is None:
         anchor_lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
-    require(
-        anchor_lse.shape == query.shape[:2],
-        f"anchor_lse has shape {list(anchor_lse.shape)}, expected {list(query.shape[:2])}",
-    )
-    if use_native(impl, query, codebooks, buffer, supported=buffer.stride(2) == 1):
-        run = _native
-    else:
-        run = _reference
+    if anchor_lse.shape != query.shape[:2]:
+        raise ValueError(f"anchor_lse has shape {list(anchor_lse.shape)}, expected {list(query.shape[:2])}")
+    native = use_native(impl, query, codebooks, buffer, anchor_lse, supported=buffer.stride(2) == 1)
+    run = _native if native else reference
     return run(query, codebooks, buffer, starts, stops, scale, softcap, anchor_lse, budget)
 
 
 def _budget(k: int | None, mass: float | None, floor: int, cap: int | None, capacity: int) -> Budget:
-    require((k is None) != (mass is None), f"k={k}, mass={mass}: give exactly one of them")
+    if (k is None) == (mass is None):
+        raise ValueError(f"k={k}, mass={mass}: give exactly one of them")
     if k is not None:
-        require(k >= 0, f"k={k}, expected at least 0")
+        if k < 0:
+            raise ValueError(f"k={k}, expected at least 0")
         return Budget(min(k, capacity), min(k, capacity), 0.0)
-    require(0 <= mass <= 1, f"mass={mass}, expected 0 to 1")
-    require(
-        floor >= 0 and (cap is None or cap >= floor), f"floor={floor}, cap={cap}, expected 0 <= floor <= cap"
-    )
+    if mass is None or not 0 <= mass <= 1:
+        raise ValueError(f"mass={mass}, expected 0 to 1")
+    if floor < 0 or (cap is not None and cap < floor):
+        raise ValueError(f"floor={floor}, cap={cap}, expected 0 <= floor <= cap")
     cap = capacity if cap is None else min(cap, capacity)
     return Budget(min(floor, cap), cap, mass)
 
@@ -95,7 +82,8 @@ def _bounds(value: Bounds, rows: int, name: str) -> Sequence[int]:
     if isinstance(value, int):
         return [value] * rows
     values = value.tolist() if isinstance(value, Tensor) else value
-    require(len(values) == rows, f"{name} has {len(values)} entries, expected one for each of {rows} rows")
+    if len(values) != rows:
+        raise ValueError(f"{name} has {len(values)} entries, expected one for each of {rows} rows")
     return values
 
 
@@ -125,48 +113,3 @@ def _native(
         slots.data_ptr(), counts.data_ptr(), masses.data_ptr(),
     )  # fmt: skip
     return Picked(slots, counts, masses)
-
-
-def _reference(
-    query: Tensor,
-    codebooks: Tensor,
-    buffer: Tensor,
-    starts: Sequence[int],
-    stops: Sequence[int],
-    scale: float,
-    softcap: float | None,
-    anchor_lse: Tensor,
-    budget: Budget,
-) -> Picked:
-    require(bool((anchor_lse < torch.inf).all()), "anchor_lse holds NaN or +inf")
-    check_buffer(buffer, codebooks, max(stops))
-    tables = pq_tables(query, codebooks, scale=scale)
-    sums = table_sums(tables, buffer, max(stops))
-    logits = softcapped(tables.base[..., None] + tables.step[..., None] * sums, softcap)
-    rows = query.shape[0]
-    slots = torch.zeros(rows, budget.cap, dtype=torch.int32, device=query.device)
-    counts = torch.zeros(rows, dtype=torch.int32, device=query.device)
-    masses = torch.zeros(rows, dtype=torch.float32, device=query.device)
-    for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        share, anchor = _shares(logits[row, :, start:stop], anchor_lse[row].double())
-        chosen = _chosen(share, anchor, budget)
-        slots[row, : len(chosen)] = (chosen + start).int()
-        counts[row] = len(chosen)
-        masses[row] = anchor + share[chosen].sum()
-    return Picked(slots, counts, masses)
-
-
-def _shares(logits: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of attention mass of each slot [n] and of the anchors, from logits [G, n] and anchors [G]."""
-    lse = torch.cat([logits, anchors[:, None]], 1).logsumexp(1)
-    lse = lse.masked_fill(lse == -torch.inf, 0)
-    return (logits - lse[:, None]).exp().mean(0), (anchors - lse).exp().mean()
-
-
-def _chosen(share: Tensor, anchor: Tensor, budget: Budget) -> Tensor:
-    """Positions of the picked slots, ascending."""
-    order = share.argsort(descending=True, stable=True)
-    reached = anchor + share[order].cumsum(0)
-    needed = int((reached < budget.mass).sum()) + int(anchor < budget.mass)
-    count = min(max(needed, budget.floor), budget.cap, len(order))
-    return order[:count].sort().values

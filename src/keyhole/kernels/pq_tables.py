@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import require
-
 
 class Tables(NamedTuple):
     entries: Tensor  # int32 [R, G, M, C]
@@ -20,44 +18,34 @@ class Tables(NamedTuple):
     base: Tensor  # float64 [R, G]: logit of a zero sum
 
 
-def bits_of(codebooks: Tensor) -> int:
-    """Bits of a code, from codebooks [R, M, C, D / M] with C = 2**bits."""
-    centroids = codebooks.shape[2]
-    bits = centroids.bit_length() - 1
-    require(
-        2 <= centroids <= 256 and centroids == 1 << bits, f"{centroids} centroids, expected 2, 4, ... 256"
-    )
-    return bits
-
-
 def largest_entry(subspaces: int, bits: int) -> int:
     return 255 if bits == 4 else 65535 // subspaces
 
 
 def check_query(query: Tensor, codebooks: Tensor) -> None:
-    """Raise ValueError unless query [R, G, D] fits codebooks [R, M, C, D / M]."""
-    require(query.dim() == 3, f"query has shape {list(query.shape)}, expected [rows, heads, head size]")
-    require(
-        codebooks.dim() == 4, f"codebooks have shape {list(codebooks.shape)}, expected [rows, M, C, D / M]"
-    )
-    rows, subspaces, _, width = codebooks.shape
-    require(
-        query.shape[0] == rows and query.shape[2] == subspaces * width,
-        f"query {list(query.shape)} does not fit codebooks {list(codebooks.shape)}",
-    )
-    bits_of(codebooks)
+    """Raise ValueError unless query [R, G, D] fits codebooks [R, M, C, D / M] with C = 2, 4, ... 256."""
+    if query.dim() != 3 or codebooks.dim() != 4:
+        raise ValueError(
+            f"query and codebooks have {query.dim()} and {codebooks.dim()} dimensions, expected 3 and 4"
+        )
+    rows, subspaces, centroids, width = codebooks.shape
+    if query.shape[0] != rows or query.shape[2] != subspaces * width:
+        raise ValueError(f"query {list(query.shape)} does not fit codebooks {list(codebooks.shape)}")
+    if not 2 <= centroids <= 256 or centroids & (centroids - 1):
+        raise ValueError(f"codebooks have {centroids} centroids, expected 2, 4, ... 256")
 
 
 def pq_tables(query: Tensor, codebooks: Tensor, *, scale: float) -> Tables:
     """Tables of query [R, G, D] for codebooks [R, M, C, D / M]; computed in float64 so every build agrees."""
     rows, heads, _ = query.shape
-    _, subspaces, _, width = codebooks.shape
+    _, subspaces, centroids, width = codebooks.shape
     parts = query.double().reshape(rows, heads, subspaces, width)
-    logits = torch.einsum("rgmd,rmcd->rgmc", parts, codebooks.double()) * scale
-    require(bool((logits.abs() < 1e30).all()), "query or codebooks hold values that are not finite")
+    logits = torch.einsum("rgmd,rmcd->rgmc", parts * scale, codebooks.double())
+    if not (logits.abs() < 1e30).all():
+        raise ValueError("query or codebooks hold values that are not finite")
     low, high = logits.amin(-1), logits.amax(-1)
     span = (high - low).amax(-1)
-    top = largest_entry(subspaces, bits_of(codebooks))
+    top = largest_entry(subspaces, centroids.bit_length() - 1)
     unit = torch.where(span > 0, top / span, 0.0)
     entries = ((logits - low[..., None]) * unit[..., None, None] + 0.5).floor().int()
     return Tables(entries, span / top, low.sum(-1))

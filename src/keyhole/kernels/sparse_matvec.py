@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import require, use_native
+from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import TYPES, call
 
 _SUPPORTED = (torch.float32, torch.bfloat16)
@@ -14,10 +14,10 @@ def matvec_skip_rows(weight: Tensor, x: Tensor, gate: Tensor, *, impl: str = "au
 
     weight [M, N], x [N], gate [M]; result [M] in the dtype of x, accumulated in float32.
     """
-    require(
-        weight.dim() == 2 and x.shape == weight.shape[1:] and gate.shape == weight.shape[:1],
-        f"x {list(x.shape)} and gate {list(gate.shape)} do not fit weight {list(weight.shape)}",
-    )
+    if weight.dim() != 2 or x.shape != weight.shape[1:] or gate.shape != weight.shape[:1]:
+        raise ValueError(
+            f"x {list(x.shape)} and gate {list(gate.shape)} do not fit weight {list(weight.shape)}"
+        )
     if use_native(impl, weight, x, gate, supported=_native_weight(weight)):
         factors, inputs = gate.float().contiguous(), x.float().contiguous()
         y = torch.empty(weight.shape[0], dtype=torch.float32)
@@ -38,10 +38,8 @@ def matvec_skip_columns(weight_t: Tensor, x: Tensor, *, impl: str = "auto") -> T
     weight_t [M, N] is the transposed weight, one input channel in a row; x [M]; result [N] in the dtype of x,
     accumulated in float32.
     """
-    require(
-        weight_t.dim() == 2 and x.shape == weight_t.shape[:1],
-        f"x {list(x.shape)} does not fit weight_t {list(weight_t.shape)}",
-    )
+    if weight_t.dim() != 2 or x.shape != weight_t.shape[:1]:
+        raise ValueError(f"x {list(x.shape)} does not fit weight_t {list(weight_t.shape)}")
     if use_native(impl, weight_t, x, supported=_native_weight(weight_t)):
         inputs = x.float().contiguous()
         y = torch.empty(weight_t.shape[1], dtype=torch.float32)

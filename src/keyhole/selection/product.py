@@ -17,8 +17,10 @@ from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.drift import DriftWatch
 from keyhole.selection.kmeans import kmeans
 from keyhole.selection.rotation import balanced_rotation
+from keyhole.selection.uncertainty import cautious, logit_variance, residual_moment
 
 _SEED = 0
+_TENSORS = ("codebooks", "residuals", "rotation", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
 
@@ -26,12 +28,14 @@ _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that
 class ProductSelector(Selector):
     """Codebooks fitted on the prompt's own keys, codes addressed by slot."""
 
-    def __init__(self, *, subspaces: int, bits: int, rotate: bool, iterations: int, sample: int) -> None:
-        self.subspaces, self.bits, self.rotate = subspaces, bits, rotate
+    def __init__(
+        self, *, subspaces: int | None, bits: int, rotate: bool, iterations: int, sample: int
+    ) -> None:
+        self.subspaces, self.bits, self.rotate = subspaces or 0, bits, rotate
         self.iterations, self.sample = iterations, sample
-        self._codebooks: Tensor | None = None  # [B, Hkv, M, C, D / M] float32
-        self._rotation: Tensor | None = None  # [B, Hkv, D, D] float32
-        self._codes: Tensor | None = None  # [B, Hkv, blocks, bytes], as keyhole.kernels.codes lays them out
+        # Once built: `codebooks [B, Hkv, M, C, D / M]`, `residuals [B, Hkv, D, D]` (their second moment) and,
+        # where asked for, `rotation [B, Hkv, D, D]`, all float32; `codes [B, Hkv, blocks, bytes]`, packed.
+        self._held: dict[str, Tensor] = {}
         self._drift = DriftWatch()
         self._built = 0  # tokens there were at the last build
 
@@ -44,26 +48,21 @@ class ProductSelector(Selector):
         return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
     def build(self, keys: Tensor, first: Tensor) -> None:
+        self.subspaces = self.subspaces or default_subspaces(keys.shape[-1])
         if keys.shape[-1] % self.subspaces:
             raise ValueError(
                 f"keys of size {keys.shape[-1]} cannot be cut into {self.subspaces} equal sub-spaces; "
                 "give a number of subspaces that divides the head size"
             )
         sample = self._training_rows(keys, first)
+        self._held = {}
         if self.rotate:
-            self._rotation = balanced_rotation(sample.flatten(0, 1), self.subspaces).unflatten(
-                0, sample.shape[:2]
-            )
-        pieces = self._rotated(sample).unflatten(-1, (self.subspaces, -1)).transpose(2, 3)
-        generator = torch.Generator().manual_seed(_SEED)
-        centroids = kmeans(
-            pieces.flatten(0, 2).contiguous(),
-            2**self.bits,
-            iterations=self.iterations,
-            generator=generator,
-        )
-        self._codebooks = centroids.unflatten(0, pieces.shape[:3])
-        self.length, self._codes, self._built = 0, None, keys.shape[2]
+            rotation = balanced_rotation(sample.flatten(0, 1), self.subspaces)
+            self._held["rotation"] = rotation.unflatten(0, sample.shape[:2])
+        sample = self._rotated(sample)
+        self._held["codebooks"] = self._fit(sample)
+        self._held["residuals"] = self._residual_moment(sample)
+        self.length, self._built = 0, keys.shape[2]
         errors = self._encode(keys)
         padding = torch.arange(keys.shape[2], device=keys.device) < first.view(-1, 1, 1)
         self._drift = DriftWatch()
@@ -74,45 +73,50 @@ class ProductSelector(Selector):
 
     def select(self, step: Step) -> Selection:
         batch, kv_heads = step.keys.shape[:2]
-        rows = batch * kv_heads
-        query = step.query.unflatten(1, (kv_heads, -1)).float()
-        first = step.first.repeat_interleave(kv_heads)
+        query = self._rotated(step.query.unflatten(1, (kv_heads, -1)).float())
+        variance = logit_variance(query, self._fitted("residuals"), step.scale)
+        # A mass to reach depends on the uncertainty of its batch row, so each row is a call of its own.
+        calls = [slice(0, batch)] if step.budget.mass is None else [slice(b, b + 1) for b in range(batch)]
+        picked = [self._pick(step, query[rows], variance[rows], rows) for rows in calls]
+        # As wide as the longest choice: a mass budget may allow the whole context and take little of it.
+        width = max(1, *(int(part.counts.max()) for part in picked))
+        fields = zip(*(part._replace(slots=part.slots[:, :width]) for part in picked), strict=True)
+        return Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
+
+    def _pick(self, step: Step, query: Tensor, variance: Tensor, rows: slice) -> kernels.Picked:
+        """Pick for batch rows `rows`: `query [b, Hkv, G, D]` along quantised axes, `variance [b, Hkv, G]`."""
         budget, limit = step.budget, step.budget.limit(step.keys.shape[2])
-        picked = kernels.pq_select(
-            self._rotated(query).flatten(0, 1),
-            self._fitted().flatten(0, 1),
-            self._written().flatten(0, 1),
+        first = step.first[rows].repeat_interleave(query.shape[1])
+        anchor = step.anchor_lse[rows].reshape(first.shape[0], -1)
+        return kernels.pq_select(
+            query.flatten(0, 1),
+            self._fitted("codebooks")[rows].flatten(0, 1),
+            self._fitted("codes")[rows].flatten(0, 1),
             first,
             first.clamp(min=step.last),
             k=limit if budget.mass is None else None,
-            mass=budget.mass,
+            mass=None if budget.mass is None else cautious(budget.mass, variance),
             floor=min(budget.floor, limit),
             cap=limit,
-            anchor_lse=step.anchor_lse.reshape(rows, -1),
+            # Relative to estimated weights, exact ones count for less: see uncertainty.py.
+            anchor_lse=anchor - variance.flatten(0, 1) / 2,
             scale=step.scale,
             softcap=step.softcap,
         )
-        # As wide as the longest choice: a mass budget may allow the whole context and take little of it.
-        width = max(1, int(picked.counts.max()))
-        picked = picked._replace(slots=picked.slots[:, :width])
-        return Selection(*(field.unflatten(0, (batch, kv_heads)) for field in picked))
 
     def bytes_read(self, step: Step) -> int:
-        fitted = self._fitted()[0, 0].nbytes
-        if self._rotation is not None:
-            fitted += self._rotation[0, 0].nbytes
-        return step.last * (self._written().shape[-1] // BLOCK) + fitted
+        fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
+        return step.last * (self._fitted("codes").shape[-1] // BLOCK) + fitted
 
     def state(self) -> dict[str, Tensor]:
-        held = {"codebooks": self._codebooks, "rotation": self._rotation, "codes": self._codes}
-        return {name: tensor for name, tensor in held.items() if tensor is not None} | self._drift.state()
+        return self._held | self._drift.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
-        self._codebooks, self._rotation = state.get("codebooks"), state.get("rotation")
-        codes = state.get("codes")
         # Codes are written to; whoever else takes this state must not see that.
-        self._codes = None if codes is None else codes.clone()
+        self._held = {name: tensor.clone() for name, tensor in state.items() if name in _TENSORS}
+        if self._held:
+            self.subspaces = self._held["codebooks"].shape[2]
         self._drift = DriftWatch()
         self._drift.restore(state)
 
@@ -121,12 +125,27 @@ class ProductSelector(Selector):
         self._built = min(self._built, length)
 
     def reorder(self, rows: Tensor) -> None:
-        def take(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(0, rows.to(tensor.device))
-
-        self._codebooks, self._codes = take(self._codebooks), take(self._codes)
-        self._rotation = take(self._rotation)
+        self._held = {
+            name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._held.items()
+        }
         self._drift.reorder(rows)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._held.values())
+
+    def _fit(self, sample: Tensor) -> Tensor:
+        """Codebooks for `sample [B, Hkv, T, D]`."""
+        pieces = sample.unflatten(-1, (self.subspaces, -1)).transpose(2, 3)
+        generator = torch.Generator().manual_seed(_SEED)
+        problems = pieces.flatten(0, 2).contiguous()
+        centroids = kmeans(problems, 2**self.bits, iterations=self.iterations, generator=generator)
+        return centroids.unflatten(0, pieces.shape[:3])
+
+    def _residual_moment(self, sample: Tensor) -> Tensor:
+        rows, books = sample.flatten(0, 1), self._fitted("codebooks").flatten(0, 1)
+        residuals = rows - _decode(kernels.pq_encode(rows, books), books)
+        return residual_moment(residuals).unflatten(0, sample.shape[:2])
 
     def _training_rows(self, keys: Tensor, first: Tensor) -> Tensor:
         """A random sample of the real tokens of each batch row, float32 `[B, Hkv, T, D]`."""
@@ -144,7 +163,7 @@ class ProductSelector(Selector):
 
     def _encode(self, keys: Tensor) -> Tensor:
         """Write the codes of `keys [B, Hkv, T, D]` at `length`, advance it; squared errors `[B, Hkv, T]`."""
-        books, errors = self._fitted().flatten(0, 1), []
+        books, errors = self._fitted("codebooks").flatten(0, 1), []
         codes_held = self._reserve(self.length + keys.shape[2]).flatten(0, 1)
         for part in keys.split(_CHUNK, dim=2):
             rows = self._rotated(part.float()).flatten(0, 1)
@@ -156,11 +175,11 @@ class ProductSelector(Selector):
 
     def _rotated(self, vectors: Tensor) -> Tensor:
         """Vectors `[B, Hkv, ..., D]` in the axes that are quantised."""
-        return vectors if self._rotation is None else vectors @ self._rotation
+        return vectors @ self._held["rotation"] if "rotation" in self._held else vectors
 
     def _reserve(self, tokens: int) -> Tensor:
         """The code buffer, grown to hold so many tokens."""
-        old, books = self._codes, self._fitted()
+        old, books = self._held.get("codes"), self._fitted("codebooks")
         if old is not None and tokens <= old.shape[2] * BLOCK:
             return old
         capacity = tokens if old is None else max(tokens, 2 * old.shape[2] * BLOCK)
@@ -170,23 +189,22 @@ class ProductSelector(Selector):
         ).unflatten(0, (batch, kv_heads))
         if old is not None:
             grown[:, :, : old.shape[2]] = old
-        self._codes = grown
+        self._held["codes"] = grown
         return grown
 
-    def _fitted(self) -> Tensor:
-        if self._codebooks is None:
-            raise ValueError("the product quantiser has no codebooks yet; call build first")
-        return self._codebooks
+    def _fitted(self, name: str) -> Tensor:
+        if name not in self._held:
+            raise ValueError(f"the product quantiser has no {name} yet; call build first")
+        return self._held[name]
 
-    def _written(self) -> Tensor:
-        if self._codes is None:
-            raise ValueError("the product quantiser has no codes yet; call build first")
-        return self._codes
 
-    @property
-    def nbytes(self) -> int:
-        held = (self._codebooks, self._rotation, self._codes)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+def default_subspaces(head_dim: int) -> int:
+    """With 4-bit codes: one bit a channel, at least 64 bits a key, about two a channel at most.
+
+    The next number up that divides the head size.
+    """
+    wanted = min(max(16, head_dim // 4), head_dim // 2)
+    return next(count for count in range(max(wanted, 1), head_dim + 1) if head_dim % count == 0)
 
 
 def _decode(codes: Tensor, codebooks: Tensor) -> Tensor:

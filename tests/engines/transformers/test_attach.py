@@ -154,15 +154,28 @@ def test_without_a_cache_nothing_is_kept(model, where):
     torch.testing.assert_close(out.logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_flow_through_a_prompt(model):
-    ids = prompt(40)
-    model(ids).logits.logsumexp(-1).mean().backward()
-    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+def gradients(model, **options):
     model.zero_grad()
+    model(prompt(40), **options).logits.logsumexp(-1).mean().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_gradients_are_right_or_refused(model):
+    """Cached keys have no history: a gradient through them would silently lack their part."""
+    wanted = gradients(model)
     with keyhole.attach(model, PART):
-        model(ids).logits.logsumexp(-1).mean().backward()
-    for parameter, want in zip(model.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, want, rtol=1e-3, atol=1e-5)
+        for found, want in zip(gradients(model, use_cache=False), wanted, strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+        with pytest.raises(ValueError, match="train with use_cache=False"):
+            gradients(model)
+
+
+def test_decode_steps_refuse_gradients_too(model):
+    with keyhole.attach(model, PART) as attached:
+        model(prompt(60))
+        out = model(prompt(1), past_key_values=attached.cache)
+    with pytest.raises(ValueError, match="no gradient passes"):
+        out.logits.sum().backward()
 
 
 def test_the_text_part_of_a_model_that_sees():

@@ -13,6 +13,8 @@ from keyhole.cli.options import Quiet, Threads
 if TYPE_CHECKING:
     from keyhole.bench.shapes import Attention
 
+_SECONDS = 60.0  # more patience than a first request would have
+
 
 def calibrate(
     method: options.Methods = [options.METHOD],  # noqa: B006 - typer copies it
@@ -44,6 +46,7 @@ def calibrate(
                 dtype=DTYPES[dtype],
                 threads=threads or 0,
                 force=force,
+                seconds=_SECONDS,
                 progress=lambda done, total, spec=spec: report(spec, done, total),
             )
         stdout().print(

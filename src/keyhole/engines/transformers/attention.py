@@ -1,0 +1,85 @@
+"""The attention function that transformers calls in place of a model's own."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from keyhole.attention import Logits, dense_attention
+from keyhole.engines.transformers.handle import KVHandle
+from keyhole.errors import UnsupportedModelError
+
+# What some models tell their attention function that changes its result, and that is not understood here.
+_FOREIGN = ("position_bias", "indices", "block_indices", "sinks")
+
+
+def keyhole_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | KVHandle,
+    value: Any,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The attention function transformers calls for each layer; returns `[B, Q, H, Dv]` and no weights.
+
+    A handle is answered by its layer. Plain tensors, from sliding layers or another cache, get exact
+    attention: transformers' own, or ours where soft-capping or sink logits rule that out.
+
+    Raises:
+        UnsupportedModelError: the model asks for other than causal attention over all that is cached.
+        ValueError: later, where a gradient is asked for through what a handle stands for.
+    """
+    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise _refused(module, f"gives its attention {foreign[0]!r}, which Keyhole does not know")
+    logits = Logits(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if isinstance(key, KVHandle):
+        _check_served(module, query, attention_mask, causal)
+        out = _without_gradient(key.layer.attend(query, logits, mask=attention_mask), query)
+    elif softcap is None and s_aux is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    else:
+        out = dense_attention(query, key, value, mask=attention_mask, causal=causal, **logits._asdict())
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _check_served(module: nn.Module, query: Tensor, mask: Tensor | None, causal: bool) -> None:
+    if mask is None and query.shape[2] > 1 and not causal:
+        raise _refused(module, "lets tokens attend to later ones")
+    if mask is not None and mask.is_floating_point():
+        raise _refused(module, "adds numbers to its logits; Keyhole takes masks of true and false")
+
+
+def _refused(module: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{type(module).__name__} {reason}, so its attention cannot be served")
+
+
+def _without_gradient(out: Tensor, query: Tensor) -> Tensor:
+    return _Constant.apply(out.detach(), query) if query.requires_grad else out
+
+
+class _Constant(torch.autograd.Function):
+    """Passes `out` on. What is cached has no history, so a gradient through it would be a wrong one."""
+
+    @staticmethod
+    def forward(_context: Any, out: Tensor, _query: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(_context: Any, *_gradients: Tensor) -> NoReturn:
+        raise ValueError(
+            "no gradient passes through a cache of Keyhole's; train with use_cache=False, "
+            "or without attaching"
+        )

@@ -101,7 +101,7 @@ class Frame {
 
 // Calls body(i) for i in [0, n) on up to `threads` threads; returns the highest status any call gave.
 template <class Body>
-int parallel(int64_t n, int threads, const Body& body) {
+int parallel(int64_t n, [[maybe_unused]] int threads, const Body& body) {
   int worst = kOk;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(max : worst) if (threads > 1 && n > 1)
   for (int64_t i = 0; i < n; i++) {

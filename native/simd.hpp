@@ -175,7 +175,7 @@ inline vf exp2(vf x) {
   p = p * f + splat(2.4022651e-1f);
   p = p * f + splat(6.9314718e-1f);
   p = p * f + splat(1.0f);
-  return as<vf>(as<vi>(p) + (as<vi>(shifted) << 23));
+  return as<vf>(as<vu>(p) + (as<vu>(shifted) << 23));
 }
 
 // tanh to about 1e-6 absolute.

@@ -155,9 +155,8 @@ def check_codes(layer):
 def check_step(layer, out):
     """The step attended to everything, or to the always-read tokens and chosen others, each once."""
     assert layer.cache.length == layer.length
-    stored_keys, stored_values = layer.cache.storage.view()
-    assert torch.equal(stored_keys, layer.keys)
-    assert torch.equal(stored_values, layer.values)
+    assert torch.equal(layer.cache.storage.keys(), layer.keys)
+    assert torch.equal(layer.cache.storage.values(), layer.values)
     if layer.observed is None:
         check_dense(layer, out)
         return
@@ -166,12 +165,13 @@ def check_step(layer, out):
     sinks, selection = layer.logits.sink_logits, layer.observed.read.selection
     reading = layer.cache._reader.reading
     for row, reads in enumerate(slots_read(layer)):
+        real = layer.length - layer.starts[row]
         early, middle, late = oracles.regions(layer.starts[row], layer.length, reading.sinks, reading.window)
         for head, read in enumerate(reads):
             assert len(read) == len(set(read)), "a token is read twice"
             assert set(early + late) <= set(read) <= set(early + middle + late)
             if reading.budget.mass is None:
-                assert len(read) == len(early + late) + min(reading.budget.limit(layer.length), len(middle))
+                assert len(read) == len(early + late) + min(reading.budget.limit(real), len(middle))
             assert 0 < float(selection.mass[row, head]) <= 1 + 1e-5
         expected, _ = oracles.attention(
             *(oracles.array(tensor[row]) for tensor in (layer.query[:, :, -1], layer.keys, layer.values)),

@@ -11,6 +11,7 @@ from keyhole.bench.crossing import NEVER, Point
 from keyhole.bench.search import Search
 from keyhole.calibration import break_even, cache_file
 from keyhole.methods import Recipe
+from keyhole.setting import Setting
 
 SIZES = {"query_heads": 4, "kv_heads": 2, "head_dim": 16}
 POINTS = [Point(512, 2, 1), Point(1024, 1, 2)]
@@ -147,9 +148,11 @@ def test_a_real_measurement_gives_a_length():
 
 def test_below_it_a_layer_reads_everything():
     torch.manual_seed(0)
-    recipe = Recipe.parse("pqcache(subspaces=4, bits=4, budget=64)")
-    for dense_below, selects in ((0, True), (400, True), (401, True), (402, False)):
-        layer = recipe.layers(1, dense_below=dense_below)[0]
+    spec = "pqcache(subspaces=4, bits=4, budget=64{})"
+    cases = [("", 0, True), ("", 401, True), ("", 402, False)]
+    cases += [(f", dense_below={n}", 9999, n <= 401) for n in (0, 400, 401, 402)]
+    for option, measured, selects in cases:
+        layer = Recipe.parse(spec.format(option)).layers(Setting((0,), measured))[0]
         layer.append(torch.randn(1, 2, 400, 16), torch.randn(1, 2, 400, 16))
         layer.append(torch.randn(1, 2, 1, 16), torch.randn(1, 2, 1, 16))
         layer.prepare()

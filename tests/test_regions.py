@@ -52,17 +52,17 @@ def test_a_row_shorter_than_the_window_competes_for_nothing():
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4))
 def test_left_padding_is_read_from_the_mask(padding):
     mask = torch.arange(10) >= torch.tensor(padding).view(-1, 1, 1, 1)
-    assert left_padding(mask) == tuple(padding)
+    assert left_padding(mask, mask.shape[0]) == tuple(padding)
 
 
 def test_left_padding_looks_at_the_newest_token():
     mask = torch.ones(1, 1, 3, 5, dtype=torch.bool).tril(2)
     mask[..., :1] = False
-    assert left_padding(mask) == (1,)
+    assert left_padding(mask, mask.shape[0]) == (1,)
 
 
 @pytest.mark.parametrize("seen", ["11110", "10111", "01011", "00000"])
 def test_other_padding_is_refused_with_the_way_out(seen):
     mask = torch.tensor([bit == "1" for bit in seen]).view(1, 1, 1, -1)
     with pytest.raises(ValueError, match="padding_side = 'left'"):
-        left_padding(mask)
+        left_padding(mask, mask.shape[0])

@@ -7,8 +7,6 @@ from keyhole.regions import regions
 from keyhole.selection import Selection
 from keyhole.usage import Usage
 
-KEYS = torch.zeros(2, 3, 100, 16, dtype=torch.bfloat16)
-VALUES = torch.zeros(2, 3, 100, 8, dtype=torch.float32)
 TOKEN = 3 * (16 * 2 + 8 * 4)  # bytes of one token, all KV heads
 
 
@@ -22,15 +20,15 @@ def selected(counts, mass, padding=(0, 0)):
 
 def test_everything():
     usage = Usage()
-    usage.record_everything(100, KEYS, VALUES)
-    usage.record_everything(101, KEYS, VALUES)
+    usage.record_everything(100, TOKEN)
+    usage.record_everything(101, TOKEN)
     assert usage == Usage(steps=2, tokens=201, read=201, mass=2, bytes=201 * TOKEN)
 
 
 def test_a_selection():
     usage = Usage()
     counts = [[5, 6, 7], [8, 9, 10]]
-    usage.record_selection(100, KEYS, VALUES, selected(counts, [[0.5, 0.5, 0.5], [1.0, 1.0, 1.0]]))
+    usage.record_selection(selected(counts, [[0.5, 0.5, 0.5], [1.0, 1.0, 1.0]]), TOKEN)
     read = 4 + 10 + 7.5
     assert usage == Usage(steps=1, tokens=100, read=read, mass=0.75, bytes=read * TOKEN + 70 * 3)
 
@@ -38,7 +36,7 @@ def test_a_selection():
 def test_padding_is_no_token():
     usage = Usage()
     counts = [[5, 5, 5], [0, 0, 0]]
-    usage.record_selection(100, KEYS, VALUES, selected(counts, [[1.0] * 3] * 2, padding=(0, 94)))
+    usage.record_selection(selected(counts, [[1.0] * 3] * 2, padding=(0, 94)), TOKEN)
     assert usage.tokens == (100 + 6) / 2
     assert usage.read == pytest.approx((4 + 10 + 5 + 6) / 2)
 

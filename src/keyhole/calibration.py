@@ -60,12 +60,13 @@ def break_even(
     """
     recipe = Recipe.parse(recipe)
     heads = Heads(query_heads, kv_heads, head_dim, value_dim or head_dim, dtype, torch.device(device))
-    if recipe.layers(1)[0].selector is None:
+    if recipe.retrieval is None:
         return 0
     with using_threads(threads):
         key = _key(recipe, heads)
         known = None if force else _known(key)
         if known is not None:
+            _measured[key] = known
             return known
         found = search(recipe, heads, seconds=seconds, progress=progress)
     _measured[key] = crossing(found.points)

@@ -23,10 +23,10 @@ from keyhole.usage import Usage
 
 
 class Observation(NamedTuple):
-    """One selective decode step, measured: `query [B, H, D]`, all `keys [B, Hkv, N, D]`, what was read."""
+    """One selective decode step: `query [B, H, D]`, what is stored, what was read."""
 
     query: Tensor
-    keys: Tensor
+    storage: Storage
     read: Read
     logits: Logits
 
@@ -40,11 +40,11 @@ class LayerCache:
 
     def __init__(
         self,
-        *,
         prefill: Prefill,
         retention: Retention,
         storage: Storage,
         selector: Selector | None = None,
+        *,
         reading: Reading | None = None,
     ) -> None:
         self.prefill, self.retention, self.storage = prefill, retention, storage
@@ -84,22 +84,27 @@ class LayerCache:
         Args:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
         """
-        keys, values = self.storage.view()
         if query.shape[2] > 1:
-            return self.prefill.attend(query, keys, values, mask=mask, **logits._asdict())
+            return self.prefill.attend(query, self.storage, logits, mask)
         if self._reader is None or self._reader.wants_all(self.length):
-            self.usage.record_everything(self.length, keys, values)
-            return dense_attention(query, keys, values, mask=mask, **logits._asdict())
+            return self._read_all(query, logits, mask)
         return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
+
+    def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        unused = 0.0 if mask is None else float((~mask[:, 0, -1]).sum(-1).float().mean())
+        self.usage.record_everything(self.length - unused, self.storage.token_bytes)
+        if self._reader is not None and self._reader.leads(self.length):
+            self._reader.watch(query.squeeze(2), self.storage, logits, mask)
+        keys, values = self.storage.keys(), self.storage.values()
+        return dense_attention(query, keys, values, mask=mask, **logits._asdict())
 
     @torch.no_grad()
     def _read(self, reader: Reader, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         """Attention of `query [B, H, D]` over a selection."""
-        keys, values = self.storage.view()
-        read = reader.read(query, keys, values, logits, mask)
-        self.usage.record_selection(self.length, keys, values, read)
+        read = reader.read(query, self.storage, logits, mask)
+        self.usage.record_selection(read, self.storage.token_bytes)
         if self.observer is not None:
-            self.observer(Observation(query, keys, read, logits))
+            self.observer(Observation(query, self.storage, read, logits))
         part = read.part
         return (part if logits.sink_logits is None else add_sink_logits(part, logits.sink_logits)).out
 
@@ -148,7 +153,7 @@ class LayerCache:
     def prepare(self, mask: Tensor | None = None) -> None:
         """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
         if self._reader is not None and not self._reader.wants_all(self.length):
-            self._reader.index(self.storage.view()[0], mask)
+            self._reader.index(self.storage, mask)
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, Part, attend_slots, merge
+from keyhole.attention import Logits, Part, merge
 from keyhole.budget import Budget
 from keyhole.regions import Regions, regions
 from keyhole.selection import Selection, Selector, Step
+from keyhole.storage import Storage
 
 
 class Reading(NamedTuple):
@@ -55,42 +56,46 @@ class Reader:
         candidates = tokens - self.reading.sinks - self.reading.window
         budget = self.reading.budget
         allowed = budget.mass is None and candidates <= budget.limit(tokens)
-        return tokens < self.reading.dense_below or allowed or candidates < self.selector.minimum
+        short = tokens < self.reading.dense_below or candidates < self.selector.minimum
+        return self.selector.reads_all or short or allowed
 
-    def read(self, query: Tensor, keys: Tensor, values: Tensor, logits: Logits, mask: Tensor | None) -> Read:
-        """Attend `query [B, H, D]` to the part of `keys`, `values [B, Hkv, N, D]` that the selector picks."""
-        parts = self.index(keys, mask)
-        anchor = attend_slots(query, keys, values, parts.always, parts.always_counts, logits)
-        step = Step(
-            query,
-            keys,
-            parts.first,
-            parts.last,
-            anchor.lse,
-            logits.scale,
-            logits.softcap,
-            self.reading.budget,
-        )
+    def leads(self, tokens: int) -> bool:
+        """Whether the layer is read whole for what others read by it, rather than for being short."""
+        return self.selector.leads and tokens >= max(self.reading.dense_below, self.selector.minimum)
+
+    def read(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Read:
+        """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
+        parts = self.index(storage, mask)
+        anchor = storage.attend(query, parts.always, parts.always_counts, logits)
+        anchor_lse = anchor.lse
+        if logits.sink_logits is not None:
+            anchor_lse = torch.logaddexp(anchor_lse, logits.sink_logits.float())
+        step = Step(query, storage, parts, anchor_lse, logits, self.reading.budget)
         selection = self.selector.select(step)
-        found = attend_slots(query, keys, values, selection.slots, selection.counts, logits)
+        found = storage.attend(query, selection.slots, selection.counts, logits)
         return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))
 
-    def index(self, keys: Tensor, mask: Tensor | None) -> Regions:
+    @torch.no_grad()
+    def watch(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> None:
+        """Let a leading layer's selector see a step that reads everything."""
+        self.selector.watch(query, storage, self.index(storage, mask), logits)
+
+    def index(self, storage: Storage, mask: Tensor | None) -> Regions:
         """Index every token that has left the window; new ones wait there, so they are indexed in batches."""
-        tokens = keys.shape[2]
-        padding = (0,) if mask is None else left_padding(mask)
-        if len(padding) == 1:
-            padding *= keys.shape[0]
-        parts = regions(tokens, padding, self.reading.sinks, self.reading.window, keys.device)
+        newest = storage.keys(storage.length - 1)
+        padding = (0,) * newest.shape[0] if mask is None else left_padding(mask, newest.shape[0])
+        reading = self.reading
+        parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device)
+        storage.settle(parts)
         if self.selector.length == 0 or self.selector.stale:
-            self.selector.build(keys, parts.first)
+            self.selector.build(storage.keys(), parts)
         elif self.selector.length < parts.last:
-            self.selector.append(keys[:, :, self.selector.length :])
+            self.selector.append(storage.keys(self.selector.length))
         return parts
 
 
-def left_padding(mask: Tensor) -> tuple[int, ...]:
-    """Unused slots at the start of each batch row, from the mask `[B or 1, 1, 1, N]` of the newest token.
+def left_padding(mask: Tensor, batch: int) -> tuple[int, ...]:
+    """Unused slots at the start of each of `batch` rows, by the newest token's mask `[B or 1, 1, 1, N]`.
 
     Raises:
         ValueError: slots are masked elsewhere than at the start.
@@ -103,4 +108,4 @@ def left_padding(mask: Tensor) -> tuple[int, ...]:
             "the attention mask hides tokens inside the sequence; Keyhole takes batches padded on the left, "
             "so set tokenizer.padding_side = 'left'"
         )
-    return tuple(padding.tolist())
+    return tuple(padding.expand(batch).tolist())

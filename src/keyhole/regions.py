@@ -13,6 +13,7 @@ class Regions(NamedTuple):
     """Where each part lies. Sinks and window are always read; slots in [first, last) compete.
 
     Attributes:
+        length: slots there are.
         padding: unused slots at the start of each batch row.
         always: int32 `[B, A]`, the slots of sinks and window, ascending; filling after `always_counts`.
         always_counts: int32 `[B]`.
@@ -20,6 +21,7 @@ class Regions(NamedTuple):
         last: where the window begins.
     """
 
+    length: int
     padding: tuple[int, ...]
     always: Tensor
     always_counts: Tensor
@@ -40,6 +42,5 @@ def regions(length: int, padding: tuple[int, ...], sinks: int, window: int, devi
     after_sinks = window_start.unsqueeze(1) + index - sink_counts
     slots = torch.where(index < sink_counts, starts.unsqueeze(1) + index, after_sinks)
     slots = slots.clamp(max=length - 1)
-    return Regions(
-        padding, slots.int().to(device), counts.squeeze(1).int().to(device), first.int().to(device), last
-    )
+    slots, counts, first = (tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first))
+    return Regions(length, padding, slots, counts, first, last)

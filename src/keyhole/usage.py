@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from keyhole.reader import Read
 
 
@@ -27,16 +25,16 @@ class Usage:
     mass: float = 0.0
     bytes: float = 0.0
 
-    def record_everything(self, tokens: int, keys: Tensor, values: Tensor) -> None:
+    def record_everything(self, tokens: float, token_bytes: float) -> None:
         """Count a step that read all of `tokens`."""
-        self._add(tokens, tokens, 1.0, tokens * _token_bytes(keys, values))
+        self._add(tokens, tokens, 1.0, tokens * token_bytes)
 
-    def record_selection(self, tokens: int, keys: Tensor, values: Tensor, read: Read) -> None:
+    def record_selection(self, read: Read, token_bytes: float) -> None:
         """Count a step that read a selection."""
         parts, selection = read.regions, read.selection
-        real = tokens - sum(parts.padding) / len(parts.padding)
+        real = parts.length - sum(parts.padding) / len(parts.padding)
         count = float(selection.counts.float().mean() + parts.always_counts.float().mean())
-        read_bytes = count * _token_bytes(keys, values) + read.index_bytes * keys.shape[1]
+        read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, float(selection.mass.mean()), read_bytes)
 
     def __add__(self, other: Usage) -> Usage:
@@ -51,8 +49,3 @@ class Usage:
         self.read += read
         self.mass += mass
         self.bytes += read_bytes
-
-
-def _token_bytes(keys: Tensor, values: Tensor) -> int:
-    """Bytes of one token's keys and values, all KV heads."""
-    return keys.shape[1] * (keys.shape[-1] * keys.element_size() + values.shape[-1] * values.element_size())

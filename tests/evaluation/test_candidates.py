@@ -38,6 +38,12 @@ def test_the_recipe_has_the_budget():
     assert stage.budget.fraction == 0.25
 
 
+def test_it_selects_at_any_length_unless_told_otherwise():
+    found = candidates(["pqcache", "pqcache(dense_below=77)", "oracle"], [0.25])[1:]
+    assert [each.recipe.retrieval.dense_below for each in found] == [0, 77, 0]
+    assert [each.method for each in found] == ["pqcache", "pqcache(dense_below=77)", "oracle"]
+
+
 def test_mass_is_known():
     assert [each.mass for each in candidates(["oracle"], [0.1, "mass=0.9"])] == [None, None, 0.9]
 

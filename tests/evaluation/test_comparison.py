@@ -22,7 +22,7 @@ def run(model=None, **changes):
         "methods": [f"oracle({SMALL})", f"pqcache({SMALL}, bits=4)"],
         "budgets": [0.1, 1.0, "mass=0.8"],
         "tasks": ["single", "multivalue"],
-        "context": 500,
+        "context": 600,
         "samples": 2,
         "haystack": TEXT,
     }
@@ -43,7 +43,7 @@ def test_a_row_for_each_candidate_and_task(rows):
     assert len(rows) == (1 + 2 * 3) * 3
     assert [row.task for row in rows[:3]] == ["single", "multivalue", "mean"]
     assert [row.samples for row in rows[:3]] == [2, 2, 4]
-    assert {row.context for row in rows} == {500}
+    assert {row.context for row in rows} == {600}
     assert [list(row.record()) for row in rows] == [KEYS] * len(rows)
 
 

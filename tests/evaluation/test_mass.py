@@ -12,6 +12,7 @@ from keyhole.reader import Read
 from keyhole.regions import regions
 from keyhole.selection import Selection
 from tests.small import small
+from tests.steps import stored
 from tests.tiny import prompt, tiny_model
 
 BATCH, KV_HEADS, GROUP, SIZE = 2, 2, 3, 8
@@ -39,7 +40,7 @@ def observation(tokens, padding, softcap):
         regions(tokens, padding, 0, 1, torch.device("cpu")),
         0,
     )
-    return Observation(query, keys, read, logits), expected
+    return Observation(query, stored(keys), read, logits), expected
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 63, 100])

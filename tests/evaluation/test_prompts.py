@@ -48,7 +48,7 @@ class OwnPrefill(Method):
     name: ClassVar[str] = "own"
     calls: ClassVar[list[int]] = []
 
-    def prefill(self):
+    def prefill(self, setting):
         calls = self.calls
 
         class Counted(DensePrefill):
@@ -56,7 +56,7 @@ class OwnPrefill(Method):
                 calls.append(query.shape[2])
                 return super().attend(query, *args, **options)
 
-        return Counted()
+        return [Counted() for _ in setting.layers]
 
 
 def test_a_method_with_its_own_prefill_gets_it():

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from keyhole.budget import Budget
-from keyhole.selection import ExactSelector, Step
+from keyhole.selection import ExactSelector
 from keyhole.selection.exact import exact_logits
 from tests import oracles
+from tests.steps import competing, make_step
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -17,7 +18,7 @@ def test_reads_the_exact_best(size, groups, softcap):
     keys = torch.randn(2, 2, 63, size, generator=generator)
     anchor = torch.randn(2, 2 * groups, generator=generator)
     first = torch.tensor([2, 7], dtype=torch.int32)
-    step = Step(query, keys, first, 60, anchor, size**-0.5, softcap, Budget(tokens=9))
+    step = make_step(query, keys, first, 60, anchor, Budget(tokens=9), softcap=softcap)
     selection = ExactSelector().select(step)
     for row in range(2):
         ours = exact_logits(step)[row].flatten(0, 1)
@@ -34,7 +35,7 @@ def test_reads_the_exact_best(size, groups, softcap):
 
 def test_keeps_no_index():
     selector, keys = ExactSelector(), torch.randn(1, 2, 31, 8)
-    selector.build(keys, torch.tensor([0]))
+    selector.build(keys, competing([0], 31, 31))
     selector.append(keys[:, :, :5])
     selector.crop(33)
     assert selector.length == 33
@@ -46,7 +47,5 @@ def test_keeps_no_index():
 
 def test_reads_every_key():
     keys = torch.randn(1, 2, 31, 8, dtype=torch.bfloat16)
-    step = Step(
-        torch.randn(1, 4, 8), keys, torch.tensor([0]), 30, torch.zeros(1, 4), 1.0, None, Budget(tokens=1)
-    )
+    step = make_step(torch.randn(1, 4, 8), keys, [0], 30, torch.zeros(1, 4), Budget(tokens=1))
     assert ExactSelector().bytes_read(step) == 30 * 8 * 2

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from keyhole import kernels
 from keyhole.budget import Budget
-from keyhole.selection import ProductSelector, Step
+from keyhole.selection import ProductSelector
 from keyhole.selection.exact import ExactSelector
 from tests import oracles
+from tests.steps import competing, make_step
 
 
 def make(subspaces=4, bits=4, rotate=False, iterations=4, sample=8192):
@@ -25,9 +26,13 @@ def draw(count, batch=1, heads=2, size=16, seed=0, power=0.7):
     return (torch.randn(batch, heads, count, size, generator=generator) * spread) @ axes
 
 
+def build(selector, keys, first):
+    selector.build(keys, competing(first, keys.shape[2], keys.shape[2]))
+
+
 def built(keys, first=0, **options):
     selector = make(**options)
-    selector.build(keys, torch.full((keys.shape[0],), first, dtype=torch.int32))
+    build(selector, keys, [first] * keys.shape[0])
     return selector
 
 
@@ -58,8 +63,7 @@ def check_codes(selector, keys):
 def step_of(query, keys, first, last, budget, anchor=None, softcap=None):
     batch, heads = query.shape[:2]
     anchor = torch.full((batch, heads), -torch.inf) if anchor is None else anchor
-    first = torch.full((batch,), first, dtype=torch.int32)
-    return Step(query, keys, first, last, anchor, keys.shape[-1] ** -0.5, softcap, budget)
+    return make_step(query, keys, [first] * batch, last, anchor, budget, softcap=softcap)
 
 
 def shares_of(selector, step, row):
@@ -67,19 +71,20 @@ def shares_of(selector, step, row):
 
     Tables are rounded to integers up to 255 (4 bits) or 65535 // M; a logit adds M of them.
     """
-    query = quantised_keys(selector, step.query.unflatten(1, (step.keys.shape[1], -1)))[row].flatten(0, 1)
+    kv_heads = step.storage.keys().shape[1]
+    query = quantised_keys(selector, step.query.unflatten(1, (kv_heads, -1)))[row].flatten(0, 1)
     books = oracles.array(selector.state()["codebooks"][row])
-    codes = oracles.array(codes_of(selector)[row])[:, int(step.first[row]) : step.last]
+    codes = oracles.array(codes_of(selector)[row])[:, int(step.regions.first[row]) : step.regions.last]
     query = oracles.array(query)
-    logits = oracles.pq_logits(query, books, codes, scale=step.scale, softcap=step.softcap)
-    tables = oracles.pq_tables(query, books) * step.scale
+    logits = oracles.pq_logits(query, books, codes, scale=step.logits.scale, softcap=step.logits.softcap)
+    tables = oracles.pq_tables(query, books) * step.logits.scale
     span = (tables.max(-1) - tables.min(-1)).max()
     top = 255 if selector.bits == 4 else 65535 // selector.subspaces
     slack = float(np.exp(2 * (span / top / 2 * selector.subspaces + 1e-4)))
     anchors = (
         oracles.array(step.anchor_lse[row]).reshape(-1, 1) - logit_variances(selector, step, row, query) / 2
     )
-    shares, fixed = oracles.group_shares(logits, anchors, step.keys.shape[1])
+    shares, fixed = oracles.group_shares(logits, anchors, step.storage.keys().shape[1])
     return shares, fixed, slack
 
 
@@ -87,19 +92,19 @@ def logit_variances(selector, step, row, query):
     """`[H, 1]`: what the residuals' second moment makes of each query head's logits."""
     moments = oracles.array(selector.state()["residuals"][row])
     group = query.shape[0] // moments.shape[0]
-    return np.array([[step.scale**2 * q @ moments[h // group] @ q] for h, q in enumerate(query)])
+    return np.array([[step.logits.scale**2 * q @ moments[h // group] @ q] for h, q in enumerate(query)])
 
 
 def check_greatest(selector, step, selection, counts=None):
     """The picked slots are valid, ascending and have the greatest shares, up to the rounding of tables."""
-    for row in range(step.keys.shape[0]):
+    for row in range(step.query.shape[0]):
         shares, fixed, slack = shares_of(selector, step, row)
-        start = int(step.first[row])
-        for head in range(step.keys.shape[1]):
+        start = int(step.regions.first[row])
+        for head in range(step.storage.keys().shape[1]):
             count = int(selection.counts[row, head])
             slots = selection.slots[row, head, :count].tolist()
             assert slots == sorted(set(slots))
-            assert all(start <= slot < step.last for slot in slots)
+            assert all(start <= slot < step.regions.last for slot in slots)
             picked = [shares[head, slot - start] for slot in slots]
             left = [share for slot, share in enumerate(shares[head], start) if slot not in slots]
             if picked and left:
@@ -151,7 +156,7 @@ def test_building_anew_forgets_the_last_prompt():
     """Two prompts of different length, and head size, in a row."""
     selector = built(draw(700, size=32, seed=1), rotate=True)
     keys = draw(300)
-    selector.build(keys, torch.tensor([0], dtype=torch.int32))
+    build(selector, keys, [0])
     fresh = built(keys, rotate=True)
     assert all(torch.equal(selector.state()[name], fresh.state()[name]) for name in fresh.state())
 
@@ -177,7 +182,7 @@ def test_drift_is_measured_without_padding():
 def test_a_row_with_fewer_tokens_than_centroids(real):
     keys = draw(300, batch=2)
     selector = make()
-    selector.build(keys, torch.tensor([0, 300 - real], dtype=torch.int32))
+    build(selector, keys, [0, 300 - real])
     check_codes(selector, keys)
     tail = keys[1:, :, -real:]
     errors = quantised_errors(selector, 1, tail[0])
@@ -244,7 +249,7 @@ def test_selects_the_fewest_for_the_mass(bits, target):
 def test_a_selection_is_no_wider_than_it_need_be(kind):
     """Else all keys would be gathered for a mass that few tokens hold."""
     keys, selector = draw(330), kind()
-    selector.build(keys, torch.tensor([0], dtype=torch.int32))
+    build(selector, keys, [0])
     step = step_of(torch.randn(1, 4, 16), keys, 0, 300, Budget(mass=0.3), torch.zeros(1, 4))
     selection = selector.select(step)
     assert selection.slots.shape == (1, 2, int(selection.counts.max()))
@@ -260,9 +265,9 @@ def test_rows_that_have_no_candidates():
     """The second row begins within the window; nothing of it competes."""
     keys = draw(330, batch=2)
     selector = make()
-    first = torch.tensor([0, 320], dtype=torch.int32)
-    selector.build(keys, first)
-    step = step_of(torch.randn(2, 4, 16), keys, 0, 300, Budget(tokens=10))._replace(first=first)
+    build(selector, keys, [0, 320])
+    step = step_of(torch.randn(2, 4, 16), keys, 0, 300, Budget(tokens=10))
+    step = step._replace(regions=competing([0, 320], 300, 330))
     selection = selector.select(step)
     assert selection.counts.tolist() == [[10, 10], [0, 0]]
     assert bool(((selection.slots >= 0) & (selection.slots < 330)).all())
@@ -310,7 +315,7 @@ def test_crop_to_nothing_and_build_again():
     selector = built(keys)
     selector.crop(0)
     assert selector.length == 0
-    selector.build(others, torch.zeros(3, dtype=torch.int32))
+    build(selector, others, [0] * 3)
     check_codes(selector, others)
 
 
@@ -401,7 +406,7 @@ class TestRefit:
         for stop in range(start + piece, keys.shape[2] + 1, piece):
             selector.append(keys[:, :, stop - piece : stop])
             if selector.stale:
-                selector.build(keys[:, :, :stop], torch.tensor([0], dtype=torch.int32))
+                build(selector, keys[:, :, :stop], [0])
                 built_at.append(stop)
         return built_at
 

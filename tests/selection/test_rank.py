@@ -8,19 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.budget import Budget
-from keyhole.selection import Step
 from keyhole.selection.rank import group_probabilities, pick
 from tests import oracles
+from tests.steps import make_step
 
 
-def make_step(anchor, first, last, budget, tokens):
+def step_of(anchor, first, last, budget, tokens):
     """A step of which only what `pick` looks at is real."""
     batch, kv_heads, groups = anchor.shape
     keys = torch.empty(batch, kv_heads, tokens, 1)
-    first = torch.tensor(first, dtype=torch.int32)
-    return Step(
-        torch.empty(batch, kv_heads * groups, 1), keys, first, last, anchor.flatten(1), 1.0, None, budget
-    )
+    return make_step(torch.empty(batch, kv_heads * groups, 1), keys, first, last, anchor.flatten(1), budget)
 
 
 def chosen(selection, row, head):
@@ -53,7 +50,7 @@ def expected(logits, anchor, first, last, row):
 @given(problems())
 def test_shares_are_softmax_then_mean(problem):
     logits, anchor, first, last = problem
-    step = make_step(anchor, first, last, Budget(tokens=1), logits.shape[-1])
+    step = step_of(anchor, first, last, Budget(tokens=1), logits.shape[-1])
     shares, anchored = group_probabilities(logits, step)
     for row in range(len(first)):
         truth, fixed = expected(*problem, row)
@@ -67,7 +64,7 @@ def test_shares_are_softmax_then_mean(problem):
 @given(problems(), st.integers(1, 70))
 def test_picks_the_greatest_shares(problem, limit):
     logits, anchor, first, last = problem
-    step = make_step(anchor, first, last, Budget(tokens=limit), logits.shape[-1])
+    step = step_of(anchor, first, last, Budget(tokens=limit), logits.shape[-1])
     selection = pick(logits, step)
     shares, anchored = group_probabilities(logits, step)
     for row in range(len(first)):
@@ -92,7 +89,7 @@ def test_picks_the_fewest_that_reach_the_mass(problem, target, floor, cap):
     logits, anchor, first, last = problem
     tokens = logits.shape[-1]
     budget = Budget(mass=target, floor=floor, cap=cap)
-    selection = pick(logits, make_step(anchor, first, last, budget, tokens))
+    selection = pick(logits, step_of(anchor, first, last, budget, tokens))
     for row in range(len(first)):
         truth, fixed = expected(*problem, row)
         for head in range(logits.shape[1]):
@@ -104,34 +101,34 @@ def test_picks_the_fewest_that_reach_the_mass(problem, target, floor, cap):
 
 
 def test_ties_go_to_the_lower_slot():
-    step = make_step(torch.zeros(1, 1, 2), [3], 40, Budget(tokens=5), 50)
+    step = step_of(torch.zeros(1, 1, 2), [3], 40, Budget(tokens=5), 50)
     assert chosen(pick(torch.zeros(1, 1, 2, 50), step), 0, 0) == [3, 4, 5, 6, 7]
 
 
 def test_shares_that_underflow_still_precede_what_does_not_compete():
     logits = torch.full((1, 1, 1, 20), -1e4)
-    step = make_step(torch.zeros(1, 1, 1), [4], 15, Budget(tokens=8), 20)
+    step = step_of(torch.zeros(1, 1, 1), [4], 15, Budget(tokens=8), 20)
     assert chosen(pick(logits, step), 0, 0) == list(range(4, 12))
 
 
 def test_a_head_with_large_logits_does_not_outvote_its_siblings():
     """One head is sure of slot 0, three agree on slot 1 with smaller logits: a sum of logits would pick 0."""
     logits = torch.tensor([[50.0, 0.0], [0.0, 5.0], [0.0, 5.0], [0.0, 5.0]]).view(1, 1, 4, 2)
-    step = make_step(torch.zeros(1, 1, 4), [0], 2, Budget(tokens=1), 2)
+    step = step_of(torch.zeros(1, 1, 4), [0], 2, Budget(tokens=1), 2)
     assert chosen(pick(logits, step), 0, 0) == [1]
 
 
 def test_what_is_read_anyway_weighs_the_heads():
     """The first head spends its mass on the window; with that in the denominator the second decides."""
     logits = torch.tensor([[3.0, 0.0], [0.0, 1.0]]).view(1, 1, 2, 2)
-    alone = make_step(torch.full((1, 1, 2), -math.inf), [0], 2, Budget(tokens=1), 2)
-    busy = make_step(torch.tensor([[[20.0, -math.inf]]]), [0], 2, Budget(tokens=1), 2)
+    alone = step_of(torch.full((1, 1, 2), -math.inf), [0], 2, Budget(tokens=1), 2)
+    busy = step_of(torch.tensor([[[20.0, -math.inf]]]), [0], 2, Budget(tokens=1), 2)
     assert chosen(pick(logits, alone), 0, 0) == [0]
     assert chosen(pick(logits, busy), 0, 0) == [1]
 
 
 def test_mass_that_is_there_already_needs_no_token():
-    step = make_step(torch.full((1, 1, 2), 30.0), [0], 9, Budget(mass=0.9, floor=0), 9)
+    step = step_of(torch.full((1, 1, 2), 30.0), [0], 9, Budget(mass=0.9, floor=0), 9)
     selection = pick(torch.zeros(1, 1, 2, 9), step)
     assert selection.counts.tolist() == [[0]]
     assert float(selection.mass) == pytest.approx(1.0)
@@ -143,7 +140,7 @@ def test_more_mass_reads_more(problem, floor):
     counts = []
     for target in (0.1, 0.5, 0.9, 0.99, 1.0):
         budget = Budget(mass=target, floor=floor)
-        counts.append(pick(logits, make_step(anchor, first, last, budget, logits.shape[-1])).counts)
+        counts.append(pick(logits, step_of(anchor, first, last, budget, logits.shape[-1])).counts)
     for fewer, more in itertools.pairwise(counts):
         assert bool((fewer <= more).all())
 
@@ -151,5 +148,5 @@ def test_more_mass_reads_more(problem, floor):
 def test_rows_choose_for_themselves():
     logits = torch.arange(20.0).expand(2, 1, 1, 20).clone()
     logits[1] = logits[1].flip(-1)
-    selection = pick(logits, make_step(torch.zeros(2, 1, 1), [0, 10], 15, Budget(tokens=2), 20))
+    selection = pick(logits, step_of(torch.zeros(2, 1, 1), [0, 10], 15, Budget(tokens=2), 20))
     assert [chosen(selection, row, 0) for row in range(2)] == [[13, 14], [10, 11]]

@@ -7,6 +7,7 @@ import pytest
 
 from keyhole.evaluation import tasks
 from keyhole.evaluation.haystack import Haystack
+from keyhole.evaluation.words import NOUNS
 from keyhole.training.batches import LABELS, repeats, skipping_positions
 from keyhole.training.config import TrainConfig
 from keyhole.training.curriculum import Curriculum
@@ -48,12 +49,14 @@ def test_a_tokenizer_that_splits_words_is_refused(tokenizer):
 def test_forms_agree_with_the_text(tokenizer):
     wording = Wording(Phrasebook(tokenizer))
     keys, values = ["wild zebra", "calm fox", "tidy owl"], ["512", "999", "123"]
-    chain = tasks.chain(values[0], keys)
+    names = list(NOUNS[7:10])
+    chain = tasks.chain(values[0], names)
     pairs = [
         (wording.needle, (keys[0], values[0]), tasks.needle(keys[0], values[0])),
-        (wording.assign, (keys[0], values[0]), chain[0]),
-        (wording.hop, keys[:2], chain[1]),
+        (wording.assign, (names[0], values[0]), chain[0]),
+        (wording.hop, names[:2], chain[1]),
         (wording.ask_one.form, (keys[0], values[0]), f"{tasks.ask_one(keys[0])} {values[0]}.{END}"),
+        *zip(wording.numbered(3), [(keys[0], *values)] * 3, tasks.numbered(keys[0], values), strict=True),
         (
             wording.ask_all(3).form,
             (keys[0], *values),
@@ -66,8 +69,8 @@ def test_forms_agree_with_the_text(tokenizer):
         ),
         (
             wording.ask_chain(3).form,
-            (*keys, values[0]),
-            tasks.ask_chain(values[0]) + "".join(chain).split(" goes to", 1)[1] + END,
+            (*names, values[0]),
+            tasks.ask_chain(names[-1]) + tasks.reply_chain(values[0], names) + END,
         ),
     ]
     for form, arguments, text in pairs:
@@ -107,7 +110,7 @@ def test_answers_asked_stand_in_the_context(length, lessons):
         assert answers <= set(context)
 
 
-def test_several_values_are_answered_in_order_of_appearance(lessons, tokenizer):
+def test_several_values_are_answered_by_number(lessons, tokenizer):
     label = LABELS.index("multivalue")
     seen = 0
     for seed in range(40):
@@ -115,11 +118,23 @@ def test_several_values_are_answered_in_order_of_appearance(lessons, tokenizer):
         asked = [i for i, a in enumerate(row.asked) if a == label]
         if asked:
             text = tokenizer.decode(row.tokens)
-            answer = tokenizer.decode([row.tokens[i] for i in range(asked[0], asked[-1] + 1)])
-            places = [text.index(f" is {value}") for value in re.findall(r"\d{3}", answer)]
-            assert places == sorted(places)
+            key = re.search(r"All secret codes of ([a-z]+ [a-z]+):", text)[1]
+            answer = tokenizer.decode([row.tokens[i] for i in asked])
+            coded = re.findall(rf"The secret code (\d) of {key} is (\d+)\.", text)
+            assert re.findall(r"\d{3}", answer) == [value for _, value in sorted(coded)]
             seen += 1
     assert seen > 5
+
+
+def test_lists_are_answered_in_different_orders(lessons):
+    label = LABELS.index("frequent_words")
+    orders = set()
+    for seed in range(40):
+        row = lessons["lists"].row(np.random.default_rng(seed), 256)
+        asked = [token for token, a in zip(row.tokens, row.asked, strict=True) if a == label]
+        counts = [-row.tokens.count(token) for token in asked]
+        orders.add(tuple(np.argsort(counts)))
+    assert len(orders) > 4
 
 
 def test_repeats_ask_only_what_was_seen():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keyhole.evaluation.tasks import score
-from keyhole.training.evaluate import answer, samples
+from keyhole.training.evaluate import answers, samples
 
 FOLDER = Path(str(files("keyhole"))) / "models" / "default"
 
@@ -50,7 +50,13 @@ def test_shape(model):
 
 def test_single_needles_are_found(model, tokenizer):
     asked = samples(tokenizer, "single", 1024, 8)
-    assert sum(score(sample, answer(model, tokenizer, sample)) for sample in asked) >= 7
+    replies = answers(model, tokenizer, asked)
+    assert sum(map(score, asked, replies)) >= 7
+
+
+def test_padding_beside_a_longer_prompt_changes_no_answer(model, tokenizer):
+    short, long = samples(tokenizer, "multikey", 512, 1)[0], samples(tokenizer, "multiquery", 900, 1)[0]
+    assert answers(model, tokenizer, [short, long])[0].startswith(answers(model, tokenizer, [short])[0])
 
 
 def test_answers_end(model, tokenizer):

@@ -58,7 +58,7 @@ def check_observation(
     seen: Observation | None, layer: LayerCache, query: Tensor, out: Tensor, logits: Logits
 ) -> None:
     """Compare `out [1, H, 1, Dv]` of a step with exact attention over what it read; None means everything."""
-    keys, values = layer.storage.view()
+    keys, values = layer.storage.keys(), layer.storage.values()
     groups = query.shape[1] // keys.shape[1]
     for head in range(keys.shape[1]):
         slots = slots_read(seen, head, keys.shape[2])

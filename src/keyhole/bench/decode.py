@@ -31,7 +31,8 @@ def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -
     token = new_token(case, source)
     check_selective_step(layer, token.query, case.logits)
     step = step_candidate(case, recipe, layer, token)
-    baselines = dense_baselines(token.query, *layer.storage.view(), scale=case.logits.scale)
+    keys, values = layer.storage.keys(), layer.storage.values()
+    baselines = dense_baselines(token.query, keys, values, scale=case.logits.scale)
     notes = [f"building the index once took {built * 1e3:.0f} ms, not counted"] if layer.indexed else []
     result = compare(
         "decode", layer_sizes(case), [step], baselines, rounds=rounds, evictor=evictor, notes=notes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 _SPARE_POSITIONS = 1024
 
@@ -101,12 +101,20 @@ def attention_of(name: str) -> Attention:
         ValueError: there is none of that name, or it has no attention heads.
     """
     try:
-        config = AutoConfig.from_pretrained(name).get_text_config(decoder=True)
+        sizes = attention_sizes(AutoConfig.from_pretrained(name))
     except OSError as error:
         raise ValueError(f"cannot read the configuration of the model {name!r}: {error}") from error
+    if sizes is None:
+        raise ValueError(f"the model {name!r} has no attention heads; give one with attention layers")
+    return sizes
+
+
+def attention_sizes(config: PreTrainedConfig) -> Attention | None:
+    """The attention sizes of a configuration's text model; None without attention heads."""
+    config = config.get_text_config(decoder=True)
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
-        raise ValueError(f"the model {name!r} has no attention heads; give one with attention layers")
+        return None
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Attention(heads, kv_heads, head_dim)

@@ -27,18 +27,11 @@ def methods() -> None:
 
 def four_answers(kind: type[Method]) -> tuple[str, ...]:
     """The names of a method's answers to compute, retain, place and select."""
-    from keyhole.prefill import DensePrefill
-    from keyhole.retention import KeepEverything
-    from keyhole.storage import DeviceStorage
+    from keyhole.methods import Recipe
 
-    method = kind()
-    selectors = method.selectors(1)
-    made = (
-        method.prefill() or DensePrefill(),
-        method.retention() or KeepEverything(),
-        method.storage() or DeviceStorage(),
-    )
-    return (*map(_name, made), _name(selectors[0]) if selectors else "everything")
+    layer = Recipe((kind(),)).layers(1)[0]
+    made = (layer.prefill, layer.retention, layer.storage)
+    return (*map(_name, made), _name(layer.selector) if layer.selector else "everything")
 
 
 def _name(answer: object) -> str:

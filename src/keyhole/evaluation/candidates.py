@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keyhole.budget import Budget
 from keyhole.errors import SpecError
@@ -61,19 +61,26 @@ def split_specs(text: str) -> list[str]:
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:
-    return Candidate(str(_with_budget(recipe, None)), str(budget), _with_budget(recipe, budget))
+    """The recipe at a budget. It selects at any length, unless it says otherwise: that is what is judged."""
+    unnamed = _with(recipe, budget=None)
+    return Candidate(str(unnamed), str(budget), _with(_always_selecting(recipe), budget=budget))
 
 
-def _with_budget(recipe: Recipe, budget: Budget | None) -> Recipe:
-    """The recipe at a budget; None is each stage's default, which its text does not show."""
-    return Recipe(tuple(_stage_with(stage, budget) for stage in recipe.stages))
+def _always_selecting(recipe: Recipe) -> Recipe:
+    retrieval = recipe.retrieval
+    auto = retrieval is not None and retrieval.dense_below == "auto"
+    return _with(recipe, dense_below=0) if auto else recipe
 
 
-def _stage_with(stage: Method, budget: Budget | None) -> Method:
-    default = next((field.default for field in fields(stage) if field.name == "budget"), None)
-    if default is None:
-        return stage
-    return replace(stage, **{"budget": default if budget is None else budget})
+def _with(recipe: Recipe, **options: object) -> Recipe:
+    """The recipe with options changed in the stages that have them; None is a stage's default."""
+    return Recipe(tuple(_stage_with(stage, options) for stage in recipe.stages))
+
+
+def _stage_with(stage: Method, options: dict[str, Any]) -> Method:
+    defaults = {field.name: field.default for field in fields(stage)}
+    changed = {name: value for name, value in options.items() if name in defaults}
+    return replace(stage, **{n: defaults[n] if value is None else value for n, value in changed.items()})
 
 
 def _budgets(recipe: Recipe) -> list[Budget]:

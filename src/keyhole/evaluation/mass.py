@@ -65,17 +65,20 @@ class MassMeter:
 
 def exact_mass(seen: Observation) -> Tensor:
     """The share of the exact softmax read, a mean over a group's query heads, float32 `[B, Hkv]`."""
-    share = (seen.read.part.lse - _lse_of_all(seen)).exp()
-    return share.unflatten(1, (seen.keys.shape[1], -1)).mean(-1)
+    read, every, sinks = seen.read.part.lse, _lse_of_all(seen), seen.logits.sink_logits
+    if sinks is not None:  # what they take is accounted for, as in what was estimated
+        read, every = (torch.logaddexp(lse, sinks.float()) for lse in (read, every))
+    return (read - every).exp().unflatten(1, (seen.read.selection.counts.shape[1], -1)).mean(-1)
 
 
 def _lse_of_all(seen: Observation) -> Tensor:
     """Log-sum-exp of the logits of every token, `[B, H]`."""
-    query = seen.query.unflatten(1, (seen.keys.shape[1], -1)).float() * seen.logits.scale  # [B, Hkv, G, D]
+    every_key = seen.storage.keys()
+    query = seen.query.unflatten(1, (every_key.shape[1], -1)).float() * seen.logits.scale  # [B, Hkv, G, D]
     padding = torch.tensor(seen.read.regions.padding, device=query.device).view(-1, 1, 1, 1)
     total = query.new_full(query.shape[:3], -torch.inf)
-    for start in range(0, seen.keys.shape[2], _CHUNK):
-        keys = seen.keys[:, :, start : start + _CHUNK].float()
+    for start in range(0, every_key.shape[2], _CHUNK):
+        keys = every_key[:, :, start : start + _CHUNK].float()
         logits = query @ keys.transpose(-1, -2)
         if seen.logits.softcap is not None:
             logits = seen.logits.softcap * (logits / seen.logits.softcap).tanh()

@@ -19,9 +19,9 @@ NUMBERS = range(100, 1000)
 TEXT_HEAD = "Text:"
 LIST_HEAD = "List of words:"
 CODED_HEAD = "List of coded words:"
-COMMON_QUESTION = "\nThe five most common words of the list are 1"
+COMMON_QUESTION = "\nThe three most common words of the list are 1"
 FREQUENT_QUESTION = "\nThe three most frequent coded words of the list are 1"
-COMMON, OTHERS, RATIO = 5, 30, 10  # common words, other words, and how many times as often the first appear
+COMMON, OTHERS, RATIO = 3, 30, 10  # common and other words, and how much more often the first appear
 FREQUENT, ZETA = 3, 2.0  # words asked for, and the exponent of the frequencies
 
 
@@ -71,13 +71,19 @@ def ask_one(key: str) -> str:
     return f"\nThe secret code of {key} is"
 
 
+def numbered(key: str, values: Sequence[str]) -> list[str]:
+    """The statements that give one key several values."""
+    return [f" The secret code {i} of {key} is {value}." for i, value in enumerate(values, 1)]
+
+
 def ask_all(key: str) -> str:
-    return f"\nAll secret codes of {key}: {key} is"
+    return f"\nAll secret codes of {key}: code 1 of {key} is"
 
 
 def reply_all(key: str, values: Sequence[str]) -> str:
     """How a question by `ask_all` is answered."""
-    return f" {values[0]}{''.join(f', {key} is {v}' for v in values[1:])}."
+    rest = [f", code {i} of {key} is {value}" for i, value in enumerate(values[1:], 2)]
+    return f" {values[0]}{''.join(rest)}."
 
 
 def ask_several(keys: Sequence[str]) -> str:
@@ -93,12 +99,17 @@ def reply_several(keys: Sequence[str], values: Sequence[str]) -> str:
 
 def chain(value: str, names: Sequence[str]) -> list[str]:
     """The assignments that hand `value` on from name to name."""
-    hops = [f" The value of {a} goes to {b}." for a, b in pairwise(names)]
-    return [f" The value {value} goes to {names[0]}.", *hops]
+    return [f" The value of {name} is {source}." for source, name in pairwise([value, *names])]
 
 
-def ask_chain(value: str) -> str:
-    return f"\nFollow the value {value}. The value {value} goes to"
+def ask_chain(name: str) -> str:
+    return f"\nFollow {name}. The value of {name} is"
+
+
+def reply_chain(value: str, names: Sequence[str]) -> str:
+    """How a question by `ask_chain` for the last name is answered: back to the value."""
+    steps = "".join(reversed(chain(value, names)))
+    return steps.removeprefix(f" The value of {names[-1]} is")
 
 
 def reply_list(words: Sequence[str]) -> str:
@@ -119,6 +130,11 @@ def draw_keys(rng: np.random.Generator, count: int) -> list[str]:
     ]
 
 
+def draw_names(rng: np.random.Generator, count: int) -> list[str]:
+    """Different names of variables."""
+    return [NOUNS[i] for i in rng.choice(len(NOUNS), count, replace=False)]
+
+
 def draw_values(rng: np.random.Generator, count: int, taken: frozenset[int] = frozenset()) -> list[str]:
     """Different three-digit numbers, none of them in `taken` where enough others are left."""
     free = [number for number in NUMBERS if number not in taken]
@@ -130,23 +146,19 @@ def draw_values(rng: np.random.Generator, count: int, taken: frozenset[int] = fr
 def draw_common(
     rng: np.random.Generator, items: int, words: int = len(NOUNS)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A shuffled list of word numbers, and the COMMON ones in order of appearance.
+    """A shuffled list of word numbers, and the COMMON ones.
 
-    Every common word appears at least RATIO times as often as a typical other word.
+    About RATIO of every common word stand against one of each of the OTHERS, at any length.
     """
-    most = min(OTHERS, words - COMMON)
-    each = max(1, items // (COMMON * RATIO + most))
-    rest = items - COMMON * RATIO * each
-    if rest < 1:
-        raise ValueError(f"a list of {items} words is too short, the least is {COMMON * RATIO + 1}")
+    each = items * RATIO // (COMMON * RATIO + OTHERS)
+    rest = items - COMMON * each
+    if each < RATIO:
+        least = COMMON * RATIO + OTHERS
+        raise ValueError(f"a list of {items} words is too short, the least is {least}")
     chosen = rng.permutation(words)
-    others = np.resize(chosen[COMMON : COMMON + min(most, rest)], rest)
-    listed = rng.permutation(np.concatenate([np.repeat(chosen[:COMMON], RATIO * each), others]))
-    return listed, _by_appearance(listed, chosen[:COMMON])
-
-
-def _by_appearance(listed: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return chosen[np.argsort([np.argmax(listed == word) for word in chosen])]
+    others = np.resize(chosen[COMMON : COMMON + OTHERS], rest)
+    listed = rng.permutation(np.concatenate([np.repeat(chosen[:COMMON], each), others]))
+    return listed, chosen[:COMMON]
 
 
 def draw_frequent(
@@ -183,13 +195,13 @@ def _needles(rng, haystack, tokenizer, tokens, *, count: int) -> Sample:
     return _sample(tokenizer, context, question, values[:1], f" {values[0]}.")
 
 
-def _multivalue(rng, haystack, tokenizer, tokens, *, several: int = 4, others: int = 4) -> Sample:
-    keys, values = draw_keys(rng, 1 + others), draw_values(rng, several + others, haystack.numbers)
-    owners = [keys[0]] * several + keys[1:]
-    needles = [needle(k, v) for k, v in zip(owners, values, strict=True)]
+def _multivalue(rng, haystack, tokenizer, tokens, *, several: int = 4, sets: int = 3) -> Sample:
+    keys, values = draw_keys(rng, sets), draw_values(rng, several * sets, haystack.numbers)
+    owned = [values[i * several : (i + 1) * several] for i in range(sets)]
+    needles = [statement for key, own in zip(keys, owned, strict=True) for statement in numbered(key, own)]
     question = ask_all(keys[0])
     context = bury(rng, needles, haystack, tokenizer, tokens, head=TEXT_HEAD, question=question)
-    return _sample(tokenizer, context, question, values[:several], reply_all(keys[0], values[:several]))
+    return _sample(tokenizer, context, question, owned[0], reply_all(keys[0], owned[0]))
 
 
 def _multiquery(rng, haystack, tokenizer, tokens, *, asked: int = 4, count: int = 16) -> Sample:
@@ -201,12 +213,14 @@ def _multiquery(rng, haystack, tokenizer, tokens, *, asked: int = 4, count: int 
 
 
 def _variables(rng, haystack, tokenizer, tokens, *, names: int = 4, chains: int = 3) -> Sample:
-    every, values = draw_keys(rng, names * chains), draw_values(rng, chains, haystack.numbers)
+    every, values = draw_names(rng, names * chains), draw_values(rng, chains, haystack.numbers)
     assigned = [chain(value, every[i * names : (i + 1) * names]) for i, value in enumerate(values)]
-    question = ask_chain(values[0])
     needles = [statement for statements in assigned for statement in statements]
+    first = every[:names]
+    question = ask_chain(first[-1])
     context = bury(rng, needles, haystack, tokenizer, tokens, head=TEXT_HEAD, question=question)
-    return _sample(tokenizer, context, question, every[:names], "".join(assigned[0]))
+    answers = [*reversed(first[:-1]), values[0]]
+    return _sample(tokenizer, context, question, answers, reply_chain(values[0], first))
 
 
 def _common_words(rng, _haystack, tokenizer, tokens) -> Sample:
@@ -227,7 +241,7 @@ def _list_task(rng, tokenizer, tokens, draw, words, head: str, question: str) ->
     def count(items: int) -> int:
         return count_tokens(tokenizer, drawn(items)[0] + question)
 
-    context, answers = drawn(largest_fit(count, tokens, guess=tokens // 4, least=COMMON * RATIO + 1))
+    context, answers = drawn(largest_fit(count, tokens, guess=tokens // 4, least=COMMON * RATIO + OTHERS))
     return _sample(tokenizer, context, question, answers, reply_list(answers))
 
 
@@ -236,10 +250,14 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("single", "one key and its code", _single),
         Task("multikey", "one code among sixteen keys", _multikey),
-        Task("multivalue", "all four codes of one key", _multivalue),
+        Task("multivalue", "all four numbered codes of one key, with two other such keys", _multivalue),
         Task("multiquery", "the codes of four keys out of sixteen", _multiquery),
-        Task("variables", "the names a value is handed on to, with two other chains", _variables),
-        Task("common_words", "the five words a list repeats ten times as often as the others", _common_words),
+        Task("variables", "the chain of names that leads to a value, with two other chains", _variables),
+        Task(
+            "common_words",
+            "the three words a list repeats ten times as often as its thirty others",
+            _common_words,
+        ),
         Task("frequent_words", "the three most frequent coded words of a Zipf-like list", _frequent_words),
     )
 }

@@ -10,6 +10,7 @@ from keyhole.errors import SpecError
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
 from keyhole.selection import Selector
+from keyhole.setting import Setting
 from keyhole.storage import Storage
 
 
@@ -17,28 +18,29 @@ from keyhole.storage import Storage
 class Method:
     """A recipe without tensors: its fields are hyper-parameters, each factory answers one question.
 
-    A factory that is not overridden leaves its question to the other stages of a pipeline, and in the end
-    to the plain answer: dense prefill, keep everything, store on the device, read everything.
+    A factory returns one answer for each served layer, made together since layers may share state. None
+    leaves the question to the other stages of a pipeline, and in the end to the plain answer: dense prefill,
+    keep everything, store on the device, read everything.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
 
-    def prefill(self) -> Prefill | None:
+    def prefill(self, setting: Setting) -> list[Prefill] | None:  # noqa: ARG002
         """Compute: how attention over the prompt is computed."""
         return None
 
-    def retention(self) -> Retention | None:
+    def retention(self, setting: Setting) -> list[Retention] | None:  # noqa: ARG002
         """Retain: which tokens are kept."""
         return None
 
-    def storage(self) -> Storage | None:
-        """Place: where one layer's keys and values live."""
+    def storage(self, setting: Setting) -> list[Storage] | None:  # noqa: ARG002
+        """Place: where keys and values live."""
         return None
 
-    def selectors(self, layers: int) -> list[Selector] | None:  # noqa: ARG002
-        """Select: an index for each layer; they may share state, so all are made together."""
+    def selectors(self, setting: Setting) -> list[Selector] | None:  # noqa: ARG002
+        """Select: which tokens a query reads."""
         return None
 
     def __str__(self) -> str:
@@ -55,16 +57,21 @@ class RetrievalMethod(Method):
         budget: tokens read beside the always-read ones.
         sinks: first tokens of the sequence that are always read.
         window: newest tokens that are always read, the current one included.
+        dense_below: contexts shorter than that are read whole; "auto" is the length from which the method
+            pays on this machine, measured once (`keyhole.calibration`).
     """
 
     budget: Budget = Budget(fraction=0.1)  # noqa: RUF009 - immutable
     sinks: int = 16
     window: int = 64
+    dense_below: int | str = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", Budget.parse(self.budget))
         check_range(self.name, "sinks", self.sinks, 0)
         check_range(self.name, "window", self.window, 1)
+        if self.dense_below != "auto":
+            check_range(self.name, "dense_below", self.dense_below, 0)
 
 
 def check_range(method: str, option: str, value: Any, low: int, high: int | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from keyhole.methods.base import RetrievalMethod
 from keyhole.selection import ExactSelector, Selector
+from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -17,5 +18,7 @@ class Oracle(RetrievalMethod):
     paper: ClassVar[str] = "exact top-k, the bound papers compare with"
     summary: ClassVar[str] = "exact logits of all keys, best tokens read"
 
-    def selectors(self, layers: int) -> list[Selector]:
-        return [ExactSelector() for _ in range(layers)]
+    dense_below: int | str = 0
+
+    def selectors(self, setting: Setting) -> list[Selector]:
+        return [ExactSelector() for _ in setting.layers]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from keyhole.errors import SpecError
 from keyhole.methods.base import RetrievalMethod, check_range
 from keyhole.selection import ProductSelector, Selector
+from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PQCache(RetrievalMethod):
         if not isinstance(self.rotate, bool):
             raise SpecError(f"{self.name}: rotate={self.rotate!r} is neither true nor false")
 
-    def selectors(self, layers: int) -> list[Selector]:
+    def selectors(self, setting: Setting) -> list[Selector]:
         return [
             ProductSelector(
                 subspaces=self.subspaces,
@@ -56,5 +57,5 @@ class PQCache(RetrievalMethod):
                 iterations=self.iterations,
                 sample=self.sample,
             )
-            for _ in range(layers)
+            for _ in setting.layers
         ]

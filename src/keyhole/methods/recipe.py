@@ -11,9 +11,11 @@ from keyhole.methods.spec import parse_stages
 from keyhole.prefill import DensePrefill
 from keyhole.reader import Reading
 from keyhole.retention import KeepEverything
+from keyhole.setting import Setting
 from keyhole.storage import DeviceStorage
 
 _QUESTIONS = {"prefill": "compute", "retention": "retain", "storage": "place", "selectors": "select"}
+_NOWHERE = Setting.of(0)
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,39 @@ class Recipe:
             raise TypeError(f"{method!r} is not a method; give a name, a specification, a Method or a Recipe")
         return cls(parse_stages(method))
 
-    def layers(self, count: int, dense_below: int = 0) -> list[LayerCache]:
-        """Fresh caches for so many layers of one batch; below `dense_below` tokens they read everything."""
-        retrieval = self._stage("selectors")
-        selectors, reading = None, None
-        if isinstance(retrieval, RetrievalMethod):
-            selectors = retrieval.selectors(count)
-            reading = Reading(retrieval.budget, retrieval.sinks, retrieval.window, dense_below)
-        return [
-            LayerCache(
-                prefill=self._answer("prefill") or DensePrefill(),
-                retention=self._answer("retention") or KeepEverything(),
-                storage=self._answer("storage") or DeviceStorage(),
-                selector=selectors[index] if selectors else None,
-                reading=reading,
-            )
-            for index in range(count)
-        ]
+    @property
+    def retrieval(self) -> RetrievalMethod | None:
+        """The stage that selects, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, RetrievalMethod)), None)
 
-    def _stage(self, factory: str) -> Method | None:
-        return next((stage for stage in self.stages if answers(stage, factory)), None)
+    def layers(self, setting: Setting | int) -> list[LayerCache]:
+        """Fresh caches of one batch for the layers of a setting, or for so many layers."""
+        setting = Setting.of(setting)
+        count, reading = len(setting), self._reading(setting)
+        answers = zip(
+            self._answer("prefill", setting) or [DensePrefill() for _ in range(count)],
+            self._answer("retention", setting) or [KeepEverything() for _ in range(count)],
+            self._answer("storage", setting) or [DeviceStorage() for _ in range(count)],
+            self._answer("selectors", setting) or [None] * count,
+            strict=True,
+        )
+        return [LayerCache(*answer, reading=reading) for answer in answers]
 
-    def _answer(self, factory: str):
-        stage = self._stage(factory)
-        return getattr(stage, factory)() if stage else None
+    def _reading(self, setting: Setting) -> Reading | None:
+        stage = self.retrieval
+        if stage is None:
+            return None
+        below = setting.break_even if stage.dense_below == "auto" else int(stage.dense_below)
+        return Reading(stage.budget, stage.sinks, stage.window, below)
+
+    def _answer(self, factory: str, setting: Setting) -> list | None:
+        stage = next((stage for stage in self.stages if answers(stage, factory)), None)
+        return getattr(stage, factory)(setting) if stage else None
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.stages))
 
 
 def answers(stage: Method, factory: str) -> bool:
-    """Whether a method answers the question that a factory of `Method` stands for."""
-    return getattr(type(stage), factory) is not getattr(Method, factory)
+    """Whether a method, with its options, answers the question that a factory of `Method` stands for."""
+    return getattr(stage, factory)(_NOWHERE) is not None

@@ -6,23 +6,20 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from keyhole.attention import Logits
+from keyhole.storage import Storage
+
 
 class Prefill(ABC):
     """Attention of many new queries over the cached tokens, themselves included."""
 
     @abstractmethod
-    def attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        scale: float,
-        mask: Tensor | None,
-        softcap: float | None,
-        sink_logits: Tensor | None,
-    ) -> Tensor:
-        """Attend `query [B, H, Q, D]` to `keys`, `values [B, Hkv, N, D]`; the last query is the newest token.
+    def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        """Attend `query [B, H, Q, D]` to what is stored; the last query is the newest token.
 
-        Returns `[B, H, Q, Dv]`. The options are those of `keyhole.attention.dense_attention`.
+        Args:
+            mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
+
+        Returns:
+            `[B, H, Q, Dv]`.
         """

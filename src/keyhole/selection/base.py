@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from keyhole.attention import Logits
 from keyhole.budget import Budget
+from keyhole.regions import Regions
+from keyhole.storage import Storage
 
 
 class Selection(NamedTuple):
@@ -33,33 +36,37 @@ class Step(NamedTuple):
 
     Attributes:
         query: `[B, H, D]`, after RoPE.
-        keys: `[B, Hkv, N, D]`, a view of what is stored, for selectors that score keys themselves.
-        first: int32 `[B]`, the first slot that competes (padding and sinks lie before it).
-        last: the slot where the always-read window begins; slots in [first, last) compete.
-        anchor_lse: float32 `[B, H]`, log-sum-exp of the exact logits of the always-read tokens.
-        scale: what query-key products are multiplied by.
-        softcap: bound of the logits, where the model has one.
+        storage: what is stored, for selectors that score keys themselves.
+        regions: which slots compete: those in [first, last).
+        anchor_lse: float32 `[B, H]`, log-sum-exp of the exact logits of the always-read tokens, and of the
+            sink logit where the model has one.
+        logits: how the model makes logits.
         budget: how much may be read.
     """
 
     query: Tensor
-    keys: Tensor
-    first: Tensor
-    last: int
+    storage: Storage
+    regions: Regions
     anchor_lse: Tensor
-    scale: float
-    softcap: float | None
+    logits: Logits
     budget: Budget
+
+    def limits(self) -> list[int]:
+        """The most tokens each batch row may read; padding is no part of its context."""
+        return [self.budget.limit(self.regions.length - unused) for unused in self.regions.padding]
 
 
 class Selector(ABC):
     """An index over the keys of one layer, addressed by slot, that picks what a query reads.
 
     `length` tokens are indexed. The owner calls `build` once, then `append` with the keys that follow, in
-    batches: a token is only asked for after it has left the always-read window.
+    batches: a token is only asked for after it has left the always-read window. A layer whose selector
+    `reads_all` is attended densely at every length; if it also `leads`, it is told of each step by `watch`.
     """
 
     length: int = 0
+    reads_all: bool = False
+    leads: bool = False
 
     @property
     def minimum(self) -> int:
@@ -72,8 +79,8 @@ class Selector(ABC):
         return False
 
     @abstractmethod
-    def build(self, keys: Tensor, first: Tensor) -> None:
-        """Index `keys [B, Hkv, N, D]`, forgetting what was there; slots before `first [B]` never compete."""
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        """Index `keys [B, Hkv, N, D]`, forgetting what was there; slots before `first` never compete."""
 
     @abstractmethod
     def append(self, keys: Tensor) -> None:
@@ -82,6 +89,9 @@ class Selector(ABC):
     @abstractmethod
     def select(self, step: Step) -> Selection:
         """Pick among the slots in [first, last)."""
+
+    def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:  # noqa: B027
+        """See the step `query [B, H, D]` of a leading layer, which is read whole."""
 
     @abstractmethod
     def bytes_read(self, step: Step) -> int:

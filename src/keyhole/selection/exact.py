@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.rank import pick
 
@@ -11,7 +12,7 @@ from keyhole.selection.rank import pick
 class ExactSelector(Selector):
     """Scores the stored keys themselves; keeps no index."""
 
-    def build(self, keys: Tensor, first: Tensor) -> None:  # noqa: ARG002
+    def build(self, keys: Tensor, regions: Regions) -> None:  # noqa: ARG002
         self.length = keys.shape[2]
 
     def append(self, keys: Tensor) -> None:
@@ -21,11 +22,12 @@ class ExactSelector(Selector):
         return pick(exact_logits(step), step)
 
     def bytes_read(self, step: Step) -> int:
-        return step.last * step.keys.shape[-1] * step.keys.element_size()
+        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
 
 
 def exact_logits(step: Step) -> Tensor:
     """Logits of all stored keys, float32 `[B, Hkv, G, N]`."""
-    query = step.query.unflatten(1, (step.keys.shape[1], -1)).float()
-    logits = query @ step.keys.float().transpose(-1, -2) * step.scale
-    return logits if step.softcap is None else step.softcap * (logits / step.softcap).tanh()
+    keys, (scale, softcap, _) = step.storage.keys(), step.logits
+    query = step.query.unflatten(1, (keys.shape[1], -1)).float()
+    logits = query @ keys.float().transpose(-1, -2) * scale
+    return logits if softcap is None else softcap * (logits / softcap).tanh()

@@ -9,10 +9,12 @@ M sub-spaces, C = 2 ** bits centroids.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
 from keyhole.kernels.codes import BLOCK
+from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.drift import DriftWatch
 from keyhole.selection.kmeans import kmeans
@@ -47,7 +49,8 @@ class ProductSelector(Selector):
     def stale(self) -> bool:
         return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
-    def build(self, keys: Tensor, first: Tensor) -> None:
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        first = regions.first
         self.subspaces = self.subspaces or default_subspaces(keys.shape[-1])
         if keys.shape[-1] % self.subspaces:
             raise ValueError(
@@ -72,41 +75,42 @@ class ProductSelector(Selector):
         self._drift.watch(self._encode(keys))
 
     def select(self, step: Step) -> Selection:
-        batch, kv_heads = step.keys.shape[:2]
+        batch, kv_heads = self._fitted("codebooks").shape[:2]
         query = self._rotated(step.query.unflatten(1, (kv_heads, -1)).float())
-        variance = logit_variance(query, self._fitted("residuals"), step.scale)
-        # A mass to reach depends on the uncertainty of its batch row, so each row is a call of its own.
-        calls = [slice(0, batch)] if step.budget.mass is None else [slice(b, b + 1) for b in range(batch)]
+        variance = logit_variance(query, self._fitted("residuals"), step.logits.scale)
+        # Rows of one budget are one call; a mass to reach depends on the uncertainty of its row.
+        together = step.budget.mass is None and len(set(step.limits())) == 1
+        calls = [slice(0, batch)] if together else [slice(b, b + 1) for b in range(batch)]
         picked = [self._pick(step, query[rows], variance[rows], rows) for rows in calls]
         # As wide as the longest choice: a mass budget may allow the whole context and take little of it.
         width = max(1, *(int(part.counts.max()) for part in picked))
-        fields = zip(*(part._replace(slots=part.slots[:, :width]) for part in picked), strict=True)
+        fields = zip(*(part._replace(slots=_as_wide(part.slots, width)) for part in picked), strict=True)
         return Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
 
     def _pick(self, step: Step, query: Tensor, variance: Tensor, rows: slice) -> kernels.Picked:
         """Pick for batch rows `rows`: `query [b, Hkv, G, D]` along quantised axes, `variance [b, Hkv, G]`."""
-        budget, limit = step.budget, step.budget.limit(step.keys.shape[2])
-        first = step.first[rows].repeat_interleave(query.shape[1])
+        budget, limit = step.budget, step.limits()[rows.start]
+        first = step.regions.first[rows].repeat_interleave(query.shape[1])
         anchor = step.anchor_lse[rows].reshape(first.shape[0], -1)
         return kernels.pq_select(
             query.flatten(0, 1),
             self._fitted("codebooks")[rows].flatten(0, 1),
             self._fitted("codes")[rows].flatten(0, 1),
             first,
-            first.clamp(min=step.last),
+            first.clamp(min=step.regions.last),
             k=limit if budget.mass is None else None,
             mass=None if budget.mass is None else cautious(budget.mass, variance),
             floor=min(budget.floor, limit),
             cap=limit,
             # Relative to estimated weights, exact ones count for less: see uncertainty.py.
             anchor_lse=anchor - variance.flatten(0, 1) / 2,
-            scale=step.scale,
-            softcap=step.softcap,
+            scale=step.logits.scale,
+            softcap=step.logits.softcap,
         )
 
     def bytes_read(self, step: Step) -> int:
         fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
-        return step.last * (self._fitted("codes").shape[-1] // BLOCK) + fitted
+        return step.regions.last * (self._fitted("codes").shape[-1] // BLOCK) + fitted
 
     def state(self) -> dict[str, Tensor]:
         return self._held | self._drift.state()
@@ -205,6 +209,11 @@ def default_subspaces(head_dim: int) -> int:
     """
     wanted = min(max(16, head_dim // 4), head_dim // 2)
     return next(count for count in range(max(wanted, 1), head_dim + 1) if head_dim % count == 0)
+
+
+def _as_wide(slots: Tensor, width: int) -> Tensor:
+    """`slots [R, S]` cut, or filled with slot 0, to a width."""
+    return F.pad(slots[:, :width], (0, max(0, width - slots.shape[1])))
 
 
 def _decode(codes: Tensor, codebooks: Tensor) -> Tensor:

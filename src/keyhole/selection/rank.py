@@ -32,15 +32,16 @@ def pick(logits: Tensor, step: Step) -> Selection:
     shares, anchored = group_probabilities(logits, step)
     # What does not compete sorts behind candidates whose share underflows to zero.
     order = shares.masked_fill(~_competes(step, logits), -1.0).argsort(dim=-1, descending=True, stable=True)
-    available = (step.last - step.first).clamp(min=0).view(-1, 1).expand(anchored.shape)
-    limit = step.budget.limit(step.keys.shape[2])
+    first, last = step.regions.first, step.regions.last
+    available = (last - first).clamp(min=0).view(-1, 1).expand(anchored.shape)
+    limit = torch.tensor(step.limits(), device=logits.device).view(-1, 1)
     cumulative = shares.gather(-1, order).cumsum(-1) + anchored.unsqueeze(-1)
     if step.budget.mass is None:
-        counts = available.clamp(max=limit)
+        counts = available.minimum(limit)
     else:
         needed = (cumulative < step.budget.mass).sum(-1) + 1
         needed = torch.where(anchored >= step.budget.mass, 0, needed)
-        counts = needed.clamp(min=step.budget.floor).clamp(max=limit).minimum(available)
+        counts = needed.clamp(min=step.budget.floor).minimum(limit).minimum(available)
     width = max(1, int(counts.max()))
     chosen = torch.arange(width, device=logits.device) < counts.unsqueeze(-1)
     # Unchosen entries sort behind every slot, then become slot 0.
@@ -54,4 +55,5 @@ def pick(logits: Tensor, step: Step) -> Selection:
 def _competes(step: Step, logits: Tensor) -> Tensor:
     """Bool `[B, 1, N]`."""
     slots = torch.arange(logits.shape[-1], device=logits.device)
-    return ((slots >= step.first.view(-1, 1)) & (slots < step.last)).unsqueeze(1)
+    first, last = step.regions.first, step.regions.last
+    return ((slots >= first.view(-1, 1)) & (slots < last)).unsqueeze(1)

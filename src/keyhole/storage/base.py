@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from keyhole.attention import Logits, Part
+from keyhole.regions import Regions
+
 
 class Footprint(NamedTuple):
     """Bytes held on each tier."""
@@ -32,8 +35,32 @@ class Storage(ABC):
         """Add `keys [B, Hkv, T, D]` (after RoPE) and `values [B, Hkv, T, Dv]`."""
 
     @abstractmethod
-    def view(self) -> tuple[Tensor, Tensor]:
-        """All keys and values, `[B, Hkv, length, D]` each."""
+    def keys(self, start: int = 0) -> Tensor:
+        """Keys from slot `start` on, `[B, Hkv, length - start, D]`: a view where they are stored so."""
+
+    @abstractmethod
+    def values(self, start: int = 0) -> Tensor:
+        """Values from slot `start` on, as `keys`."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        """Exact attention of `query [B, H, D]` over chosen slots.
+
+        Args:
+            slots: int32 `[B, S]`, the same for all heads, or `[B, Hkv, S]`.
+            counts: int32 `[B]` or `[B, Hkv]`, how many of a row's slots are meant.
+
+        Returns:
+            The part, out `[B, H, Dv]` and lse `[B, H]`.
+        """
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> float:
+        """Bytes of one token's keys and values, all KV heads of a batch row."""
+
+    def settle(self, regions: Regions) -> None:  # noqa: B027 - most have nothing to do
+        """Told before each selective step: what lies before `regions.last` is from now on read in parts."""
 
     @abstractmethod
     def crop(self, length: int) -> None:

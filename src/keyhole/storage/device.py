@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from keyhole.attention import Logits, Part, attend_slots
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.buffer import GrowingBuffer
 
@@ -22,8 +23,18 @@ class DeviceStorage(Storage):
         self._keys.append(keys)
         self._values.append(values)
 
-    def view(self) -> tuple[Tensor, Tensor]:
-        return self._keys.view(), self._values.view()
+    def keys(self, start: int = 0) -> Tensor:
+        return self._keys.view()[:, :, start:]
+
+    def values(self, start: int = 0) -> Tensor:
+        return self._values.view()[:, :, start:]
+
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        return attend_slots(query, self.keys(), self.values(), slots, counts, logits)
+
+    @property
+    def token_bytes(self) -> float:
+        return sum(tensor[0, :, :1].nbytes for tensor in (self.keys(), self.values()))
 
     def crop(self, length: int) -> None:
         self._keys.crop(length)
@@ -36,8 +47,7 @@ class DeviceStorage(Storage):
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:
             return {}
-        keys, values = self.view()
-        return {"keys": keys, "values": values}
+        return {"keys": self.keys(), "values": self.values()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.crop(0)

@@ -34,57 +34,21 @@ class Stage:
     review_every: int = 4  # every n-th step is a review
 
 
+LATE = {"lr": 1e-3, "review": "lists-256", "review_every": 5}
+
 DEFAULT_STAGES = (
     Stage("repeat", "repeat", length=64, batch=24, max_steps=6000),
     Stage("pairs", "pair", length=64, batch=24, max_steps=400),
-    Stage("records", "is", length=96, batch=16, max_steps=400),
-    Stage("tasks-256", "tasks", length=256, batch=12, max_steps=500),
-    Stage("lists-96", "lists", length=96, batch=20, max_steps=300, until=0.9),
-    Stage("lists-256", "lists", length=256, batch=10, max_steps=100, until=0.9),
-    Stage(
-        "tasks-512",
-        "tasks",
-        length=512,
-        batch=5,
-        max_steps=400,
-        span=2048,
-        review="lists-96",
-        review_every=2,
-    ),
-    Stage(
-        "tasks-1024",
-        "tasks",
-        length=1024,
-        batch=3,
-        max_steps=400,
-        span=16384,
-        lists=0.1,
-        review="lists-256",
-        review_every=2,
-    ),
-    Stage(
-        "polish-1024",
-        "tasks",
-        length=1024,
-        batch=3,
-        max_steps=450,
-        span=16384,
-        lists=0.2,
-        lr_end=1e-3,
-        review="lists-96",
-    ),
-    Stage(
-        "tasks-4096",
-        "tasks",
-        length=4096,
-        batch=1,
-        max_steps=200,
-        lists=0.15,
-        review="lists-256",
-        until=1.1,
-        lr=1e-3,
-        lr_end=1e-4,
-    ),
+    Stage("records", "is", length=96, batch=16, max_steps=1500),
+    Stage("tasks-256", "tasks", 256, batch=12, max_steps=1000, until=2.0, review="lists-96", review_every=3),
+    Stage("lists-96", "lists", length=96, batch=20, max_steps=800, until=0.9),
+    Stage("lists-192", "lists", length=192, batch=10, max_steps=700, until=0.9, review="tasks-256"),
+    Stage("lists-256", "lists", 256, batch=8, max_steps=300, span=8192, until=0.9, review="tasks-256"),
+    Stage("tasks-512", "tasks", 512, batch=5, max_steps=250, span=4096, review="lists-256", review_every=3),
+    Stage("tasks-1024", "tasks", 1024, batch=3, max_steps=400, span=16384, lists=0.15, review="lists-256"),
+    Stage("polish-1024", "tasks", 1024, batch=3, max_steps=700, span=8192, lists=0.2, until=2.0, **LATE),
+    Stage("tasks-2048", "tasks", 2048, batch=2, max_steps=250, span=8192, lists=0.2, until=2.0, **LATE),
+    Stage("tasks-4096", "tasks", 4096, batch=1, max_steps=600, lists=0.2, until=2.0, lr_end=1e-4, **LATE),
 )
 
 

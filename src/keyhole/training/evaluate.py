@@ -11,11 +11,13 @@ from keyhole.evaluation.tasks import TASKS, Sample, score
 
 
 @torch.inference_mode()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> str:
-    """The greedy continuation of the sample's prompt."""
-    inputs = tokenizer(sample.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-    out = model.generate(**inputs, max_new_tokens=sample.max_new_tokens, do_sample=False)
-    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Sample]) -> list[str]:
+    """The greedy continuations of the samples' prompts, in one batch padded on the left."""
+    prompts = [sample.prompt for sample in asked]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    length = max(sample.max_new_tokens for sample in asked)
+    out = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+    return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def samples(
@@ -36,13 +38,16 @@ def evaluate(
     *,
     names: Sequence[str] = tuple(TASKS),
     seed: int = 0,
+    batch: int = 8,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, float]:
     """Mean score of each task over `count` samples with prompts of `tokens` tokens."""
     scores = {}
     for name in names:
         asked = samples(tokenizer, name, tokens, count, seed=seed)
-        scores[name] = float(np.mean([score(s, answer(model, tokenizer, s)) for s in asked]))
+        groups = [asked[i : i + batch] for i in range(0, count, batch)]
+        replies = [reply for group in groups for reply in answers(model, tokenizer, group)]
+        scores[name] = float(np.mean([score(*pair) for pair in zip(asked, replies, strict=True)]))
         if progress:
             progress(name, scores[name])
     return scores

@@ -25,14 +25,17 @@ class Form:
 
 @dataclass(frozen=True)
 class Reply:
-    """A question with its answer; `asked[i]` is 0 in the question, 1 for fixed wording, 2 for an argument."""
+    """A question with its answer.
+
+    `asked[i]` is 0 in the question, 2 for what is to be found, 1 for wording and for what was named before.
+    """
 
     form: Form
     asked: tuple[int, ...]
 
 
 class Phrasebook:
-    """Forms of one tokenizer. Arguments are token ids: two for a key (adjective, noun), one for a value."""
+    """Forms of one tokenizer. Arguments are token ids: two for a key (adjective, noun), one for others."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -55,6 +58,9 @@ class Phrasebook:
         pairs = tasks.draw_pairs(rng, len(self.adjectives), len(self.nouns), count)
         return list(zip(self.adjectives[pairs[:, 0]].tolist(), self.nouns[pairs[:, 1]].tolist(), strict=True))
 
+    def names(self, rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
+        return [(name,) for name in rng.choice(self.nouns, count, replace=False).tolist()]
+
     def values(self, rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
         return [(number,) for number in rng.choice(self.numbers, count, replace=False).tolist()]
 
@@ -68,13 +74,18 @@ class Phrasebook:
         """The form of question + answer + end of text."""
         form = self.form(question + answer, arguments)
         begin = len(self.encode(question))
-        asked = [0 if i < begin else 1 + (slot >= 0) for i, slot in enumerate(form.slots)]
+        fresh = [slot >= 0 and slot not in form.slots[:i] for i, slot in enumerate(form.slots)]
+        asked = [0 if i < begin else 1 + new for i, new in enumerate(fresh)]
         end = self.tokenizer.eos_token_id
         return Reply(Form((*form.ids, end), (*form.slots, -1)), (*asked, 1))
 
 
 def stand_in_keys(count: int) -> list[str]:
     return [f"{ADJECTIVES[i]} {NOUNS[i]}" for i in range(count)]
+
+
+def stand_in_names(count: int) -> list[str]:
+    return list(NOUNS[:count])
 
 
 def stand_in_values(count: int) -> list[str]:
@@ -86,15 +97,21 @@ class Wording:
 
     def __init__(self, book: Phrasebook) -> None:
         self.book = book
-        (first, second), (value,) = stand_in_keys(2), stand_in_values(1)
-        self.needle = book.form(tasks.needle(first, value), [first, value])
-        self.ask_one = book.reply(tasks.ask_one(first), f" {value}.", [first, value])
-        assign, hop = tasks.chain(value, [first, second])
-        self.assign = book.form(assign, [first, value])
-        self.hop = book.form(hop, [first, second])
+        (key,), (value,) = stand_in_keys(1), stand_in_values(1)
+        self.needle = book.form(tasks.needle(key, value), [key, value])
+        self.ask_one = book.reply(tasks.ask_one(key), f" {value}.", [key, value])
+        assign, hop = tasks.chain(value, stand_in_names(2))
+        self.assign = book.form(assign, [*stand_in_names(1), value])
+        self.hop = book.form(hop, stand_in_names(2))
+        self.numbered = cache(self._numbered)
         self.ask_all = cache(self._ask_all)
         self.ask_several = cache(self._ask_several)
         self.ask_chain = cache(self._ask_chain)
+
+    def _numbered(self, count: int) -> list[Form]:
+        """Arguments of each form: the key, then all values."""
+        (key,), values = stand_in_keys(1), stand_in_values(count)
+        return [self.book.form(text, [key, *values]) for text in tasks.numbered(key, values)]
 
     def _ask_all(self, count: int) -> Reply:
         """Arguments: the key, then its values."""
@@ -108,6 +125,5 @@ class Wording:
 
     def _ask_chain(self, count: int) -> Reply:
         """Arguments: the names, then the value."""
-        names, (value,) = stand_in_keys(count), stand_in_values(1)
-        answer = "".join(tasks.chain(value, names)).split(" goes to", 1)[1]
-        return self.book.reply(tasks.ask_chain(value), answer, [*names, value])
+        names, (value,) = stand_in_names(count), stand_in_values(1)
+        return self.book.reply(tasks.ask_chain(names[-1]), tasks.reply_chain(value, names), [*names, value])

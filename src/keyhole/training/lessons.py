@@ -14,7 +14,7 @@ from keyhole.training.batches import LABELS
 from keyhole.training.forms import Form, Phrasebook, Reply, Wording, stand_in_keys, stand_in_values
 
 FORM = LABELS.index("form")
-QUESTION_SHARE, QUESTION_TOKENS = 0.45, 700  # of a row, at most
+QUESTION_SHARE, QUESTION_TOKENS = 0.42, 700  # of a row, at most
 MOST_NEEDLES = 40
 SEVERAL = 0.4  # share of the questions that ask for several keys
 
@@ -64,14 +64,6 @@ def _flat(*groups: Sequence[tuple[int, ...]]) -> list[int]:
     return [token for group in groups for tokens in group for token in tokens]
 
 
-def _shuffled(rng: np.random.Generator, records: list[list[int]], runs: list[range]) -> list[list[int]]:
-    order = rng.permutation(len(records))
-    for run in runs:
-        inside = np.isin(order, run)
-        order[inside] = np.sort(order[inside])
-    return [records[i] for i in order.tolist()]
-
-
 class RecordLesson:
     """Short rows of bare records; the wording grows from stage to stage."""
 
@@ -114,27 +106,26 @@ class TaskLesson:
         return assemble(rng, self.book, self.prose, records, chosen, length)
 
     def _contents(self, rng, length: int) -> tuple[list[list[int]], list[Question]]:
-        needles = int(rng.integers(1, min(MOST_NEEDLES, length // 48) + 1))
+        needles = int(rng.integers(1, min(MOST_NEEDLES, length // 52) + 1))
         largest, sets = (5, 2) if length >= 512 else (4, 1)
-        groups = rng.integers(2, largest + 1, rng.integers(1, sets + 1)).tolist()
+        groups = rng.integers(2, largest + 1, rng.integers(0, sets + 1)).tolist()
         chains = rng.integers(2, largest + 1, rng.integers(0, sets + 1)).tolist()
-        keys = self.book.keys(rng, needles + len(groups) + sum(chains))
+        keys = self.book.keys(rng, needles + len(groups))
+        names = self.book.names(rng, sum(chains))
         values = self.book.values(rng, needles + sum(groups) + len(chains))
         records, questions = self._needles(rng, keys[:needles], values[:needles])
         del keys[:needles], values[:needles]
-        runs = []  # records that keep their order
         for size in groups:
-            runs.append(range(len(records), len(records) + size))
-            records += [self.wording.needle.fill(_flat([keys[0]], [v])) for v in values[:size]]
-            question = answered(self.wording.ask_all(size), _flat(keys[:1], values[:size]), "multivalue")
-            questions.append(question)
+            arguments = _flat(keys[:1], values[:size])
+            records += [part.fill(arguments) for part in self.wording.numbered(size)]
+            questions.append(answered(self.wording.ask_all(size), arguments, "multivalue"))
             del keys[:1], values[:size]
         for size in chains:
-            records += self._chain(keys[:size], values[0])
-            arguments = _flat(keys[:size], values[:1])
+            records += self._chain(names[:size], values[0])
+            arguments = _flat(names[:size], values[:1])
             questions.append(answered(self.wording.ask_chain(size), arguments, "variables"))
-            del keys[:size], values[:1]
-        return _shuffled(rng, records, runs), questions
+            del names[:size], values[:1]
+        return [records[i] for i in rng.permutation(len(records))], questions
 
     def _needles(self, rng, keys, values) -> tuple[list[list[int]], list[Question]]:
         """Every key is asked for once, so that no question can be answered from an earlier reply."""
@@ -156,7 +147,7 @@ class TaskLesson:
 
 
 class ListLesson:
-    """Rows of the two counting tasks."""
+    """Rows of the two counting tasks, answered in any order."""
 
     def __init__(self, book: Phrasebook) -> None:
         self.book = book
@@ -183,7 +174,7 @@ class ListLesson:
         row.add(before)
         for part in np.array_split(ids[listed], 8):
             row.add(part.tolist())
-        question = answered(reply, ids[asked].tolist(), label)
+        question = answered(reply, ids[rng.permutation(asked)].tolist(), label)
         row.add(question.tokens, question.asked)
         return row
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from keyhole.evaluation.haystack import Haystack
@@ -17,6 +16,7 @@ from keyhole.training.config import Stage, TrainConfig
 from keyhole.training.curriculum import Curriculum
 from keyhole.training.forward import answer_logits
 from keyhole.training.model import export, new_model
+from keyhole.training.objective import objective
 from keyhole.training.tokenizer import build_tokenizer
 
 FORM = LABELS.index("form")
@@ -42,13 +42,6 @@ def _tokenizer(config: TrainConfig, out: Path) -> PreTrainedTokenizerBase:
         sentences = Haystack.from_environment("train").sentences
         build_tokenizer(sentences, config.shape.vocabulary).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
-
-
-def _balance(labels: torch.Tensor) -> torch.Tensor:
-    """Loss weights: a task weighs by the square root of its tokens, so that rare ones are heard."""
-    counts = torch.bincount(labels)[labels].float()
-    weights = counts.rsqrt()
-    return weights / weights.sum()
 
 
 class _Run:
@@ -115,16 +108,14 @@ class _Run:
     def _learn(self, batch: Batch, lr: float) -> tuple[float, torch.Tensor]:
         asked = batch.asked > 0
         logits = answer_logits(self.model, batch.tokens, batch.positions, asked)
-        targets = batch.tokens[asked]
-        weights = _balance(batch.asked[asked])
-        loss = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+        loss, right = objective(logits, batch.tokens, batch.asked)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return loss.item(), logits.argmax(-1) == targets
+        return loss.item(), right
 
     def _note(self, right: torch.Tensor, labels: torch.Tensor, *, own: bool) -> None:
         progress = self.progress

@@ -75,5 +75,5 @@ def selecting(given: list[str]) -> list[str]:
     """The methods given; `all` are those that select."""
     from keyhole.methods import METHODS, Recipe
 
-    every = [name for name in METHODS if Recipe.parse(name).layers(1)[0].selector is not None]
+    every = [name for name in METHODS if Recipe.parse(name).retrieval is not None]
     return list(dict.fromkeys(spec for each in given for spec in (every if each == "all" else [each])))

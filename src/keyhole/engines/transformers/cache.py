@@ -14,6 +14,7 @@ from keyhole.engines.transformers.handle import KVHandle
 from keyhole.errors import UnsupportedCacheError
 from keyhole.layer import LayerCache
 from keyhole.methods.recipe import Recipe
+from keyhole.setting import Setting
 from keyhole.storage import Footprint
 from keyhole.usage import Usage
 
@@ -60,7 +61,7 @@ class KeyholeLayer(DynamicLayer):
     prefetch = offload
 
     def _rows(self) -> Tensor:
-        return torch.arange(self.inner.storage.view()[0].shape[0])
+        return torch.arange(self.inner.storage.keys().shape[0])
 
 
 def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -80,13 +81,28 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     kinds = layer_kinds(model)
     layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
     served = [i for i, (layer, kind) in enumerate(zip(layers, kinds, strict=False)) if _is_full(layer, kind)]
-    for index, inner in zip(served, recipe.layers(len(served)), strict=True):
+    inners = recipe.layers(Setting(tuple(served), _break_even(recipe, model)))
+    for index, inner in zip(served, inners, strict=True):
         held, layers[index] = layers[index], KeyholeLayer(inner)
         if held.get_seq_length():
             layers[index].update(held.keys, held.values)
     if not cache.layers:
         cache.layer_class_to_replicate = None
     cache.layers = layers
+
+
+def _break_even(recipe: Recipe, model: PreTrainedModel) -> int:
+    """Tokens from which on the recipe pays on this model; 0 where it does not ask for that."""
+    if recipe.retrieval is None or recipe.retrieval.dense_below != "auto":
+        return 0
+    # Only needed here, and it brings the benchmarks with it.
+    from keyhole.bench.shapes import attention_sizes
+    from keyhole.calibration import break_even
+
+    sizes = attention_sizes(model.config)
+    if sizes is None:
+        return 0
+    return break_even(recipe, **sizes._asdict(), dtype=model.dtype, device=model.device)
 
 
 def layer_kinds(model: PreTrainedModel) -> list[Any]:

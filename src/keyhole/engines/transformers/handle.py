@@ -24,7 +24,7 @@ class KVHandle:
 
     def to(self, place: object) -> KVHandle:
         """Some models move what they were given to where it is already; all else is refused."""
-        if not isinstance(place, torch.device) or place != self.layer.storage.view()[0].device:
+        if not isinstance(place, torch.device) or place != self.layer.storage.keys().device:
             _refuse(f"moves them to {place}")
         return self
 

@@ -1,0 +1,26 @@
+"""Steps as a selector sees them, made of plain tensors."""
+
+import torch
+
+from keyhole.attention import Logits
+from keyhole.regions import Regions
+from keyhole.selection import Step
+from keyhole.storage import DeviceStorage
+
+
+def competing(first, last, length):
+    """Regions in which slots [first, last) compete; `first` is one slot for each batch row."""
+    first = torch.as_tensor(first, dtype=torch.int32)
+    none = torch.zeros(len(first), 0, dtype=torch.int32)
+    return Regions(length, (0,) * len(first), none, none.sum(1).int(), first, last)
+
+
+def stored(keys):
+    storage = DeviceStorage()
+    storage.append(keys, keys[..., :1])
+    return storage
+
+
+def make_step(query, keys, first, last, anchor, budget, *, scale=None, softcap=None):
+    logits = Logits(keys.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    return Step(query, stored(keys), competing(first, last, keys.shape[2]), anchor, logits, budget)

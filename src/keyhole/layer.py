@@ -21,6 +21,8 @@ from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
 from keyhole.usage import Usage
 
+_SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
+
 
 class Observation(NamedTuple):
     """One selective decode step: `query [B, H, D]`, what is stored, what was read."""
@@ -85,6 +87,8 @@ class LayerCache:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
         """
         if query.shape[2] > 1:
+            if self.selector is not None:
+                self.selector.see(query[:, :, -_SHOWN:].detach(), self.storage.keys().shape[1])
             return self.prefill.attend(query, self.storage, logits, mask)
         if self._reader is None or self._reader.wants_all(self.length):
             return self._read_all(query, logits, mask)

@@ -90,6 +90,9 @@ class Selector(ABC):
     def select(self, step: Step) -> Selection:
         """Pick among the slots in [first, last)."""
 
+    def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: B027 - most need no queries to build
+        """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""
+
     def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:  # noqa: B027
         """See the step `query [B, H, D]` of a leading layer, which is read whole."""
 
@@ -116,3 +119,13 @@ class Selector(ABC):
     def nbytes(self) -> int:
         """Bytes the index holds on the device."""
         return 0
+
+
+class Unindexed(Selector):
+    """A selector without an index: it only counts what an index would hold."""
+
+    def build(self, keys: Tensor, regions: Regions) -> None:  # noqa: ARG002
+        self.length = keys.shape[2]
+
+    def append(self, keys: Tensor) -> None:
+        self.length += keys.shape[2]

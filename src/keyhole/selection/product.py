@@ -17,9 +17,8 @@ from keyhole.kernels.codes import BLOCK
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.drift import DriftWatch
-from keyhole.selection.kmeans import kmeans
-from keyhole.selection.rotation import balanced_rotation
-from keyhole.selection.uncertainty import cautious, logit_variance, residual_moment
+from keyhole.selection.quantiser import Codes, Quantiser, decode, fit, fit_rotated
+from keyhole.selection.uncertainty import cautious, logit_variance
 
 _SEED = 0
 _TENSORS = ("codebooks", "residuals", "rotation", "codes")
@@ -38,6 +37,7 @@ class ProductSelector(Selector):
         # Once built: `codebooks [B, Hkv, M, C, D / M]`, `residuals [B, Hkv, D, D]` (their second moment) and,
         # where asked for, `rotation [B, Hkv, D, D]`, all float32; `codes [B, Hkv, blocks, bytes]`, packed.
         self._held: dict[str, Tensor] = {}
+        self._queries: Tensor | None = None  # second moment `[B, Hkv, D, D]` of the latest seen
         self._drift = DriftWatch()
         self._built = 0  # tokens there were at the last build
 
@@ -49,6 +49,10 @@ class ProductSelector(Selector):
     def stale(self) -> bool:
         return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
+    def see(self, queries: Tensor, kv_heads: int) -> None:
+        grouped = queries.unflatten(1, (kv_heads, -1)).flatten(2, 3).float()
+        self._queries = grouped.transpose(-1, -2) @ grouped / grouped.shape[2]
+
     def build(self, keys: Tensor, regions: Regions) -> None:
         first = regions.first
         self.subspaces = self.subspaces or default_subspaces(keys.shape[-1])
@@ -58,13 +62,8 @@ class ProductSelector(Selector):
                 "give a number of subspaces that divides the head size"
             )
         sample = self._training_rows(keys, first)
-        self._held = {}
-        if self.rotate:
-            rotation = balanced_rotation(sample.flatten(0, 1), self.subspaces)
-            self._held["rotation"] = rotation.unflatten(0, sample.shape[:2])
-        sample = self._rotated(sample)
-        self._held["codebooks"] = self._fit(sample)
-        self._held["residuals"] = self._residual_moment(sample)
+        fitted = self._fit(sample.flatten(0, 1))._asdict()
+        self._held = {n: t.unflatten(0, sample.shape[:2]) for n, t in fitted.items() if t is not None}
         self.length, self._built = 0, keys.shape[2]
         errors = self._encode(keys)
         padding = torch.arange(keys.shape[2], device=keys.device) < first.view(-1, 1, 1)
@@ -132,24 +131,20 @@ class ProductSelector(Selector):
         self._held = {
             name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._held.items()
         }
+        if self._queries is not None:
+            self._queries = self._queries.index_select(0, rows.to(self._queries.device))
         self._drift.reorder(rows)
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._held.values())
 
-    def _fit(self, sample: Tensor) -> Tensor:
-        """Codebooks for `sample [B, Hkv, T, D]`."""
-        pieces = sample.unflatten(-1, (self.subspaces, -1)).transpose(2, 3)
-        generator = torch.Generator().manual_seed(_SEED)
-        problems = pieces.flatten(0, 2).contiguous()
-        centroids = kmeans(problems, 2**self.bits, iterations=self.iterations, generator=generator)
-        return centroids.unflatten(0, pieces.shape[:3])
-
-    def _residual_moment(self, sample: Tensor) -> Tensor:
-        rows, books = sample.flatten(0, 1), self._fitted("codebooks").flatten(0, 1)
-        residuals = rows - _decode(kernels.pq_encode(rows, books), books)
-        return residual_moment(residuals).unflatten(0, sample.shape[:2])
+    def _fit(self, sample: Tensor) -> Quantiser:
+        """Fit a quantiser to `sample [R, T, D]`."""
+        codes = Codes(self.subspaces, self.bits, self.iterations)
+        if not self.rotate:
+            return fit(sample, codes)
+        return fit_rotated(sample, codes, None if self._queries is None else self._queries.flatten(0, 1))
 
     def _training_rows(self, keys: Tensor, first: Tensor) -> Tensor:
         """A random sample of the real tokens of each batch row, float32 `[B, Hkv, T, D]`."""
@@ -173,7 +168,7 @@ class ProductSelector(Selector):
             rows = self._rotated(part.float()).flatten(0, 1)
             codes = kernels.pq_encode(rows, books)
             kernels.write_codes(codes_held, self.length, codes, bits=self.bits)
-            errors.append((rows - _decode(codes, books)).square().sum(-1))
+            errors.append((rows - decode(codes, books)).square().sum(-1))
             self.length += part.shape[2]
         return torch.cat(errors, dim=1).unflatten(0, keys.shape[:2])
 
@@ -214,9 +209,3 @@ def default_subspaces(head_dim: int) -> int:
 def _as_wide(slots: Tensor, width: int) -> Tensor:
     """`slots [R, S]` cut, or filled with slot 0, to a width."""
     return F.pad(slots[:, :width], (0, max(0, width - slots.shape[1])))
-
-
-def _decode(codes: Tensor, codebooks: Tensor) -> Tensor:
-    """The vectors `[R, T, D]` that codes `[R, T, M]` stand for."""
-    index = codes.long().transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, codebooks.shape[-1])
-    return codebooks.gather(2, index).transpose(1, 2).flatten(2)

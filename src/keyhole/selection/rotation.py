@@ -1,6 +1,7 @@
-"""Learnt rotations that make the sub-spaces of a product quantiser share the variance (OPQ).
+"""Learnt rotations of keys before they are cut into the sub-spaces of a product quantiser (OPQ).
 
-Source: Ge, He, Ke and Sun, "Optimized Product Quantization" (2013): the parametric solution.
+Source: Ge, He, Ke and Sun, "Optimized Product Quantization" (2013): the parametric solution, and the step of
+the non-parametric one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ def balanced_rotation(keys: Tensor, subspaces: int) -> Tensor:
     variances, axes = torch.linalg.eigh(covariance)
     order = torch.stack([_deal(row, subspaces) for row in variances.cpu()]).to(keys.device)
     return axes.gather(2, order.unsqueeze(1).expand_as(axes))
+
+
+def aligning_rotation(keys: Tensor, decoded: Tensor) -> Tensor:
+    """The rotation `[R, D, D]` that brings `keys [R, T, D]` closest to what codes stand for (Procrustes)."""
+    left, _, right = torch.linalg.svd(keys.transpose(1, 2) @ decoded)
+    return left @ right
 
 
 def _deal(variances: Tensor, subspaces: int) -> Tensor:

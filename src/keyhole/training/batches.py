@@ -53,6 +53,6 @@ def skipping_positions(
     if room > 0:
         total = rng.integers(0, room + 1) if rng.random() < 0.7 else 0
         cuts = np.sort(rng.integers(0, total + 1, jumps - 1))
-        gaps = np.diff(np.concatenate([[0], cuts, [total]]))
+        gaps = np.diff(cuts, prepend=0, append=total)
         np.add.at(steps, rng.choice(joints[1:], size=jumps), gaps)
     return np.cumsum(steps)

@@ -7,6 +7,7 @@ from keyhole.evaluation.haystack import Haystack
 from keyhole.training.batches import Batch, pack, repeats, skipping_positions
 from keyhole.training.config import Stage, TrainConfig
 from keyhole.training.lessons import build_lessons
+from keyhole.training.tokenizer import BEGIN, token_id
 
 
 class Curriculum:
@@ -14,7 +15,7 @@ class Curriculum:
 
     def __init__(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.stages = config.stages
-        self.begin = tokenizer.bos_token_id
+        self.begin = token_id(tokenizer, BEGIN)
         self.vocabulary = len(tokenizer)
         self.lessons = build_lessons(tokenizer, Haystack.from_environment("train"))
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from keyhole.evaluation import tasks
 from keyhole.evaluation.words import ADJECTIVES, NOUNS
+from keyhole.training.tokenizer import END, token_id
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Phrasebook:
         begin = len(self.encode(question))
         fresh = [slot >= 0 and slot not in form.slots[:i] for i, slot in enumerate(form.slots)]
         asked = [0 if i < begin else 1 + new for i, new in enumerate(fresh)]
-        end = self.tokenizer.eos_token_id
+        end = token_id(self.tokenizer, END)
         return Reply(Form((*form.ids, end), (*form.slots, -1)), (*asked, 1))
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from keyhole.training.config import ModelShape
+from keyhole.training.tokenizer import BEGIN, END, PAD, token_id
 
 
 def new_model(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
@@ -21,9 +22,9 @@ def new_model(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, seed: int) 
         max_position_embeddings=shape.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=token_id(tokenizer, BEGIN),
+        eos_token_id=token_id(tokenizer, END),
+        pad_token_id=token_id(tokenizer, PAD),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

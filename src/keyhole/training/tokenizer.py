@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from keyhole.evaluation.words import CODED_WORDS, WORDS
 
@@ -28,6 +28,13 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedT
     tokens = list(dict.fromkeys([*kept, *forced]))
     bpe = models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=True)
     return _wrap(_plumb(Tokenizer(bpe)))
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a token that is there, such as BEGIN."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
 
 
 def _learn(texts: Iterable[str], size: int) -> Tokenizer:

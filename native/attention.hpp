@@ -33,7 +33,7 @@ struct Attention {
   float *out, *lse;  // [R, G, D], [R, G]
 };
 
-constexpr int kTile = 32;  // slots handled together
+constexpr int kTile = 16;  // slots handled together: keys of one tile and values of another fit the first cache
 
 // Fetches rows into the cache, a line at each step, so that misses overlap with the arithmetic between steps.
 class Fetcher {

@@ -12,6 +12,8 @@ from tests import oracles
 class Layer:
     """One layer of a method, and the keys and values it was given.
 
+    A method whose only layer would read everything has a second, which is the one that is looked at; the
+    first gets the same tokens and queries.
     `padding` counts the unused slots at the start of each batch row; what lies there is noise of any size.
     """
 
@@ -29,7 +31,7 @@ class Layer:
         sink_logits=None,
         seed=0,
     ):
-        self.cache = Recipe.parse(spec).layers(1)[0]
+        self.before, self.cache = _selecting(Recipe.parse(spec))
         self.cache.observer = self._observe
         self.heads = kv_heads * groups
         self.padding = padding
@@ -58,14 +60,18 @@ class Layer:
         values = self.draw(batch, heads, count, self.values.shape[3])
         for row, start in enumerate(self.starts):
             keys[row, :, : max(start - self.length, 0)] *= 1e4
-        self.cache.append(keys, values)
+        for cache in (*self.before, self.cache):
+            cache.append(keys, values)
         self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
     def attend(self, queries=1):
         """Attention of the newest tokens; the mask is causal and hides the padding."""
         self.observed = None
         self.query = 3 * self.draw(self.keys.shape[0], self.heads, queries, self.keys.shape[3])
-        return self.cache.attend(self.query, self.logits, mask=self.mask(queries))
+        mask = self.mask(queries)
+        for cache in self.before:
+            cache.attend(self.query, self.logits, mask=mask)
+        return self.cache.attend(self.query, self.logits, mask=mask)
 
     def mask(self, queries=1):
         if self.padding is None:
@@ -82,11 +88,13 @@ class Layer:
         return out
 
     def crop(self, length):
-        self.cache.crop(length)
+        for cache in (*self.before, self.cache):
+            cache.crop(length)
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
     def reorder(self, rows):
-        self.cache.reorder(torch.tensor(rows))
+        for cache in (*self.before, self.cache):
+            cache.reorder(torch.tensor(rows))
         self.keys, self.values = self.keys[rows], self.values[rows]
         if self.padding is not None:
             self.padding = [self.padding[row] for row in rows]
@@ -108,6 +116,15 @@ class Layer:
 
     def _observe(self, observation):
         self.observed = observation
+
+
+def _selecting(recipe):
+    """The fewest layers of a recipe of which the last does not read everything: all before it, and it."""
+    cache = recipe.layers(1)[0]
+    if cache.selector is None or not cache.selector.reads_all:
+        return [], cache
+    *before, cache = recipe.layers(2)
+    return before, cache
 
 
 def check_dense(layer, out, queries=1):

@@ -6,7 +6,7 @@ from keyhole.budget import Budget
 from keyhole.methods import METHODS, Method
 
 # Taken by the methods that have such an option.
-_SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4}
+_SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
 _EVERYTHING = Budget(mass=1.0, floor=1_000_000)
 
 
@@ -30,4 +30,8 @@ def full_budget(name: str) -> dict[str, Method]:
 
 
 FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
+FULL_BUDGET |= {
+    "oracle-host-selected": replace(FULL_BUDGET["oracle-selected"], place="host"),
+    "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", cache="1MB"),
+}
 SELECTIVE = [name for name in METHODS if has_budget(name)]

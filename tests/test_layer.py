@@ -19,6 +19,9 @@ SPECS = [
     f"pqcache(budget=0.2, {SMALL}, subspaces=4, bits=3)",
     f"pqcache(budget=4, {SMALL}, subspaces=2, bits=2, rotate=true)",
     f"pqcache(mass=0.8, floor=2, {SMALL}, bits=4)",
+    f"quest(budget=0.2, {SMALL}, page=4)",
+    f"quest(mass=0.8, floor=2, {SMALL})",
+    f"tokenselect(budget=9, {SMALL})",
 ]
 SELECTIVE = SPECS[1:]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         usage,
     )
     from keyhole.errors import (
+        DamagedStorageError,
         NonFiniteError,
         SpecError,
         UnsupportedCacheError,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "Budget",
+    "DamagedStorageError",
     "Method",
     "NonFiniteError",
     "Recipe",
@@ -59,7 +61,13 @@ _HOMES = {
         "served_layers",
         "usage",
     ),
-    "keyhole.errors": ("NonFiniteError", "SpecError", "UnsupportedCacheError", "UnsupportedModelError"),
+    "keyhole.errors": (
+        "DamagedStorageError",
+        "NonFiniteError",
+        "SpecError",
+        "UnsupportedCacheError",
+        "UnsupportedModelError",
+    ),
     "keyhole.methods": ("METHODS", "Method", "Recipe"),
     "keyhole.models": ("default_model",),
 }

@@ -62,6 +62,8 @@ def break_even(
     heads = Heads(query_heads, kv_heads, head_dim, value_dim or head_dim, dtype, torch.device(device))
     if recipe.retrieval is None:
         return 0
+    if recipe.retrieval.pays_from is not None:
+        return recipe.retrieval.pays_from
     with using_threads(threads):
         key = _key(recipe, heads)
         known = None if force else _known(key)

@@ -15,3 +15,7 @@ class UnsupportedCacheError(TypeError):
 
 class NonFiniteError(ValueError):
     """NaN or infinity in the keys or values of a layer."""
+
+
+class DamagedStorageError(ValueError):
+    """Keys and values on disk that are not what was written there, with the file."""

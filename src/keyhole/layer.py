@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.accounting import Usage
 from keyhole.attention import Logits, add_sink_logits, dense_attention
 from keyhole.errors import NonFiniteError
 from keyhole.lasting import lasting
@@ -19,7 +20,6 @@ from keyhole.reader import Read, Reader, Reading
 from keyhole.retention import Retention
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
-from keyhole.usage import Usage
 
 _SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
 
@@ -53,6 +53,7 @@ class LayerCache:
         self.selector = selector
         self._reader = Reader(selector, reading) if selector is not None and reading is not None else None
         self.usage = Usage()
+        self._shown: Tensor | None = None  # the prompt's newest queries
         self.observer: Callable[[Observation], None] | None = None
 
     @property
@@ -87,12 +88,22 @@ class LayerCache:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
         """
         if query.shape[2] > 1:
-            if self.selector is not None:
-                self.selector.see(query[:, :, -_SHOWN:].detach(), self.storage.keys().shape[1])
+            self._show(query[:, :, -_SHOWN:].detach().clone())
             return self.prefill.attend(query, self.storage, logits, mask)
         if self._reader is None or self._reader.wants_all(self.length):
             return self._read_all(query, logits, mask)
         return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
+
+    def _show(self, queries: Tensor) -> None:
+        self._shown = queries
+        if self.selector is not None:
+            self.selector.see(queries, self.storage.keys(self.length - 1).shape[1])
+
+    def take(self, other: LayerCache) -> None:
+        """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""
+        self.append(other.storage.keys(), other.storage.values())
+        if other._shown is not None:
+            self._show(other._shown)
 
     def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         unused = 0.0 if mask is None else float((~mask[:, 0, -1]).sum(-1).float().mean())
@@ -107,6 +118,7 @@ class LayerCache:
         """Attention of `query [B, H, D]` over a selection."""
         read = reader.read(query, self.storage, logits, mask)
         self.usage.record_selection(read, self.storage.token_bytes)
+        self.usage.record_lookups(self.storage.lookups)
         if self.observer is not None:
             self.observer(Observation(query, self.storage, read, logits))
         part = read.part
@@ -128,6 +140,8 @@ class LayerCache:
         self.storage.reorder(rows)
         if self.selector is not None:
             self.selector.reorder(rows)
+        if self._shown is not None:
+            self._shown = self._shown.index_select(0, rows.to(self._shown.device))
 
     @property
     def footprint(self) -> Footprint:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, Part, merge
 from keyhole.budget import Budget
-from keyhole.regions import Regions, regions
+from keyhole.regions import Regions, left_padding, regions
 from keyhole.selection import Selection, Selector, Step
 from keyhole.storage import Storage
 
@@ -86,26 +86,10 @@ class Reader:
         padding = (0,) * newest.shape[0] if mask is None else left_padding(mask, newest.shape[0])
         reading = self.reading
         parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device)
-        storage.settle(parts)
         if self.selector.length == 0 or self.selector.stale:
             self.selector.build(storage.keys(), parts)
         elif self.selector.length < parts.last:
             self.selector.append(storage.keys(self.selector.length))
+        # Last, so that an index is made of keys as they came.
+        storage.settle(parts)
         return parts
-
-
-def left_padding(mask: Tensor, batch: int) -> tuple[int, ...]:
-    """Unused slots at the start of each of `batch` rows, by the newest token's mask `[B or 1, 1, 1, N]`.
-
-    Raises:
-        ValueError: slots are masked elsewhere than at the start.
-    """
-    seen = mask[:, 0, -1]
-    padding = (~seen).sum(-1)
-    begins = seen.int().argmax(-1)
-    if not torch.equal(padding, begins):
-        raise ValueError(
-            "the attention mask hides tokens inside the sequence; Keyhole takes batches padded on the left, "
-            "so set tokenizer.padding_side = 'left'"
-        )
-    return tuple(padding.expand(batch).tolist())

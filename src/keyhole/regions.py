@@ -44,3 +44,29 @@ def regions(length: int, padding: tuple[int, ...], sinks: int, window: int, devi
     slots = slots.clamp(max=length - 1)
     slots, counts, first = (tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first))
     return Regions(length, padding, slots, counts, first, last)
+
+
+def left_padding(mask: Tensor, batch: int) -> tuple[int, ...]:
+    """Unused slots at the start of each of `batch` rows, by the newest token's mask `[B or 1, 1, 1, N]`.
+
+    Raises:
+        ValueError: slots are masked elsewhere than at the start.
+    """
+    seen = mask[:, 0, -1]
+    padding = (~seen).sum(-1)
+    begins = seen.int().argmax(-1)
+    if not torch.equal(padding, begins):
+        raise ValueError(
+            "the attention mask hides tokens inside the sequence; Keyhole takes batches padded on the left, "
+            "so set tokenizer.padding_side = 'left'"
+        )
+    return tuple(padding.expand(batch).tolist())
+
+
+def packed_slots(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots where `wanted [B, Hkv, N]` holds, ascending: int32 `[B, Hkv, S]`, and counts `[B, Hkv]`."""
+    counts = wanted.sum(-1)
+    index = torch.arange(max(1, int(counts.max())), device=wanted.device)
+    slots = torch.zeros(*counts.shape, len(index), dtype=torch.int32, device=wanted.device)
+    slots[index < counts.unsqueeze(-1)] = wanted.nonzero()[:, -1].int()
+    return slots, counts.int()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from keyhole.rope import PlainRope, Rope
+
+
+def _plain_rope(_place: int) -> Rope:
+    return PlainRope()
 
 
 @dataclass(frozen=True)
@@ -12,10 +19,14 @@ class Setting:
     Attributes:
         layers: their places in the model, ascending; layers of another kind of attention are left out.
         break_even: context length that `dense_below="auto"` stands for.
+        rope: the rotation of a layer, by its place in the model; without a model the plain one of base 10000.
+        fingerprint: what tells the model from others, as files made for it name it; None without a model.
     """
 
     layers: tuple[int, ...]
     break_even: int = 0
+    rope: Callable[[int], Rope] = _plain_rope
+    fingerprint: Callable[[], str] | None = None
 
     @classmethod
     def of(cls, setting: Setting | int) -> Setting:

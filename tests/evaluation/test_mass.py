@@ -1,16 +1,18 @@
 """Exact mass against the softmax written out."""
 
+import numpy as np
 import pytest
 import torch
 
 import keyhole
 from keyhole.attention import Logits, Part
-from keyhole.evaluation import mass
-from keyhole.evaluation.mass import MassMeter, exact_mass
+from keyhole.evaluation.mass import MassMeter, exact
 from keyhole.layer import Observation
 from keyhole.reader import Read
 from keyhole.regions import regions
 from keyhole.selection import Selection
+from tests import oracles
+from tests.layers import Layer
 from tests.small import small
 from tests.steps import stored
 from tests.tiny import prompt, tiny_model
@@ -45,10 +47,35 @@ def observation(tokens, padding, softcap):
 
 @pytest.mark.parametrize("tokens", [1, 31, 63, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_share_of_the_softmax(tokens, softcap, monkeypatch):
-    monkeypatch.setattr(mass, "_CHUNK", 13)
+def test_share_of_the_softmax(tokens, softcap):
     seen, expected = observation(tokens, (0, min(20, tokens - 1)), softcap)
-    torch.testing.assert_close(exact_mass(seen), expected)
+    torch.testing.assert_close(exact(seen).mass, expected)
+
+
+@pytest.mark.parametrize("padding", [None, [0, 30]])
+@pytest.mark.parametrize("spec", ["oracle(budget=0.2)", "pqcache(budget=0.2, subspaces=2, bits=3)"])
+def test_recall_of_the_exact_best(spec, padding):
+    layer = Layer(spec, batch=2, size=8, padding=padding)
+    layer.append(200)
+    layer.step()
+    seen = layer.observed
+    recall, parts, selection = exact(seen).recall, seen.read.regions, seen.read.selection
+    for row in range(2):
+        logits = oracles.exact_logits(
+            oracles.array(layer.query[row, :, 0]), oracles.array(layer.keys[row]), scale=layer.logits.scale
+        )
+        logits = logits[:, layer.starts[row] :]
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        for head in range(2):
+            shares = weights[2 * head : 2 * head + 2].mean(0)
+            offset = int(parts.first[row]) - layer.starts[row]
+            competing = shares[offset : parts.last - layer.starts[row]]
+            count = int(selection.counts[row, head])
+            best = set(np.argsort(-competing, kind="stable")[:count] + int(parts.first[row]))
+            picked = set(selection.slots[row, head, :count].tolist())
+            assert float(recall[row, head]) == pytest.approx(len(best & picked) / count)
+    assert spec.startswith("pqcache") or float(recall.min()) == 1
 
 
 def run(method, tokens=80, target=None):

@@ -11,7 +11,12 @@ from tests.layers import Layer, check_dense
 
 LENGTHS = [1, 31, 63, 100]
 # Options that let a method work at the lengths of a test: its index needs no more than some ten tokens.
-SMALL = {"pqcache": "subspaces=4, bits=3, iterations=2"}
+SMALL = {
+    "pqcache": "subspaces=4, bits=3, iterations=2",
+    "a2ats": "iterations=2",
+    # Of a rank that loses nothing.
+    "shadowkv": "rank=384, chunk=4, outliers=2",
+}
 
 
 def spec_of(name, budget):

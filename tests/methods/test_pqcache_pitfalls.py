@@ -14,7 +14,7 @@ import torch
 
 from keyhole.attention import attend_slots
 from keyhole.methods import PQCache
-from keyhole.selection import product
+from keyhole.selection import quantiser
 from keyhole.selection.product import default_subspaces
 from tests import oracles
 from tests.layers import Layer, check_codes, check_step, index_of, slots_read
@@ -25,13 +25,13 @@ SPEC = "pqcache(budget=10, sinks=4, window=8, subspaces=4, bits=3, rotate=false)
 def clustered_rows(monkeypatch):
     """Whatever is given to k-means from now on, in a list."""
     seen = []
-    kmeans = product.kmeans
+    kmeans = quantiser.kmeans
 
     def spy(points, *args, **kwargs):
         seen.append(points.clone())
         return kmeans(points, *args, **kwargs)
 
-    monkeypatch.setattr(product, "kmeans", spy)
+    monkeypatch.setattr(quantiser, "kmeans", spy)
     return seen
 
 

@@ -6,7 +6,7 @@ import mmap
 import pytest
 import torch
 
-from keyhole.storage.memory import empty
+from keyhole.storage.memory import empty, mapped_bytes
 
 CPU = torch.device("cpu")
 
@@ -40,3 +40,37 @@ def test_a_kernel_without_huge_pages_serves_ordinary_ones(monkeypatch):
     tensor = empty((1, 1, 1 << 20, 4), torch.float32, CPU)
     tensor.fill_(1)
     assert tensor.sum() == 4 << 20
+
+
+def test_what_is_read_of_a_mapped_file_counts(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(32 << 20))
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 32 << 20)
+    before = mapped_bytes()
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    assert tensor.sum() == 0
+    assert mapped_bytes() - before > 24 << 20
+    memory.madvise(mmap.MADV_DONTNEED)
+    assert mapped_bytes() - before < 8 << 20
+
+
+def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
+    monkeypatch.setattr("keyhole.storage.memory._STATUS", tmp_path / "none")
+    assert mapped_bytes() == 0
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages on this system")
+def test_memory_is_private():
+    """Linux gives shared anonymous memory no huge pages by default."""
+    made = []
+
+    class Recording(mmap.mmap):
+        def __new__(cls, *args, **options):
+            made.append(options["flags"])
+            return super().__new__(cls, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmap, "mmap", Recording)
+        empty((1, 1, 1 << 20, 4), torch.float32, CPU)
+    assert made == [mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS]

@@ -14,6 +14,7 @@ from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
 from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate, Evictor
+from keyhole.storage import DeviceStorage
 
 
 @torch.no_grad()
@@ -27,10 +28,13 @@ def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> 
     read = case.read_tokens
     if not 1 <= read <= case.tokens:
         raise ValueError(f"read_tokens={read} is out of range; give 1 to {case.tokens}, the tokens there are")
-    require_layer_memory(case)
+    require_layer_memory(case, copies=2)  # the drawn tokens exist twice while they are stored
     source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
     query = source.query(case.query_heads)
-    keys, values = source.keys_values(case.tokens)
+    # Where decoding finds them: a cache's memory is laid out for reading scattered rows.
+    storage = DeviceStorage()
+    storage.append(*source.keys_values(case.tokens))
+    keys, values = storage.keys(), storage.values()
     slots = _random_slots(case)
     counts = torch.full((case.kv_heads,), read, dtype=torch.int32)
     rows = query.reshape(case.kv_heads, -1, case.head_dim)

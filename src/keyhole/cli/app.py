@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from keyhole import __version__
-from keyhole.cli import bench, compare, generate, methods, train
+from keyhole.cli import bench, calibrate, compare, generate, methods, train
 from keyhole.cli.errors import guarded
 
 
@@ -49,6 +49,7 @@ def root(
 for command in (compare.compare, generate.generate, methods.methods, train.train):
     app.command()(command)
 app.add_typer(bench.app)
+app.add_typer(calibrate.app)
 
 
 def main() -> None:

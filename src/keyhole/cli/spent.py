@@ -31,6 +31,8 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
     table.add_row("read for each token", f"{per_step} ({read.read / read.tokens:.1%}), {per_token}")
     table.add_row("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")
     table.add_row("cache and index kept", ", ".join(tiers))
+    if lookups := read.hits + read.misses:
+        table.add_row("found in resident blocks", f"{read.hits / lookups:.1%} of {lookups:,} reads")
     table.add_row("prompt", f"{prefill_s:.2f} s")
     table.add_row(
         "answer", f"{len(tokens)} tokens, {seconds:.2f} s, {1000 * seconds / len(tokens):.1f} ms each"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from keyhole.evaluation import Row
 
 _COLUMNS = (
-    *("method", "budget", "task", "accuracy", "tokens\nread", "mass\nread", "KV read\nper token"),
-    *("KV on\ndevice", "on\nhost", "on\ndisk", "prefill\ns", "decode\nms/token"),
+    *("method", "budget", "task", "accuracy", "tokens\nread", "mass\nread", "best\nfound"),
+    *("KV read\nper token", "KV on\ndevice", "on\nhost", "on\ndisk", "prefill\ns", "decode\nms/token"),
 )
 _UNITS, _STEP = ("KiB", "MiB", "GiB", "TiB"), 1024
 _WORDS = 3  # columns of words, the others are numbers
@@ -58,6 +58,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.accuracy:.1%}",
         f"{row.read_fraction:.1%}",
         f"{row.mass_exact:.1%}",
+        f"{row.recall:.1%}",
         amount(row.kv_bytes_read_per_token),
         *(amount(held) for held in (row.kv_bytes_device, row.kv_bytes_host, row.kv_bytes_disk)),
         f"{row.prefill_s:.2f}",

@@ -109,7 +109,8 @@ def _spread(hay: Words, first: int, count: int, needles: Sequence[str], depths: 
     borders = np.append(np.flatnonzero(hay.starts[run]), count)
     cuts = borders[(depths * len(borders)).astype(int)]
     parts, last = [], 0
-    for needle in np.argsort(cuts, kind="stable").tolist():
+    order: list[int] = np.argsort(cuts, kind="stable").tolist()
+    for needle in order:
         parts += [hay.words[i] for i in run[last : cuts[needle]]]
         parts.append(needles[needle].strip())
         last = cuts[needle]

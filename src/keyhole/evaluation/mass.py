@@ -1,4 +1,4 @@
-"""The exact share of attention mass that was read, measured beside decoding.
+"""What a selection missed: exact mass read and recall of the best tokens, measured beside decoding.
 
 Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, N cached tokens, D head size.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keyhole.layer import LayerCache, Observation
+from keyhole.selection import Selection
+from keyhole.selection.exact import key_logits
 
-_CHUNK = 16_384  # keys scored at a time, to bound the float32 copy
 _ROUNDING = 1e-5
 
 
@@ -23,25 +25,28 @@ class MassTally:
 
     Attributes:
         target: the share a case must reach to count as `reached`.
-        cases: layers times steps; `mass` and `reached` sum the means over the KV heads of each.
+        cases: layers times steps; `mass`, `recall` and `reached` sum the means over the KV heads of each.
     """
 
     target: float | None = None
     cases: int = 0
     mass: float = 0.0
+    recall: float = 0.0
     reached: float = 0.0
 
-    def add(self, share: Tensor) -> None:
-        """Count a layer's step that read these shares, `[B, Hkv]`."""
+    def add(self, step: Exact) -> None:
+        """Count a layer's step."""
         self.cases += 1
-        self.mass += float(share.mean())
+        self.mass += float(step.mass.mean())
+        self.recall += float(step.recall.mean())
         if self.target is not None:
-            self.reached += float((share >= self.target - _ROUNDING).float().mean())
+            self.reached += float((step.mass >= self.target - _ROUNDING).float().mean())
 
     def add_whole(self, cases: int) -> None:
         """Count cases that read everything."""
         self.cases += cases
         self.mass += cases
+        self.recall += cases
         self.reached += cases
 
 
@@ -59,29 +64,45 @@ class MassMeter:
         """Measure the step that was just taken."""
         self.tally.add_whole(len(self._layers) - len(self._pending))
         for observation in self._pending:
-            self.tally.add(exact_mass(observation))
+            self.tally.add(exact(observation))
         self._pending.clear()
 
 
-def exact_mass(seen: Observation) -> Tensor:
-    """The share of the exact softmax read, a mean over a group's query heads, float32 `[B, Hkv]`."""
-    read, every, sinks = seen.read.part.lse, _lse_of_all(seen), seen.logits.sink_logits
+class Exact(NamedTuple):
+    """A step held against the softmax over all tokens, float32 `[B, Hkv]` each.
+
+    Attributes:
+        mass: the share that was read, a mean over a group's query heads.
+        recall: the share of the selected tokens that are among the best so many by exact scores.
+    """
+
+    mass: Tensor
+    recall: Tensor
+
+
+def exact(seen: Observation) -> Exact:
+    """Score every token exactly and compare."""
+    parts, selection = seen.read.regions, seen.read.selection
+    logits = key_logits(seen.query, seen.storage.keys(), seen.logits)  # [B, Hkv, G, N]
+    slots = torch.arange(logits.shape[-1], device=logits.device)
+    padding = torch.tensor(parts.padding, device=logits.device).view(-1, 1, 1, 1)
+    logits = logits.masked_fill(slots < padding, -torch.inf)
+    every = logits.logsumexp(-1)
+    competes = (slots >= parts.first.view(-1, 1, 1)) & (slots < parts.last)
+    shares = (logits - every.unsqueeze(-1)).exp().mean(2).masked_fill(~competes, -1.0)
+    return Exact(_mass(seen, every.flatten(1)), _recall(shares, selection))
+
+
+def _mass(seen: Observation, every: Tensor) -> Tensor:
+    read, sinks = seen.read.part.lse, seen.logits.sink_logits
     if sinks is not None:  # what they take is accounted for, as in what was estimated
         read, every = (torch.logaddexp(lse, sinks.float()) for lse in (read, every))
     return (read - every).exp().unflatten(1, (seen.read.selection.counts.shape[1], -1)).mean(-1)
 
 
-def _lse_of_all(seen: Observation) -> Tensor:
-    """Log-sum-exp of the logits of every token, `[B, H]`."""
-    every_key = seen.storage.keys()
-    query = seen.query.unflatten(1, (every_key.shape[1], -1)).float() * seen.logits.scale  # [B, Hkv, G, D]
-    padding = torch.tensor(seen.read.regions.padding, device=query.device).view(-1, 1, 1, 1)
-    total = query.new_full(query.shape[:3], -torch.inf)
-    for start in range(0, every_key.shape[2], _CHUNK):
-        keys = every_key[:, :, start : start + _CHUNK].float()
-        logits = query @ keys.transpose(-1, -2)
-        if seen.logits.softcap is not None:
-            logits = seen.logits.softcap * (logits / seen.logits.softcap).tanh()
-        slots = torch.arange(start, start + keys.shape[2], device=query.device)
-        total = torch.logaddexp(total, logits.masked_fill(slots < padding, -torch.inf).logsumexp(-1))
-    return total.flatten(1)
+def _recall(shares: Tensor, selection: Selection) -> Tensor:
+    counts = selection.counts.long().unsqueeze(-1)
+    last_of_best = shares.sort(-1, descending=True).values.gather(-1, (counts - 1).clamp(min=0))
+    meant = torch.arange(selection.slots.shape[-1], device=shares.device) < counts
+    found = (shares.gather(-1, selection.slots.long()) >= last_of_best) & meant
+    return torch.where(counts == 0, 1.0, found.sum(-1, keepdim=True) / counts.clamp(min=1)).squeeze(-1)

@@ -54,7 +54,8 @@ class Prompt:
         for index, held in enumerate(self._dense.cache.layers):
             mine = cache.layers[index]
             if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
-                mine.update(held.inner.storage.keys(), held.inner.storage.values())
+                mine.inner.take(held.inner)
+                mine.is_initialized = True
             else:
                 cache.layers[index] = deepcopy(held)
         return Start(cache, self._dense.seconds + _index(self.model, cache))

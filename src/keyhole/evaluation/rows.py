@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from keyhole.accounting import Usage
 from keyhole.evaluation.candidates import Candidate
 from keyhole.evaluation.mass import MassTally
 from keyhole.storage import Footprint
-from keyhole.usage import Usage
 
 MEAN = "mean"
-_NOT_RECORDED = ("mass_target", "mass_reached")
+_NOT_RECORDED = ("recall", "mass_target", "mass_reached")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Row:
         kv_bytes_device: bytes held after decoding on the model's device; `host` and `disk` likewise.
         prefill_s: seconds until the first decode step can start, index included.
         decode_ms: milliseconds of one decode step.
+        recall: share of the selected tokens that exact scores would have selected; 1 where all are read.
         mass_target: the mass the budget asks for, where it does.
         mass_reached: share of the cases (layer, KV head, step) whose exact mass reaches the target.
     """
@@ -64,6 +65,7 @@ class Row:
     kv_bytes_disk: float
     prefill_s: float
     decode_ms: float
+    recall: float = 1.0
     mass_target: float | None = None
     mass_reached: float | None = None
 
@@ -73,7 +75,7 @@ class Row:
         return self.task == MEAN
 
     def record(self) -> dict[str, str | int | float]:
-        """The row as JSON files hold it, without the check of a mass target."""
+        """The row as JSON files hold it, without what only the printed table shows."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_RECORDED}
 
 
@@ -101,6 +103,7 @@ def summarise(candidate: Candidate, task: str, context: int, outcomes: Sequence[
         kv_bytes_disk=mean([footprint.disk for footprint in footprints]),
         prefill_s=mean([outcome.prefill_s for outcome in outcomes]),
         decode_ms=1000 * mean(steps),
+        recall=sum(outcome.tally.recall for outcome in outcomes) / cases,
         mass_target=candidate.mass,
         mass_reached=None if candidate.mass is None else reached,
     )

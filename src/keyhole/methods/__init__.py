@@ -1,10 +1,28 @@
 """Published systems as small recipes over the four questions."""
 
+from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
+from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
+from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS
+from keyhole.methods.shadowkv import ShadowKV
+from keyhole.methods.tokenselect import TokenSelect
 
-__all__ = ["METHODS", "Dense", "Method", "Oracle", "PQCache", "Recipe", "RetrievalMethod"]
+__all__ = [
+    "A2ATS",
+    "METHODS",
+    "Delta",
+    "Dense",
+    "Method",
+    "Oracle",
+    "PQCache",
+    "Quest",
+    "Recipe",
+    "RetrievalMethod",
+    "ShadowKV",
+    "TokenSelect",
+]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from keyhole.budget import Budget
 from keyhole.errors import SpecError
+from keyhole.methods.facts import Facts
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
 from keyhole.selection import Selector
 from keyhole.setting import Setting
-from keyhole.storage import Storage
+from keyhole.storage import EVICTIONS, PLACES, PRECISIONS, Storage, make_storage
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Method:
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
+    facts: ClassVar[Facts]
 
     def prefill(self, setting: Setting) -> list[Prefill] | None:  # noqa: ARG002
         """Compute: how attention over the prompt is computed."""
@@ -59,12 +62,24 @@ class RetrievalMethod(Method):
         window: newest tokens that are always read, the current one included.
         dense_below: contexts shorter than that are read whole; "auto" is the length from which the method
             pays on this machine, measured once (`keyhole.calibration`).
+        place: where keys and values live: "device", "host" or "disk".
+        keys: how they are stored: "full", "int8" or "int4", values alike.
+        cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too.
+        eviction: which resident block goes for another, the one read least often ("lfu") or least recently
+            ("lru").
     """
+
+    # Tokens from which the method pays, where that does not show in the step of one layer alone.
+    pays_from: ClassVar[int | None] = None
 
     budget: Budget = Budget(fraction=0.1)  # noqa: RUF009 - immutable
     sinks: int = 16
     window: int = 64
     dense_below: int | str = "auto"
+    place: str = "device"
+    keys: str = "full"
+    cache: int | str = 0
+    eviction: str = "lfu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", Budget.parse(self.budget))
@@ -72,6 +87,18 @@ class RetrievalMethod(Method):
         check_range(self.name, "window", self.window, 1)
         if self.dense_below != "auto":
             check_range(self.name, "dense_below", self.dense_below, 0)
+        check_choice(self.name, "place", self.place, PLACES)
+        check_choice(self.name, "keys", self.keys, PRECISIONS)
+        check_choice(self.name, "eviction", self.eviction, EVICTIONS)
+        object.__setattr__(self, "cache", _bytes(self.name, "cache", self.cache))
+        if self.cache and self.place == "device":
+            raise SpecError(f"{self.name}: cache={self.cache} goes with place=host or place=disk")
+
+    def storage(self, setting: Setting) -> list[Storage] | None:
+        if (self.place, self.keys) == ("device", "full"):
+            return None
+        share = -(-int(self.cache) // max(1, len(setting)))
+        return [make_storage(self.place, self.keys, share, self.eviction) for _ in setting.layers]
 
 
 def check_range(method: str, option: str, value: Any, low: int, high: int | None = None) -> None:
@@ -82,7 +109,27 @@ def check_range(method: str, option: str, value: Any, low: int, high: int | None
         raise SpecError(f"{method}: {option}={value!r} is out of range; give a whole number, {allowed}")
 
 
+def check_choice(method: str, option: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise SpecError unless `value` is one of the words allowed."""
+    if value not in allowed:
+        raise SpecError(f"{method}: {option}={value!r} is not one of {', '.join(allowed)}")
+
+
+def _bytes(method: str, option: str, value: Any) -> int:
+    """Read a number of bytes: 1000000, "64MB", "1.5GiB"."""
+    if isinstance(value, str) and (read := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", value.strip())):
+        base = 1024 if read[3] else 1000
+        return int(float(read[1]) * base ** " KMGT".index(read[2] or " "))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise SpecError(
+            f'{method}: {option}={value!r} is no number of bytes; write 1000000, "64MB" or "1GiB"'
+        )
+    return value
+
+
 def _option(name: str, value: Any) -> str:
     if isinstance(value, Budget) and value.mass is not None:
         return str(value)
-    return f"{name}={value}"
+    # Words stand for themselves; other text, such as a path, needs its quotes.
+    quoted = isinstance(value, str) and not value.isidentifier()
+    return f"{name}={value!r}" if quoted else f"{name}={value}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole.methods.base import RetrievalMethod
+from keyhole.methods.facts import Differs, Facts
 from keyhole.selection import ExactSelector, Selector
 from keyhole.setting import Setting
 
@@ -17,6 +18,15 @@ class Oracle(RetrievalMethod):
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "exact top-k, the bound papers compare with"
     summary: ClassVar[str] = "exact logits of all keys, best tokens read"
+    facts: ClassVar[Facts] = Facts(
+        stored="No index: the keys themselves are scored.",
+        select="Exact logits of every key, then a ranking of N tokens for each KV head.",
+        best_for="Judging other methods: what it misses at a budget, no selection of tokens can have.",
+        weak_at="Reads every key in every step, so at D = Dv it reads no less than half of what dense does.",
+        scan="D * e * N",
+        products="G * D * N",
+        differs=(Differs("dense_below", "-", "it is asked for to select, not to be fast"),),
+    )
 
     dense_below: int | str = 0
 

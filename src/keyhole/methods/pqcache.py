@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from keyhole.errors import SpecError
 from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
 from keyhole.setting import Setting
 
@@ -30,6 +31,36 @@ class PQCache(RetrievalMethod):
     name: ClassVar[str] = "pqcache"
     paper: ClassVar[str] = "PQCache, arXiv 2407.12820"
     summary: ClassVar[str] = "product-quantised keys rank all tokens, the best are read exactly"
+    facts: ClassVar[Facts] = Facts(
+        stored="A code of each key, and for each KV head once codebooks `4 * C * D`, a rotation and the "
+        "second moment of what codes miss, `4 * D * D` each; on the device, as 32-bit floats.",
+        select="Adds up M entries of a table for each token and query head, `G * M * N` additions of "
+        "small integers, and ranks N tokens.",
+        best_for="Long prompts, small budgets, single tokens far apart: each token has a rank of its own. "
+        "Mass budgets: its estimates allow for what codes miss.",
+        weak_at="The first step after a prompt waits for k-means. What is held once outweighs the codes "
+        "of short contexts. Text unlike the prompt is met badly until the index notices and is fitted "
+        "anew.",
+        letters="M is `subspaces`, or where that is None the first divisor of D from D / 4 on, but at "
+        "least 16 and at most D / 2. C is `2 ** bits`.",
+        index="ceil(M / 2) if bits == 4 else M",
+        scan="N * (ceil(M / 2) if bits == 4 else M) + 4 * (C * D + (1 + rotate) * D * D)",
+        products="G * (C * D + (1 + rotate) * D * D)",
+        differs=(
+            Differs("budget", "0.1 or 0.2 of the prompt, half of it the window", FOLLOWS),
+            Differs("window", "0.05 or 0.1 of the prompt", ALIKE),
+            Differs("subspaces", "2; 4 at 128K tokens", "more of them, of 4 bits, are scanned fastest"),
+            Differs("bits", "6; 8 at 128K tokens", "tables of 16 entries are looked up by byte shuffles"),
+            Differs("rotate", "false", "at equal bytes more of the attention mass is read (docs/LOG.md)"),
+            Differs(
+                "iterations",
+                "3 to 300, as many as hide behind the prompt",
+                "what is selected is not to depend on how fast a machine is",
+            ),
+            Differs("sample", "all keys", "fitting costs the same at every length"),
+            Differs("place", "host, with 4,096 tokens of each layer resident", ON_DEVICE),
+        ),
+    )
 
     sinks: int = 32
     subspaces: int | None = None

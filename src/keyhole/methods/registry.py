@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method
+from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
+from keyhole.methods.quest import Quest
+from keyhole.methods.shadowkv import ShadowKV
+from keyhole.methods.tokenselect import TokenSelect
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Dense, Oracle, PQCache)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Dense, Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta)
+}

@@ -1,6 +1,7 @@
 """Compute: how attention over the prompt is computed."""
 
 from keyhole.prefill.base import Prefill
+from keyhole.prefill.chunked import ChunkedPrefill
 from keyhole.prefill.dense import DensePrefill
 
-__all__ = ["DensePrefill", "Prefill"]
+__all__ = ["ChunkedPrefill", "DensePrefill", "Prefill"]

@@ -1,7 +1,24 @@
 """Select: which kept tokens a query reads."""
 
 from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.boxes import BoxSelector
+from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.exact import ExactSelector
+from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.product import ProductSelector
+from keyhole.selection.shared import SharedPageSelector
+from keyhole.selection.vote import Vote, VoteSelector
 
-__all__ = ["ExactSelector", "ProductSelector", "Selection", "Selector", "Step"]
+__all__ = [
+    "BoxSelector",
+    "CodewordSelector",
+    "ExactSelector",
+    "LandmarkSelector",
+    "ProductSelector",
+    "Selection",
+    "Selector",
+    "SharedPageSelector",
+    "Step",
+    "Vote",
+    "VoteSelector",
+]

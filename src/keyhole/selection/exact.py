@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from keyhole.regions import Regions
-from keyhole.selection.base import Selection, Selector, Step
+from keyhole import kernels
+from keyhole.attention import Logits
+from keyhole.kernels.pq_tables import softcapped
+from keyhole.selection.base import Selection, Step, Unindexed
 from keyhole.selection.rank import pick
 
 
-class ExactSelector(Selector):
-    """Scores the stored keys themselves; keeps no index."""
-
-    def build(self, keys: Tensor, regions: Regions) -> None:  # noqa: ARG002
-        self.length = keys.shape[2]
-
-    def append(self, keys: Tensor) -> None:
-        self.length += keys.shape[2]
+class ExactSelector(Unindexed):
+    """Scores the stored keys themselves."""
 
     def select(self, step: Step) -> Selection:
         return pick(exact_logits(step), step)
@@ -27,7 +23,11 @@ class ExactSelector(Selector):
 
 def exact_logits(step: Step) -> Tensor:
     """Logits of all stored keys, float32 `[B, Hkv, G, N]`."""
-    keys, (scale, softcap, _) = step.storage.keys(), step.logits
-    query = step.query.unflatten(1, (keys.shape[1], -1)).float()
-    logits = query @ keys.float().transpose(-1, -2) * scale
-    return logits if softcap is None else softcap * (logits / softcap).tanh()
+    return key_logits(step.query, step.storage.keys(), step.logits)
+
+
+def key_logits(query: Tensor, keys: Tensor, how: Logits) -> Tensor:
+    """Logits `[B, Hkv, G, N]`, float32, of `query [B, H, D]` against `keys [B, Hkv, N, D]`."""
+    query = query.unflatten(1, (keys.shape[1], -1)).flatten(0, 1)
+    logits = kernels.exact_scores(query, keys.flatten(0, 1), 0, keys.shape[2], scale=how.scale)
+    return softcapped(logits, how.softcap).unflatten(0, keys.shape[:2])

@@ -8,7 +8,15 @@ from torch import Tensor
 from keyhole import kernels
 
 
-def kmeans(points: Tensor, clusters: int, *, iterations: int, generator: torch.Generator) -> Tensor:
+def kmeans(
+    points: Tensor,
+    clusters: int,
+    *,
+    iterations: int,
+    generator: torch.Generator,
+    spread: bool = False,
+    tolerance: float = 0.0,
+) -> Tensor:
     """Cluster each problem of a batch by squared Euclidean distance.
 
     Starts from distinct rows drawn at random. A cluster left empty is moved to the point farthest from its
@@ -16,6 +24,9 @@ def kmeans(points: Tensor, clusters: int, *, iterations: int, generator: torch.G
 
     Args:
         points: float32 `[P, T, D]`, P independent problems of T points; T >= clusters.
+        spread: start from rows drawn in turn, by their squared distance to the nearest drawn before
+            (k-means++, Arthur and Vassilvitskii 2007): better, and slow for many clusters.
+        tolerance: stop when no problem's centroids, taken as one vector, move further than that.
 
     Returns:
         Centroids, float32 `[P, clusters, D]`.
@@ -25,12 +36,32 @@ def kmeans(points: Tensor, clusters: int, *, iterations: int, generator: torch.G
     """
     if points.shape[1] < clusters:
         raise ValueError(f"{points.shape[1]} points cannot start {clusters} clusters; use fewer bits")
-    start = torch.randperm(points.shape[1], generator=generator)[:clusters]
-    centroids = points[:, start.to(points.device)].clone()
+    centroids = (_drawn_apart if spread else _drawn)(points, clusters, generator)
     for _ in range(iterations):
         labels = kernels.kmeans_assign(points, centroids).long()
-        centroids = _means(points, labels, centroids)
+        before, centroids = centroids, _means(points, labels, centroids)
+        if tolerance and (centroids - before).square().sum((1, 2)).max() <= tolerance**2:
+            break
     return centroids
+
+
+def _drawn(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    start = torch.randperm(points.shape[1], generator=generator)[:clusters]
+    return points[:, start.to(points.device)].clone()
+
+
+def _drawn_apart(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    problems = torch.arange(len(points), device=points.device)
+    chosen = torch.randint(points.shape[1], (len(points),), generator=generator).to(points.device)
+    drawn, distances = [points[problems, chosen]], points.new_full(points.shape[:2], torch.inf)
+    for _ in range(clusters - 1):
+        distances = distances.minimum((points - drawn[-1].unsqueeze(1)).square().sum(-1))
+        total = distances.cumsum(-1, dtype=torch.float64)
+        wanted = torch.rand(len(points), 1, generator=generator, dtype=torch.float64).to(points.device)
+        chosen = torch.searchsorted(total, wanted * total[:, -1:], right=True).squeeze(-1)
+        # Where every point is drawn already, all distances are zero; a cluster left empty is moved later.
+        drawn.append(points[problems, chosen.clamp(max=points.shape[1] - 1)])
+    return torch.stack(drawn, dim=1)
 
 
 def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:

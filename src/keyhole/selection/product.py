@@ -18,9 +18,9 @@ from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.drift import DriftWatch
 from keyhole.selection.quantiser import Codes, Quantiser, decode, fit, fit_rotated
+from keyhole.selection.sample import sample_slots
 from keyhole.selection.uncertainty import cautious, logit_variance
 
-_SEED = 0
 _TENSORS = ("codebooks", "residuals", "rotation", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
@@ -150,15 +150,8 @@ class ProductSelector(Selector):
         """A random sample of the real tokens of each batch row, float32 `[B, Hkv, T, D]`."""
         tokens = keys.shape[2]
         size = max(min(self.sample, tokens - int(first.min())), 2**self.bits)
-        drawn = []
-        for row, start in enumerate(first.tolist()):
-            # Seeded anew, so that a row does not depend on its siblings.
-            generator = torch.Generator().manual_seed(_SEED)
-            order = start + torch.randperm(tokens - start, generator=generator)
-            # A row with much padding repeats its tokens to be as long as its siblings.
-            repeats = -(-size // order.numel())
-            drawn.append(keys[row, :, order.repeat(repeats)[:size].to(keys.device)])
-        return torch.stack(drawn).float()
+        slots = sample_slots(tokens, first, size)
+        return torch.stack([row[:, drawn] for row, drawn in zip(keys, slots, strict=True)]).float()
 
     def _encode(self, keys: Tensor) -> Tensor:
         """Write the codes of `keys [B, Hkv, T, D]` at `length`, advance it; squared errors `[B, Hkv, T]`."""

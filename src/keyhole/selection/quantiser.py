@@ -61,7 +61,7 @@ def fit_rotated(keys: Tensor, codes: Codes, queries: Tensor | None) -> Quantiser
     if queries is None:
         return balanced
     spread = _fit_along(keys, _alternate(keys, codes), codes)
-    better = _distortion(spread, queries) < _distortion(balanced, queries)
+    better = (_distortion(spread, queries) < _distortion(balanced, queries)).tolist()
     return Quantiser(*(_choose(better, *pair) for pair in zip(spread, balanced, strict=True)))
 
 
@@ -104,5 +104,8 @@ def _distortion(fitted: Quantiser, queries: Tensor) -> Tensor:
     return (along * fitted.residuals).sum((1, 2))
 
 
-def _choose(first_is_better: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return torch.where(first_is_better.view(-1, *(1,) * (first.dim() - 1)), first, second)
+def _choose(first_is_better: list[bool], first: Tensor | None, second: Tensor | None) -> Tensor:
+    assert first is not None
+    assert second is not None
+    pairs = zip(first_is_better, first, second, strict=True)
+    return torch.stack([row if better else other for better, row, other in pairs])

@@ -20,7 +20,7 @@ def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     Returns:
         `[B, Hkv, N]` shares, zero where a slot does not compete, and `[B, Hkv]`, the always-read share.
     """
-    logits = logits.masked_fill(~_competes(step, logits).unsqueeze(2), -torch.inf)
+    logits = logits.masked_fill(~competing(step, logits.shape[-1]).unsqueeze(2), -torch.inf)
     anchor = step.anchor_lse.view(logits.shape[:3])
     total = torch.logaddexp(logits.logsumexp(-1), anchor)
     shares = (logits - total.unsqueeze(-1)).exp().mean(2)
@@ -31,7 +31,8 @@ def pick(logits: Tensor, step: Step) -> Selection:
     """The candidates of largest group probability that the budget allows; ties go to the lower slot."""
     shares, anchored = group_probabilities(logits, step)
     # What does not compete sorts behind candidates whose share underflows to zero.
-    order = shares.masked_fill(~_competes(step, logits), -1.0).argsort(dim=-1, descending=True, stable=True)
+    outside = ~competing(step, logits.shape[-1])
+    order = shares.masked_fill(outside, -1.0).argsort(dim=-1, descending=True, stable=True)
     first, last = step.regions.first, step.regions.last
     available = (last - first).clamp(min=0).view(-1, 1).expand(anchored.shape)
     limit = torch.tensor(step.limits(), device=logits.device).view(-1, 1)
@@ -52,8 +53,8 @@ def pick(logits: Tensor, step: Step) -> Selection:
     return Selection(slots.int(), counts.int(), held)
 
 
-def _competes(step: Step, logits: Tensor) -> Tensor:
-    """Bool `[B, 1, N]`."""
-    slots = torch.arange(logits.shape[-1], device=logits.device)
+def competing(step: Step, slots: int) -> Tensor:
+    """Which of the first `slots` slots compete, bool `[B, 1, slots]`."""
     first, last = step.regions.first, step.regions.last
-    return ((slots >= first.view(-1, 1)) & (slots < last)).unsqueeze(1)
+    index = torch.arange(slots, device=first.device)
+    return ((index >= first.view(-1, 1)) & (index < last)).unsqueeze(1)

@@ -1,7 +1,21 @@
 """Place: where kept keys and values live, and in which form."""
 
-from keyhole.storage.base import Footprint, Storage
+from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.device import DeviceStorage
+from keyhole.storage.lowrank import LowRankStorage
+from keyhole.storage.places import PLACES, PRECISIONS, make_storage
+from keyhole.storage.resident import EVICTIONS
 
-__all__ = ["DeviceStorage", "Footprint", "GrowingBuffer", "Storage"]
+__all__ = [
+    "EVICTIONS",
+    "PLACES",
+    "PRECISIONS",
+    "DeviceStorage",
+    "Footprint",
+    "GrowingBuffer",
+    "Lookups",
+    "LowRankStorage",
+    "Storage",
+    "make_storage",
+]

@@ -22,6 +22,13 @@ class Footprint(NamedTuple):
         return Footprint(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class Lookups(NamedTuple):
+    """Tokens that were read from resident blocks of a slower tier, and past them."""
+
+    hits: int = 0
+    misses: int = 0
+
+
 class Storage(ABC):
     """Keys and values of one layer, addressed by token slot: slot t is the t-th token kept."""
 
@@ -58,6 +65,11 @@ class Storage(ABC):
     @abstractmethod
     def token_bytes(self) -> float:
         """Bytes of one token's keys and values, all KV heads of a batch row."""
+
+    @property
+    def lookups(self) -> Lookups:
+        """Reads counted by a block cache; none without one."""
+        return Lookups()
 
     def settle(self, regions: Regions) -> None:  # noqa: B027 - most have nothing to do
         """Told before each selective step: what lies before `regions.last` is from now on read in parts."""

@@ -1,46 +1,101 @@
-"""A tensor that grows in place along its slot dimension."""
+"""Rows that grow along their slot dimension, on one tier.
+
+Legend: B batch, H heads, N rows held, W width of a row.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
+import torch
 from torch import Tensor
 
 from keyhole.storage.memory import empty
 
-_FIRST_CAPACITY = 256
+SPARE = 256  # tokens
 
 
-class GrowingBuffer:
-    """Rows appended along dimension 2 of `[B, H, capacity, D]`, the capacity doubling when it is full.
+class Buffer(ABC):
+    """Rows appended along dimension 2 of `[B, H, N, W]`. `tier` is a field of Footprint."""
+
+    tier: str
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Rows held."""
+
+    @abstractmethod
+    def append(self, rows: Tensor) -> None:
+        """Append `rows [B, H, T, W]`; an emptied buffer starts anew for rows of any shape and type.
+
+        Raises:
+            ValueError: the rows do not continue what is held.
+        """
+
+    @abstractmethod
+    def view(self, start: int = 0) -> Tensor:
+        """Rows from `start` on, `[B, H, length - start, W]`, without a copy where they lie.
+
+        Raises:
+            ValueError: nothing was appended yet.
+            DamagedStorageError: what lies there is not what was written.
+        """
+
+    def reading(self, rows: Tensor) -> Tensor:  # noqa: ARG002
+        """All that is held, as `view`, of which only `rows` (integers of any shape) are about to be read."""
+        return self.view()
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Forget the rows from `length` on."""
+
+    @abstractmethod
+    def reorder(self, rows: Tensor) -> None:
+        """Take batch rows `rows`, in that order; repeats and omissions allowed."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes taken on the tier."""
+
+
+class GrowingBuffer(Buffer):
+    """Memory whose capacity doubles when it is full.
 
     Appending one token writes one token; the whole is copied only at the doublings. Memory beyond
-    `length` is uninitialised.
+    `length` is uninitialised. At first there is room for `spare` more rows.
     """
 
-    def __init__(self) -> None:
+    tier = "device"
+
+    def __init__(self, spare: int = SPARE) -> None:
+        self._spare = spare
         self._data: Tensor | None = None
-        self.length = 0
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
 
     def append(self, rows: Tensor) -> None:
-        """Append `rows [B, H, T, D]`."""
         self._check(rows)
-        stop = self.length + rows.shape[2]
+        stop = self._length + rows.shape[2]
         if self._data is None or stop > self._data.shape[2]:
             self._grow(rows, stop)
         assert self._data is not None
-        self._data[:, :, self.length : stop] = rows
-        self.length = stop
+        self._data[:, :, self._length : stop] = rows
+        self._length = stop
 
-    def view(self) -> Tensor:
-        """What is held, `[B, H, length, D]`, without a copy."""
+    def view(self, start: int = 0) -> Tensor:
         if self._data is None:
             raise ValueError("the buffer is empty; append first")
-        return self._data[:, :, : self.length]
+        return self._data[:, :, start : self._length]
 
     def crop(self, length: int) -> None:
-        self.length = min(self.length, length)
+        self._length = min(self._length, length)
 
     def reorder(self, rows: Tensor) -> None:
-        """Take batch rows `rows`, in that order; repeats and omissions allowed."""
         if self._data is not None:
             self._data = self._data.index_select(0, rows.to(self._data.device))
 
@@ -50,22 +105,84 @@ class GrowingBuffer:
         return 0 if self._data is None else self._data.nbytes
 
     def _check(self, rows: Tensor) -> None:
-        """Refuse rows that do not continue what is held; an emptied buffer starts anew for any."""
-        if self._data is None:
-            return
-        held, given = self._data[:, :, :0], rows[:, :, :0]
-        same = held.shape == given.shape and held.dtype == given.dtype and held.device == given.device
-        if self.length == 0 and not same:
+        if self._data is not None and not continues(self._data, rows, self._length):
             self._data = None
-        elif held.shape != given.shape:
-            raise ValueError(f"rows {list(rows.shape)} do not continue a buffer of {list(self.view().shape)}")
 
     def _grow(self, rows: Tensor, needed: int) -> None:
         old = self._data
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
-        capacity = needed + _FIRST_CAPACITY if old is None else max(needed, 2 * old.shape[2])
+        capacity = needed + self._spare if old is None else max(needed, 2 * old.shape[2])
         batch, heads, _, width = rows.shape
-        grown = empty((batch, heads, capacity, width), rows.dtype, rows.device)
+        grown = self._allocate((batch, heads, capacity, width), rows)
         if old is not None:
-            grown[:, :, : self.length] = old[:, :, : self.length]
+            grown[:, :, : self._length] = old[:, :, : self._length]
         self._data = grown
+
+    def _allocate(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+        return empty(shape, rows.dtype, rows.device)
+
+
+class HostBuffer(GrowingBuffer):
+    """Host memory. Rows from a GPU go to pinned memory, by copies that nobody waits for before they are read.
+
+    Rows from a CPU are where they should be: ordinary memory.
+    """
+
+    tier = "host"
+
+    def __init__(self, spare: int = SPARE) -> None:
+        super().__init__(spare)
+        self._coming: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    @property
+    def length(self) -> int:
+        return self._length + sum(rows.shape[2] for rows, _ in self._coming)
+
+    def append(self, rows: Tensor) -> None:
+        self._land()
+        if rows.device.type == "cpu":
+            super().append(rows)
+            return
+        landing = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+        landing.copy_(rows, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._coming.append((landing, arrived))
+
+    def view(self, start: int = 0) -> Tensor:
+        self._land()
+        return super().view(start)
+
+    def crop(self, length: int) -> None:
+        self._land()
+        super().crop(length)
+
+    def reorder(self, rows: Tensor) -> None:
+        self._land()
+        super().reorder(rows)
+
+    def _land(self) -> None:
+        """Take in the rows that were on their way."""
+        coming, self._coming = self._coming, []
+        for rows, arrived in coming:
+            arrived.synchronize()
+            super().append(rows)
+
+    def _allocate(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+        if rows.is_pinned():
+            return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
+        return super()._allocate(shape, rows)
+
+
+def continues(held: Tensor, rows: Tensor, length: int) -> bool:
+    """Whether `rows` go on where `held`, filled to `length`, ends; if not, an emptied buffer starts anew.
+
+    Raises:
+        ValueError: they do not, and something is held.
+    """
+    shapes = (held.shape[:2], held.shape[3]), (rows.shape[:2], rows.shape[3])
+    same = shapes[0] == shapes[1] and held.dtype == rows.dtype and held.device == rows.device
+    if length and shapes[0] != shapes[1]:
+        held_shape = [*held.shape[:2], length, held.shape[3]]
+        raise ValueError(f"rows {list(rows.shape)} do not continue a buffer of {held_shape}")
+    return same or length > 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import mmap
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+_STATUS = Path("/proc/self/statm")
 _HUGE = 2 << 20  # bytes of a huge page; smaller tensors gain nothing from one
 
 
@@ -20,7 +22,15 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     nbytes = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, -(-nbytes // _HUGE) * _HUGE)
+    # Private: Linux gives shared anonymous memory no huge pages, unless it is set up to.
+    memory = mmap.mmap(-1, -(-nbytes // _HUGE) * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without huge pages: ordinary ones serve
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+
+
+def mapped_bytes() -> int:
+    """Bytes of mapped files that this process has in memory; 0 where the system does not tell."""
+    if not _STATUS.exists():
+        return 0
+    return int(_STATUS.read_text().split()[2]) * mmap.PAGESIZE

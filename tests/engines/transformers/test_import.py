@@ -1,7 +1,10 @@
 """Importing Keyhole changes nothing outside it."""
 
+import pkgutil
 import subprocess
 import sys
+
+import keyhole
 
 _CHECK = """
 import logging, sys, warnings
@@ -39,3 +42,9 @@ assert not changed, changed
 def test_importing_changes_nothing_global():
     run = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_module_hides_a_public_name():
+    """Importing `keyhole.x` sets the attribute x of the package, whatever the package meant by it."""
+    modules = {module.name for module in pkgutil.iter_modules(keyhole.__path__)}
+    assert not modules & set(keyhole.__all__)

@@ -16,6 +16,11 @@ METHODS = [
     "oracle(mass=0.9, floor=3, cap=0.5, sinks=2, window=6)",
     "pqcache(budget=20, sinks=2, window=6, bits=4)",
     "pqcache(budget=20, sinks=2, window=6, bits=4, rotate=true)",
+    "quest(budget=20, sinks=2, window=6, page=4)",
+    "tokenselect(budget=20, sinks=2, window=6, reuse=0.5)",
+    "delta(budget=20, sinks=2, window=6, page=4)",
+    "a2ats(budget=20, sinks=2, window=6)",
+    "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2)",
 ]
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from keyhole.accounting import Usage
 from keyhole.engines.transformers.cache import (
     adopt,
     can_serve_layers,
+    check_method,
     footprint,
     is_adopted,
     served_layers,
@@ -26,7 +28,6 @@ from keyhole.layer import LayerCache
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 from keyhole.storage import Footprint
-from keyhole.usage import Usage
 
 
 @dataclass
@@ -101,7 +102,9 @@ def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> Dynamic
 def _checked(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
     recipe = Recipe.parse(method)
     check_supported(model)
-    if not can_serve_layers(model):
+    if can_serve_layers(model):
+        check_method(recipe, model)
+    else:
         name = type(model).__name__
         warnings.warn(
             f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NoReturn
 
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from keyhole.accounting import Usage
+from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
+from keyhole.engines.transformers.rope import layer_rope
 from keyhole.errors import UnsupportedCacheError
 from keyhole.layer import LayerCache
 from keyhole.methods.recipe import Recipe
 from keyhole.setting import Setting
 from keyhole.storage import Footprint
-from keyhole.usage import Usage
 
 
 class KeyholeLayer(DynamicLayer):
@@ -61,7 +63,7 @@ class KeyholeLayer(DynamicLayer):
     prefetch = offload
 
     def _rows(self) -> Tensor:
-        return torch.arange(self.inner.storage.keys().shape[0])
+        return torch.arange(self.inner.storage.keys(self.inner.length - 1).shape[0])
 
 
 def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -81,7 +83,7 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     kinds = layer_kinds(model)
     layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
     served = [i for i, (layer, kind) in enumerate(zip(layers, kinds, strict=False)) if _is_full(layer, kind)]
-    inners = recipe.layers(Setting(tuple(served), _break_even(recipe, model)))
+    inners = recipe.layers(_setting(model, served, _break_even(recipe, model)))
     for index, inner in zip(served, inners, strict=True):
         held, layers[index] = layers[index], KeyholeLayer(inner)
         if held.get_seq_length():
@@ -89,6 +91,21 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     if not cache.layers:
         cache.layer_class_to_replicate = None
     cache.layers = layers
+
+
+def check_method(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Make a method's layers once, so that what it refuses of a model shows before a request does.
+
+    Raises:
+        UnsupportedModelError: the method needs what this model's layers do not offer.
+        ValueError: a file given to the method is missing, damaged or of another model.
+    """
+    served = [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)]
+    recipe.layers(_setting(model, served))
+
+
+def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> Setting:
+    return Setting(tuple(served), break_even, partial(layer_rope, model), partial(fingerprint, model))
 
 
 def _break_even(recipe: Recipe, model: PreTrainedModel) -> int:

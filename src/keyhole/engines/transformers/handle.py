@@ -24,7 +24,8 @@ class KVHandle:
 
     def to(self, place: object) -> KVHandle:
         """Some models move what they were given to where it is already; all else is refused."""
-        if not isinstance(place, torch.device) or place != self.layer.storage.keys().device:
+        newest = self.layer.storage.keys(self.layer.length - 1)
+        if not isinstance(place, torch.device) or place != newest.device:
             _refuse(f"moves them to {place}")
         return self
 

@@ -6,7 +6,6 @@ the settings last, each whole under another name and then renamed, so a director
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from keyhole.engines.transformers.attach import make_cache
 from keyhole.engines.transformers.cache import KeyholeLayer, served_layers
+from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.errors import UnsupportedCacheError
 from keyhole.methods.recipe import Recipe
 
@@ -81,12 +81,3 @@ def load_cache(directory: str | Path, model: PreTrainedModel) -> DynamicCache:
         layer.inner.restore(held, indexed)
         layer.is_initialized = True
     return cache
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A digest of the names, shapes and first weights of all parameters."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from keyhole.accounting import Usage
 from keyhole.attention import Part
 from keyhole.reader import Read
 from keyhole.regions import regions
 from keyhole.selection import Selection
-from keyhole.usage import Usage
+from keyhole.storage import Lookups
 
 TOKEN = 3 * (16 * 2 + 8 * 4)  # bytes of one token, all KV heads
 
@@ -46,3 +47,12 @@ def test_usages_add_up_and_leave_their_parts_alone():
     assert first + second == Usage(11, 22.0, 33.0, 5.5, 55.0)
     assert first == Usage(1, 2.0, 3.0, 0.5, 5.0)
     assert sum([first, second], Usage()) == first + second
+
+
+def test_lookups_are_totals_of_a_storage_and_add_up_over_layers():
+    usage = Usage()
+    usage.record_lookups(Lookups(3, 1))
+    usage.record_lookups(Lookups(5, 2))
+    assert (usage.hits, usage.misses) == (5, 2)
+    total = usage + usage
+    assert (total.hits, total.misses) == (10, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keyhole.reader import Read
+from keyhole.storage import Lookups
 
 
 @dataclass
@@ -17,6 +18,8 @@ class Usage:
         read: tokens read, summed over steps.
         mass: estimated share of the softmax read, summed over steps; 1 where everything was read.
         bytes: bytes of keys, values and index read by all KV heads of a batch row, summed over steps.
+        hits: reads of a token by a KV head that a block cache answered, over all batch rows.
+        misses: those that went past it, to a slower tier.
     """
 
     steps: int = 0
@@ -24,6 +27,8 @@ class Usage:
     read: float = 0.0
     mass: float = 0.0
     bytes: float = 0.0
+    hits: int = 0
+    misses: int = 0
 
     def record_everything(self, tokens: float, token_bytes: float) -> None:
         """Count a step that read all of `tokens`."""
@@ -37,9 +42,15 @@ class Usage:
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, float(selection.mass.mean()), read_bytes)
 
+    def record_lookups(self, lookups: Lookups) -> None:
+        """Take over what a storage's block cache has counted so far."""
+        self.hits, self.misses = lookups
+
     def __add__(self, other: Usage) -> Usage:
         total = Usage(**vars(self))
         total.steps += other.steps
+        total.hits += other.hits
+        total.misses += other.misses
         total._add(other.tokens, other.read, other.mass, other.bytes, steps=0)
         return total
 

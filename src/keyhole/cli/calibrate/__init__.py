@@ -1,0 +1,18 @@
+"""`keyhole calibrate` and its commands, one for each method that is fitted to a model."""
+
+from __future__ import annotations
+
+import typer
+
+from keyhole.cli.calibrate.a2ats import a2ats
+from keyhole.cli.calibrate.delta import delta
+
+app = typer.Typer(
+    name="calibrate",
+    no_args_is_help=True,
+    help="Fit a method to a model, once, on ordinary text.",
+)
+
+
+for command in (a2ats, delta):
+    app.command()(command)

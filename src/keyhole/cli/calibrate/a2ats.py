@@ -1,0 +1,95 @@
+"""`keyhole calibrate a2ats`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyhole.cli import options
+from keyhole.cli.outputs import check_writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from keyhole.cli.inputs import Loaded
+
+_SETTINGS = "codebooks.json"
+_CHARACTERS = 16  # of a random identifier to a token, surely more than there are
+_SEED = 0
+
+
+def a2ats(
+    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Directory the codebooks go to.")],
+    model: options.Model = None,
+    codewords: Annotated[int, typer.Option(min=1, max=2**15, help="Codewords of each KV head.")] = 4096,
+    distance: Annotated[int, typer.Option(min=1, help="Constant position of queries.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text taken at most.")] = 65_536,
+    identifiers: Annotated[
+        int, typer.Option(min=0, help="Tokens of random identifiers taken beside, as in needle tests.")
+    ] = 16_384,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of one prompt at most.")] = 16_384,
+    iterations: Annotated[int, typer.Option(min=1, help="Lloyd iterations at most.")] = 300,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit the codebooks of a model for the method a2ats, on text like that it will read."""
+    check_writable(out / _SETTINGS, "--out")
+    from keyhole.cli.console import progress, stderr, stdout
+    from keyhole.cli.inputs import load, read_text, training_context
+    from keyhole.engines.transformers.codebooks import fit_codebooks
+    from keyhole.engines.transformers.fingerprint import fingerprint
+    from keyhole.methods import A2ATS
+    from keyhole.selection.codefile import write_codebooks
+
+    texts = [read_text(str(path)) for path in text]
+    loaded = load(model, threads)
+    size = min(context, training_context(loaded.model))
+    prompts = _prompts(loaded, texts, tokens, size)
+    prompts += _prompts(loaded, _identifiers(identifiers), identifiers, size)
+    with progress(quiet) as report:
+        report("layers", 0, None)
+        found = fit_codebooks(
+            loaded.model,
+            prompts,
+            distance=distance,
+            codewords=codewords,
+            iterations=iterations,
+            fitted=lambda done, of: report("layers", done, of),
+        )
+    errors = {place: round(layer.error, 4) for place, layer in found.items()}
+    write_codebooks(
+        out,
+        {place: layer.book for place, layer in found.items()},
+        model=fingerprint(loaded.model),
+        distance=distance,
+        codewords=codewords,
+        tokens=sum(ids.shape[1] for ids in prompts),
+        relative_logit_error=errors,
+    )
+    if not quiet:
+        stderr().print(f"relative error of logits, by layer: {errors}", highlight=False)
+    method = A2ATS(codebook=str(out), distance=distance)
+    stdout().print(str(method), highlight=False, soft_wrap=True, markup=False)
+
+
+def _prompts(loaded: Loaded, texts: list[str], tokens: int, context: int) -> list[Tensor]:
+    """Token ids `[1, T]` of texts in their order, cut at the context, no more than so many tokens in all."""
+    prompts = []
+    for text in texts:
+        ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
+        tokens -= ids.shape[1]
+        prompts += [part for part in ids.split(context, dim=1) if part.shape[1]]
+    return prompts
+
+
+def _identifiers(tokens: int) -> list[str]:
+    """A text of random identifiers that surely has so many tokens; none for none."""
+    from random import Random
+    from uuid import UUID
+
+    random = Random(_SEED)
+    count = -(-tokens * _CHARACTERS // len(str(UUID(int=0))))
+    return [", ".join(str(UUID(int=random.getrandbits(128))) for _ in range(count))] if tokens else []

@@ -1,0 +1,63 @@
+"""`keyhole calibrate delta`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keyhole.cli import options
+from keyhole.cli.console import progress, stderr, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from keyhole.cli.inputs import Loaded
+
+
+def delta(
+    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
+    model: options.Model = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens taken of a text.", show_default="what the model was trained at"),
+    ] = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the layers that should read everything and choose pages for the others, print the method."""
+    from keyhole.cli.inputs import load, read_text
+
+    texts = [read_text(str(path)) for path in text]
+    with progress(quiet) as report:
+        report("loading", 0, None)
+        from keyhole.evaluation.shift import attention_shift, choose_full
+        from keyhole.methods import Delta
+
+        loaded = load(model, threads)
+        shift = attention_shift(loaded.model, _tokens(loaded, texts, context), report)
+    full = choose_full(shift)
+    if not quiet:
+        _print_shift(shift, full)
+    stdout().print(str(Delta(full=full)), highlight=False)
+
+
+def _tokens(loaded: Loaded, texts: Sequence[str], context: int | None) -> list[Tensor]:
+    from keyhole.cli.inputs import training_context
+
+    most = context or training_context(loaded.model)
+    read = (loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids for text in texts)
+    return [tokens[:, :most].to(loaded.model.device) for tokens in read]
+
+
+def _print_shift(shift: dict[int, float], full: Sequence[int]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("layer", "shift", "reads", box=box.SIMPLE, pad_edge=False)
+    for layer, value in shift.items():
+        table.add_row(str(layer), f"{value:.3f}", "everything" if layer in full else "pages")
+    stderr().print(table)

@@ -1,0 +1,241 @@
+"""docs/methods.md: what each method stores, reads and computes, from the methods themselves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields
+
+from keyhole.methods import METHODS, Method, RetrievalMethod
+from keyhole.methods.facts import Differs
+from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
+from keyhole.storage import PLACES, PRECISIONS
+from keyhole.storage.quantised import Quantised
+from keyhole.storage.resident import BLOCK
+
+COMMAND = "keyhole methods --markdown > docs/methods.md"
+FORMS = {
+    "full": "(D + Dv) * e",
+    "int8": "D + Dv + D / 8 + 8",
+    "int4": "(D + Dv) / 2 + D / 8 + 8",
+}
+_SHAPE = Shape()
+_CONTEXT, _BUDGET = 131_072, 0.1
+
+_INTRODUCTION = f"""\
+# Methods
+
+Made by `{COMMAND}`; a test compares. Sizes are measured on a layer that holds random tokens,
+at D = Dv = {_SHAPE.keys}, bfloat16 and {_SHAPE.kv_heads} KV heads; spare capacity of growing buffers is not
+counted. Formulas and sizes are for one KV head of one layer and one batch row, in bytes and in
+multiplications; lower-order terms are left out.
+
+| letter | |
+|---|---|
+| N | tokens indexed: all before the window |
+| R | tokens read: sinks, window, and what the budget allows |
+| D, Dv | size of a key and of a value |
+| e | bytes of one of their numbers |
+| Hkv, G | KV heads, and query heads of each |
+
+Options go by their names. The published defaults are those of the paper or, where it names none, of its
+released code. Measured accuracy is in [LOG.md](LOG.md), measured times are in [benchmarks.md](benchmarks.md).
+"""
+
+_GLANCE = f"""\
+## At a glance
+
+The last two columns are the bytes of a step at a context of {_CONTEXT:,} tokens with `budget={_BUDGET}`, by the
+formulas below: those read to select and those read to attend. Sorting, softmax and what lies in the processor's
+cache are not in them, so they are no measure of time.
+"""
+
+_SHARED = f"""\
+## Options of every method that selects
+
+`mass`, `floor` and `cap` stand in place of `budget`: `mass=0.95` reads the fewest tokens that are estimated to hold
+95% of the softmax, but at least `floor` and at most the share `cap` of the context.
+
+Selecting pays from some length on. `dense_below="auto"` measures it for the method, the sizes of the
+model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate` shows
+it. Where a method does not say how it depends on these options, each goes with each: a method can be put on every
+tier below, but for `{{refusing}}`.
+"""
+
+_PLACES = f"""\
+## Where keys and values lie
+
+Bytes of a token's keys and values for one KV head, on the tier and read from it.
+
+{{table}}
+
+- **device**: the memory of the device that the model computes on. In full precision it is read in place.
+- **host**: pinned memory, where the model computes on a GPU: tokens go there by copies that nobody waits for, and
+  what a step reads is gathered there and copied back. For a model on a CPU, host and device are the same memory.
+- **disk**: a file in a private directory under `TMPDIR`, which goes when the cache does. It is read through a memory
+  map of which a bounded part stays in memory. Each block of {BLOCK} tokens has a checksum, looked at when
+  the block is first read; a damaged or truncated file is an error that names it. Reordering beams writes the file
+  anew.
+- **int8, int4**: keys get a range for each channel of {Quantised.group} tokens, values one for each token (KIVI,
+  arXiv 2402.02750). The newest {Quantised.group} to {2 * Quantised.group - 1} tokens stay as they are, on the
+  device. An error of a number is at most half a step of its range; a full budget is dense attention over what is
+  stored.
+- **cache=BYTES**: blocks of {BLOCK} tokens, all heads of them, that stay on the device in front of host or disk. The
+  bytes are shared out evenly to the layers; each needs room for a block. A block is fetched after the read that
+  missed it, so it serves the next ones. `eviction` says which goes: the one read least often, or least recently.
+  Hits and misses are counted with what was read.
+
+The index stays on the device in every case. Prompts, steps below `dense_below` and layers that are read whole
+read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score, and the layers of
+`full` in `delta`: those gain memory from a slower tier, not time.
+"""
+
+
+def methods_markdown() -> str:
+    """The page, as Markdown."""
+    sizes = {name: measure(kind(), _SHAPE) for name, kind in METHODS.items()}
+    refusing = ", ".join(f"`{name}`" for name, kind in METHODS.items() if _refuses_places(kind))
+    shared = (_row(f"`{field.name}`", _default(field), text) for field, text in _common().items())
+    parts = [
+        _INTRODUCTION,
+        _GLANCE,
+        _table(
+            ("method", "index, bytes a token", "to select, MiB", "to attend, MiB", "of dense"),
+            (_glance(kind, sizes) for kind in METHODS.values()),
+        ),
+        _SHARED.replace("`{refusing}`", refusing),
+        _table(("option", "default", "meaning"), shared),
+        *(_section(kind, sizes[name]) for name, kind in METHODS.items()),
+        _PLACES.format(table=_places()),
+    ]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _section(kind: type[Method], sizes: Sizes) -> str:
+    from keyhole.cli.methods import four_answers
+
+    facts, retrieves = kind.facts, issubclass(kind, RetrievalMethod)
+    selecting = (_bytes(facts.scan), f"{_number(sizes.scan)} a token" + _besides(sizes.once))
+    attending = f"`R * ({facts.row})`", f"{_number(sizes.row)} a token read"
+    computing = " + ".join(part for part in (facts.products, "G * R * (D + Dv)") if part != "0")
+    costs = [
+        _row("keys and values held for a token", _bytes(facts.kept), _number(sizes.kept)),
+        _row("index held for a token", _bytes(facts.index), _number(sizes.index)),
+        _row("bytes read to select", *selecting),
+        _row("bytes read to attend", *attending),
+        _row("multiplications", f"`{computing}`", ""),
+    ]
+    answers = zip(("compute", "retain", "place", "select"), four_answers(kind), strict=True)
+    lines = [
+        f"## {kind.name}",
+        "",
+        f"{kind.paper}: {kind.summary}. {_prose(kind)}",
+        "",
+        "- **Answers**: " + ", ".join(f"{question} {answer}" for question, answer in answers) + ".",
+        f"- **Stored**: {facts.stored}",
+        f"- **A step**: {facts.select}",
+        f"- **Use it for**: {facts.best_for}",
+        f"- **Bad at**: {facts.weak_at}",
+        "",
+        _table(("", "formula", "measured"), costs) + (f"\n{facts.letters}\n" if facts.letters else ""),
+    ]
+    options = list(_options(kind)) if retrieves else []
+    if options:
+        lines.append(_table(("option", "default", "published", "meaning"), options))
+    return "\n".join(lines)
+
+
+def _options(kind: type[Method]) -> Iterator[str]:
+    """Rows for the options of a method that are its own, or that differ in its default or from the paper."""
+    common = {field.name: field for field in fields(RetrievalMethod)}
+    meanings = {field.name: text for field, text in _common().items()} | _attributes(kind)
+    differing = {differs.option: differs for differs in kind.facts.differs}
+    for field in fields(kind):
+        own = field.name not in common or field.default != common[field.name].default
+        if own or field.name in differing:
+            published = _published(differing.get(field.name))
+            yield _row(f"`{field.name}`", _default(field), published, meanings[field.name])
+
+
+def _published(differs: Differs | None) -> str:
+    if differs is None:
+        return "the same"
+    return (
+        f"{differs.published}; {differs.why}"
+        if differs.published != "-"
+        else f"no such option; {differs.why}"
+    )
+
+
+def _common() -> Mapping[Field, str]:
+    texts = _attributes(RetrievalMethod)
+    return {field: texts[field.name] for field in fields(RetrievalMethod)}
+
+
+def _attributes(kind: type[Method]) -> dict[str, str]:
+    """What a docstring says of each attribute."""
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _prose(kind: type[Method]) -> str:
+    """A docstring up to its attributes, a line for each paragraph."""
+    text, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
+
+
+def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
+    own, dense = sizes[kind.name], sizes["dense"].row * _CONTEXT
+    select, attend = 0.0, dense
+    if issubclass(kind, RetrievalMethod):
+        select = own.scan * (_CONTEXT - kind.window) + own.once
+        attend = own.row * (kind.sinks + kind.window + round(_BUDGET * _CONTEXT))
+    name = f"[{kind.name}](#{kind.name})" + (", a follower" if kind.name == "delta" else "")
+    numbers = (f"{part / 2**20:.2f}" for part in (select, attend))
+    return _row(name, _number(own.index), *numbers, f"{(select + attend) / dense:.1%}")
+
+
+def _places() -> str:
+    rows = (
+        _row(place, *(_number(measure_storage(place, keys, _SHAPE).row) for keys in PRECISIONS))
+        for place in PLACES
+    )
+    formulas = _row("formula", *(f"`{FORMS[keys]}`" for keys in PRECISIONS))
+    return _table(("place", *(f"keys={keys}" for keys in PRECISIONS)), (*rows, formulas)).rstrip("\n")
+
+
+def _refuses_places(kind: type[Method]) -> bool:
+    if not issubclass(kind, RetrievalMethod):
+        return False
+    try:
+        kind(place="host")
+    except ValueError:
+        return True
+    return False
+
+
+def _default(field: Field) -> str:
+    return f"`{field.default}`"
+
+
+def _bytes(formula: str) -> str:
+    return "none" if formula == "0" else f"`{formula}`"
+
+
+def _besides(once: float) -> str:
+    return f", and {_number(once)} besides" if once else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(heads: Iterable[str], rows: Iterable[str]) -> str:
+    heads = tuple(heads)
+    return "\n".join([_row(*heads), "|" + "---|" * len(heads), *rows]) + "\n"

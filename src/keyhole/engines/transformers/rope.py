@@ -1,0 +1,136 @@
+"""The rotations of a model's layers: its own code, checked against what it caches."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from keyhole.engines.transformers.registration import text_config
+from keyhole.errors import UnsupportedModelError
+from keyhole.rope import NoRope, Rope
+
+_APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")
+_FAR = 100  # the position at which rotations are compared
+_TOLERANCE = 0.02  # of a key's length; half precision rounds its channels by up to 1 in 256
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+_WAY_OUT = "take a method that works on keys as they are cached"
+
+_found: WeakKeyDictionary[PreTrainedModel, list[Rope | None]] = WeakKeyDictionary()
+
+
+class ModelRope(Rope):
+    """A model's rotary module, and the function by which its attention applies what that makes.
+
+    Args:
+        kind: the kind of layer, for a module that serves several.
+    """
+
+    def __init__(self, module: nn.Module, apply: Callable[..., Any], kind: str | None) -> None:
+        self.module, self.apply = module, apply
+        self.kinds = () if kind is None else (kind,)
+        parameters = list(inspect.signature(apply).parameters)
+        # Query and key, or one of them; then cosine and sine, or complex numbers.
+        self.turned = next(i for i, name in enumerate(parameters) if name in ("cos", "freqs_cis"))
+        origin = self._angles(torch.zeros(1, 1, dtype=torch.long))
+        # No turn: the cosine is the factor by which the model scales what it rotates.
+        self.scaling = float(origin[0].abs().flatten()[0])
+
+    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        angles = [part / self.scaling for part in self._angles(positions.to(vectors.device))]
+        complex_ = angles[0].is_complex()  # applied with heads behind tokens
+        vectors = vectors.float().transpose(1, 2) if complex_ else vectors.float()
+        out = self.apply(*[vectors] * self.turned, *angles)
+        out = out if isinstance(out, Tensor) else out[0]
+        return out.transpose(1, 2) if complex_ else out
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, ...]:
+        like = torch.empty(0, device=positions.device)
+        angles = self.module(like, positions, *self.kinds)
+        return (angles,) if isinstance(angles, Tensor) else angles
+
+
+def layer_rope(model: PreTrainedModel, place: int) -> Rope:
+    """The rotation of the model's layer at that place, `NoRope` where it does not rotate.
+
+    The first call runs one token through the model, twice. Alone it attends to itself wherever it stands, so
+    its keys at two positions differ by the rotation only: that shows which layers rotate, and how.
+
+    Raises:
+        UnsupportedModelError: the rotation depends on the length of the text, or is not understood.
+    """
+    if model not in _found:
+        _found[model] = _find(model)
+    rope = _found[model][place]
+    if rope is None:
+        raise UnsupportedModelError(
+            f"layer {place} of this {type(model).__name__} encodes positions in a way that is not "
+            f"understood, so its keys cannot be had without them; {_WAY_OUT}"
+        )
+    return rope
+
+
+def _find(model: PreTrainedModel) -> list[Rope | None]:
+    near, far = _keys(model, 0), _keys(model, _FAR)
+    return [_fitting(model, place, *pair) for place, pair in enumerate(zip(near, far, strict=True))]
+
+
+@torch.no_grad()
+def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
+    """Each layer's cached key `[1, Hkv, 1, D]` of a lone token; None for layers without."""
+    at = torch.full((1, 1), position, device=model.device)
+    # Some common token: the first ones are special, and the embedding of padding is zero.
+    token = torch.full_like(at, cast(nn.Embedding, model.get_input_embeddings()).num_embeddings // 2)
+    cache = DynamicCache(config=model.config)
+    # Not the module itself: hooks of an open `attach` would take this for a request.
+    forward = cast(Callable[..., Any], model.base_model.forward)
+    forward(input_ids=token, position_ids=at, past_key_values=cache, use_cache=True)
+    return [getattr(layer, "keys", None) for layer in cache.layers]
+
+
+def _fitting(model: PreTrainedModel, place: int, near: Tensor | None, far: Tensor | None) -> Rope | None:
+    """The first rotation that takes a layer's key at position 0 to where it was found at `_FAR`."""
+    if near is None or far is None or not far.any():
+        return None
+    moved = torch.full((1, 1), _FAR, device=near.device)
+    for rope in [*_candidates(model, place), NoRope()]:
+        error = rope.rotate(near, moved) - far.float()
+        if error.norm() <= _TOLERANCE * far.float().norm():
+            return rope
+    return None
+
+
+def _candidates(model: PreTrainedModel, place: int) -> Iterator[Rope]:
+    kinds = getattr(text_config(model), "layer_types", None) or {}
+    for module in model.modules():
+        parameters = inspect.signature(module.forward).parameters
+        apply = _apply_function(module)
+        if apply is None or "position_ids" not in parameters:
+            continue
+        kind = kinds[place] if "layer_type" in parameters else None
+        _check_constant(model, module, kind)
+        yield ModelRope(module, apply, kind)
+
+
+def _apply_function(module: nn.Module) -> Callable[..., Any] | None:
+    """How the attention beside a rotary module applies what it makes."""
+    if "RotaryEmbedding" not in type(module).__name__:
+        return None
+    home = sys.modules[type(module).__module__]
+    return next((getattr(home, name) for name in _APPLY if hasattr(home, name)), None)
+
+
+def _check_constant(model: PreTrainedModel, module: nn.Module, kind: str | None) -> None:
+    form: Any = getattr(module, "rope_type", "default")
+    form = form[kind] if isinstance(form, dict) else form
+    if any(word in form for word in _LENGTH_DEPENDENT):
+        raise UnsupportedModelError(
+            f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it changes with the "
+            f"length of the text, so keys cannot be had without it; {_WAY_OUT}"
+        )

@@ -1,0 +1,131 @@
+"""How much attention shifts from one layer to the next: where it does most, a layer should choose pages anew.
+
+Source: "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context Reasoning", arXiv 2510.09883.
+
+Legend: H query heads, Q queries, N tokens, D head size, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keyhole.attention import Logits
+from keyhole.engines.transformers import detach, make_cache, served_layers
+from keyhole.errors import UnsupportedModelError
+from keyhole.evaluation.decoding import prefill
+from keyhole.methods import Method, Recipe
+from keyhole.methods.delta import Delta, default_full, roles
+from keyhole.prefill import DensePrefill, Prefill
+from keyhole.regions import regions
+from keyhole.selection.shared import Role, attention_shares
+from keyhole.setting import Setting
+from keyhole.storage import Storage
+
+QUERIES = 32  # newest ones of a text, whose attention is compared
+
+
+class _Recorder(DensePrefill):
+    """Computes densely, and keeps what the newest queries attend to beside sinks and window, `[Q, N]`."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.seen = torch.empty(0)
+
+    def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        keys, count = storage.keys(), min(QUERIES, query.shape[2])
+        parts = regions(storage.length, (0,), Delta.sinks, Delta.window + count, keys.device)
+        competing = slice(int(parts.first), parts.last)
+        self.seen = torch.cat(
+            [
+                # As pages are ranked: the greatest probability that any head gives a token.
+                attention_shares(query[:, :, -back], keys[:, :, : storage.length - back + 1], parts, logits)
+                .amax(1)[:, competing]
+                .cpu()
+                for back in range(count, 0, -1)
+            ]
+        )
+        return super().attend(query, storage, logits, mask)
+
+
+@dataclass(frozen=True)
+class _Recording(Method):
+    """Dense attention that is recorded."""
+
+    name: ClassVar[str] = "recording"
+
+    def prefill(self, setting: Setting) -> list[Prefill]:
+        return [_Recorder(layer) for layer in setting.layers]
+
+
+def attention_shift(
+    model: PreTrainedModel,
+    texts: Sequence[Tensor],
+    progress: Callable[[str, float, float | None], None] | None = None,
+) -> dict[int, float]:
+    """1 - cosine of what a layer and the one before it attend to, a mean over queries and texts.
+
+    Args:
+        texts: token ids `[1, T]`.
+
+    Returns:
+        The layers that attend to the whole sequence, counted in the model; the first has shift 0.
+
+    Raises:
+        ValueError: no text, or one too short to compare on.
+        UnsupportedModelError: the model has no two such layers.
+    """
+    least = Delta.sinks + Delta.window + 2 * QUERIES
+    if not texts or min(text.shape[1] for text in texts) < least:
+        raise ValueError(f"calibration needs texts of at least {least} tokens; give longer ones")
+    total: dict[int, float] = {}
+    try:
+        for done, text in enumerate(texts):
+            if progress is not None:
+                progress("reading", done, len(texts))
+            for layer, shift in _shift(model, text).items():
+                total[layer] = total.get(layer, 0.0) + shift / len(texts)
+    finally:
+        detach(model)
+    return total
+
+
+@torch.no_grad()
+def _shift(model: PreTrainedModel, text: Tensor) -> dict[int, float]:
+    cache = make_cache(model, Recipe((_Recording(),)))
+    made = (layer.prefill for layer in served_layers(cache))
+    recorders = [recorder for recorder in made if isinstance(recorder, _Recorder)]
+    if len(recorders) < 2:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {len(recorders)} layers that attend to the whole sequence; "
+            "sharing pages needs two"
+        )
+    prefill(model, text, cache)
+    found = {recorders[0].layer: 0.0}
+    for before, here in pairwise(recorders):
+        found[here.layer] = 1 - float(F.cosine_similarity(before.seen, here.seen).mean())
+    return found
+
+
+def choose_full(shift: dict[int, float]) -> tuple[int, ...]:
+    """Layers to read whole: as many as `default_full` says, the same first, the others where shift peaks.
+
+    They keep half the distance that even spreading would give; the last layer has nobody to lead.
+    """
+    layers = list(shift)
+    usual = default_full(len(layers))
+    parts = roles(range(len(layers)), set(usual))
+    leaders = [index for index, role in enumerate(parts) if role is Role.LEADER]
+    distance = max(2, len(layers) // (2 * max(len(leaders), 1)))
+    chosen = [index for index in usual if index <= leaders[0]] if leaders else list(usual)
+    for index in sorted(range(len(layers) - 1), key=lambda index: -shift[layers[index]]):
+        if len(chosen) < len(usual) and all(abs(index - other) >= distance for other in chosen):
+            chosen.append(index)
+    return tuple(layers[index] for index in sorted(chosen))

@@ -1,0 +1,123 @@
+"""DELTA: a few layers read everything and choose the pages of the layers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keyhole.errors import SpecError
+from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.facts import ALIKE, Differs, Facts
+from keyhole.selection import Selector, SharedPageSelector
+from keyhole.selection.shared import Board, Role
+from keyhole.setting import Setting
+
+_DENSE, _LEADERS = 2, 3  # at most
+_LAYERS_A_LEADER, _LAYERS_A_DENSE = 9, 4
+_DEPTHS = (1 / 2, 11 / 14)  # of the second and third leader
+
+
+@dataclass(frozen=True)
+class Delta(RetrievalMethod):
+    """Entezari Zarch et al., "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context
+    Reasoning", 2025.
+
+    Layers read whole do not keep to the budget; `keyhole calibrate delta` finds which they should be. The
+    paper counts its window of 8 pages among 64: `delta(budget=896, window=128, sinks=0)`.
+
+    Attributes:
+        page: tokens of a page.
+        full: layers that read everything, counted from 0 in the model; the last of each run of them leads the
+            layers behind it. None is `default_full` of the number of layers.
+    """
+
+    name: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "DELTA, arXiv 2510.09883"
+    summary: ClassVar[str] = (
+        "a few layers read everything and rank pages, the others read the same best pages"
+    )
+    facts: ClassVar[Facts] = Facts(
+        stored="No index. While a step lasts, the scores of pages that a leader has seen, shared by its "
+        "followers.",
+        select="Nothing in a follower: the first one behind a leader ranks N / page pages for all. Layers "
+        "of `full` read everything, as dense does; leaders read the keys a second time, `D * e * N` bytes "
+        "and `G * D * N` products.",
+        best_for="Deep models and long generations: nothing to index, one list of pages for all heads and "
+        "for several layers.",
+        weak_at="Shallow models, where few layers follow. Layers of `full` do not keep to the budget, so "
+        "no more is saved than the share of followers. Heads, and layers behind one leader, share one "
+        "list.",
+        differs=(
+            Differs("budget", "896", ALIKE),
+            Differs("sinks", "0", ALIKE),
+            Differs("window", "128", ALIKE),
+        ),
+    )
+
+    # Followers save nearly all that dense attention takes, a leader takes half of it more. With a leader for
+    # nine layers it is overhead that decides, and that is paid for at a few thousand tokens.
+    pays_from: ClassVar[int | None] = 4096
+
+    page: int = 16
+    full: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.name, "page", self.page, 1)
+        if self.full is None:
+            return
+        if not isinstance(self.full, Sequence) or isinstance(self.full, str):
+            raise SpecError(
+                f"{self.name}: full={self.full!r} is no list of layers; give one, as (0, 1, 2, 14, 22)"
+            )
+        for layer in self.full:
+            check_range(self.name, "a layer of full", layer, 0)
+        object.__setattr__(self, "full", tuple(sorted(set(self.full))))
+
+    def selectors(self, setting: Setting) -> list[Selector]:
+        if not setting.layers:
+            return []
+        selectors: list[Selector] = []
+        board = None
+        for role in roles(setting.layers, self._full(setting.layers)):
+            if role is Role.LEADER:
+                board = Board()
+            selectors.append(SharedPageSelector(role, board, self.page))
+        return selectors
+
+    def _full(self, layers: Sequence[int]) -> frozenset[int]:
+        if self.full is None:
+            return frozenset(layers[index] for index in default_full(len(layers)))
+        unknown = sorted(set(self.full) - set(layers))
+        if unknown:
+            raise SpecError(
+                f"{self.name}: full names layer {unknown[0]}, but the layers that attend to everything are "
+                f"{', '.join(map(str, layers))}; `keyhole calibrate delta` finds layers for a model"
+            )
+        return frozenset(self.full)
+
+
+def roles(layers: Sequence[int], full: Set[int]) -> list[Role]:
+    """What each of `layers` does: those of `full` read everything, the last of each run of them leads.
+
+    The last layer of all has nobody to lead.
+    """
+    whole = [layer in full for layer in layers]
+    followed = [not following for following in whole[1:]] + [False]
+    return [
+        (Role.LEADER if leads else Role.DENSE) if own else Role.FOLLOWER
+        for own, leads in zip(whole, followed, strict=True)
+    ]
+
+
+def default_full(layers: int) -> tuple[int, ...]:
+    """Layers to read whole of so many, as the paper's for 28 layers: 0, 1 and the leaders 2, 14, 22.
+
+    One in four of the first layers is dense, two at most, and the next leads; one more for each nine layers,
+    three at most, lead at 1/2 and 11/14 of the depth.
+    """
+    dense = min(_DENSE, layers // _LAYERS_A_DENSE)
+    leaders = min(_LEADERS, 1 + layers // _LAYERS_A_LEADER)
+    later = (round(depth * layers) for depth in _DEPTHS[: leaders - 1])
+    return (*range(dense + 1), *later) if layers else ()

@@ -1,0 +1,49 @@
+"""Quest: pages ranked by an upper bound of their logits, the baseline everyone compares with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.facts import Facts
+from keyhole.selection import BoxSelector, Selector
+from keyhole.setting import Setting
+
+
+@dataclass(frozen=True)
+class Quest(RetrievalMethod):
+    """Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", 2024.
+
+    The paper reads the first two layers whole, and one list of pages for each query head; here every layer
+    selects, and the query heads of a group share a list.
+
+    Attributes:
+        page: tokens of a page.
+    """
+
+    name: ClassVar[str] = "quest"
+    paper: ClassVar[str] = "Quest, arXiv 2406.10774"
+    summary: ClassVar[str] = "boxes around the keys of each page bound its logits, the best pages are read"
+    facts: ClassVar[Facts] = Facts(
+        stored="The greatest and the least number of each channel among the keys of a page, in the type "
+        "of the keys, on the device.",
+        select="Products of each box with the query's positive and negative parts, for the upper bounds "
+        "and for the lower ones that mass is estimated by; a ranking of N / page pages.",
+        best_for="Any model, with nothing to fit and an index that is exact at once, also while text "
+        "changes. The baseline to compare with.",
+        weak_at="Bounds are loose where a page holds unlike keys. A single token is read with its whole "
+        "page, and the budget with it.",
+        index="2 * D * e / page",
+        scan="2 * D * e * N / page",
+        products="4 * G * D * N / page",
+    )
+
+    page: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.name, "page", self.page, 1)
+
+    def selectors(self, setting: Setting) -> list[Selector]:
+        return [BoxSelector(self.page) for _ in setting.layers]

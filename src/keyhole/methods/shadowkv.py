@@ -1,0 +1,83 @@
+"""ShadowKV: low-rank keys, landmarks of chunks, outliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keyhole.errors import SpecError
+from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.facts import ALIKE, Differs, Facts
+from keyhole.selection import LandmarkSelector, Selector
+from keyhole.setting import Setting
+from keyhole.storage import LowRankStorage, Storage
+
+
+@dataclass(frozen=True)
+class ShadowKV(RetrievalMethod):
+    """Sun et al., "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference", ICML 2025.
+
+    Keys are kept as coefficients in a basis that is fitted on the prompt, before their rotation and for all
+    heads together, so even a full budget is dense attention only up to what the rank leaves out.
+
+    Attributes:
+        rank: numbers that a key of all heads together is kept as.
+        chunk: tokens that are ranked by one landmark, the mean of their keys, and read together.
+        outliers: chunks of the prompt, for each KV head, that their landmark stands for worst: their keys
+            stay as they are, and they are read before others, within a quarter of the budget.
+    """
+
+    name: ClassVar[str] = "shadowkv"
+    paper: ClassVar[str] = "ShadowKV, arXiv 2410.21465"
+    summary: ClassVar[str] = "low-rank keys, rebuilt for the chunks whose mean key ranks best"
+    facts: ClassVar[Facts] = Facts(
+        stored="Values as they are. Keys behind the window as `rank` numbers for all KV heads together. "
+        "Sums of the keys of each chunk, as 32-bit floats. Once for each KV head: the basis `4 * D * (rank "
+        "+ 1)`, and exact keys of sinks and outliers, `(sinks + outliers * chunk) * D * e` at most; after "
+        "a step also the keys it rebuilt, `R * D * e` at most. All on the device.",
+        select="Products with one landmark for each chunk, and a ranking of N / chunk chunks. Keys read "
+        "are rebuilt, but for those that the step before had rebuilt: `rank * D` products each.",
+        best_for="Memory that is short: keys take a fraction of their bytes. Neighbouring tokens that "
+        "matter together, as passages do.",
+        weak_at="Keys that left the window are never exact again, so even a full budget is not dense "
+        "attention. A single token in a chunk of others is diluted. Few KV heads gain little: `rank` is "
+        "shared by fewer. The basis is fitted in the first step after a prompt, by eigenvectors of a "
+        "matrix of Hkv * D rows. Models whose rotation depends on the length are refused.",
+        kept="Dv * e + rank * e / Hkv",
+        index="4 * D / chunk",
+        scan="4 * D * N / chunk",
+        row="Dv * e + rank * e",
+        products="G * D * N / chunk",
+        differs=(
+            Differs("budget", "2048 tokens, outliers in addition", ALIKE),
+            Differs(
+                "sinks", "0, the first chunk being an outlier", "sinks are read without having to stand out"
+            ),
+            Differs("place", "values on the host", "not offered for this method yet"),
+        ),
+    )
+
+    window: int = 32
+    rank: int = 160
+    chunk: int = 8
+    outliers: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.name, "rank", self.rank, 1)
+        check_range(self.name, "chunk", self.chunk, 1)
+        check_range(self.name, "outliers", self.outliers, 0)
+        if (self.place, self.keys) != ("device", "full"):
+            raise SpecError(
+                f"{self.name}: place={self.place}, keys={self.keys} go with other methods; this one keeps "
+                "low-rank keys on the device"
+            )
+
+    def storage(self, setting: Setting) -> list[Storage]:
+        return [
+            LowRankStorage(setting.rope(place), rank=self.rank, chunk=self.chunk, outliers=self.outliers)
+            for place in setting.layers
+        ]
+
+    def selectors(self, setting: Setting) -> list[Selector]:
+        return [LandmarkSelector(self.chunk, self.outliers) for _ in setting.layers]

@@ -1,0 +1,85 @@
+"""TokenSelect: a soft vote of all heads elects the tokens a layer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keyhole.errors import SpecError
+from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.facts import ALIKE, Differs, Facts
+from keyhole.prefill import ChunkedPrefill, Prefill
+from keyhole.selection import Selector, Vote, VoteSelector
+from keyhole.setting import Setting
+
+
+@dataclass(frozen=True)
+class TokenSelect(RetrievalMethod):
+    """Wu et al., "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
+    Token-Level KV Cache Selection", 2025.
+
+    The paper: `tokenselect(budget=2048, sinks=128, window=512, scaled_vote=false, sparse_prefill=true)`. It
+    scores keys before RoPE and counts positions anew; here both are as the model has them.
+
+    Attributes:
+        per_head: each KV head reads tokens of its own; else a layer reads one list.
+        scaled_vote: votes are the softmax of attention; else of its logits before they are scaled down.
+        reuse: cosine of queries above which the last elected tokens are read again; None elects in each step.
+        sparse_prefill: elect for prompts too, once for each chunk of queries, within the same budget.
+        chunk: queries of such a chunk; the window is in addition.
+    """
+
+    name: ClassVar[str] = "tokenselect"
+    paper: ClassVar[str] = "TokenSelect, arXiv 2411.02886"
+    summary: ClassVar[str] = "exact logits, one soft vote of each query head, the same tokens for all heads"
+    facts: ClassVar[Facts] = Facts(
+        stored="No index: the keys themselves are scored. With `reuse`, the last query and what it elected.",
+        select="Exact logits of every key, a vote of each query head, and a ranking of N tokens for the "
+        "layer; nothing in steps that `reuse` answers.",
+        best_for="One list of tokens for all heads of a layer, as paged attention wants it. Prompts that "
+        "are to be computed sparsely: the only method here that does.",
+        weak_at="Reads every key in every step, so at D = Dv it reads no less than half of what dense "
+        "does. Heads that need different tokens share one list. With `reuse`, what left the window since "
+        "the last election is not read.",
+        scan="D * e * N",
+        products="G * N * (D + 2)",
+        differs=(
+            Differs("budget", "2048", ALIKE),
+            Differs("sinks", "128", ALIKE),
+            Differs("window", "512", ALIKE),
+            Differs("scaled_vote", "false", "votes are the attention paid, not all for the best few tokens"),
+            Differs("reuse", "0.9; off in the released code", "elections go stale, see what it is bad at"),
+            Differs("sparse_prefill", "true", "prompts are computed exactly unless that is asked for"),
+        ),
+    )
+
+    per_head: bool = False
+    scaled_vote: bool = True
+    reuse: float | None = None
+    sparse_prefill: bool = False
+    chunk: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.name, "chunk", self.chunk, 1)
+        for option in ("per_head", "scaled_vote", "sparse_prefill"):
+            value = getattr(self, option)
+            if not isinstance(value, bool):
+                raise SpecError(f"{self.name}: {option}={value!r} is neither true nor false")
+        if self.reuse is not None and not -1 <= self.reuse <= 1:
+            raise SpecError(f"{self.name}: reuse={self.reuse!r} is no cosine; give a number in [-1, 1]")
+
+    def prefill(self, setting: Setting) -> list[Prefill] | None:
+        if not self.sparse_prefill:
+            return None
+        return [
+            ChunkedPrefill(self._vote, self.chunk, self.budget, self.sinks, self.window)
+            for _ in setting.layers
+        ]
+
+    def selectors(self, setting: Setting) -> list[Selector]:
+        return [VoteSelector(self._vote, self.reuse) for _ in setting.layers]
+
+    @property
+    def _vote(self) -> Vote:
+        return Vote(per_head=self.per_head, scaled=self.scaled_vote)

@@ -1,0 +1,100 @@
+"""Chunked sparse prefill (TokenSelect): a chunk of queries elects what it reads beside sinks and window.
+
+Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
+Token-Level KV Cache Selection", arXiv 2411.02886.
+
+Legend: B batch, H query heads, Hkv KV heads, Q queries, C of them in a chunk, N tokens, S tokens read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, dense_attention
+from keyhole.budget import Budget
+from keyhole.prefill.base import Prefill
+from keyhole.regions import Regions, left_padding, regions
+from keyhole.selection.base import Step
+from keyhole.selection.vote import Vote
+from keyhole.storage import Storage
+
+
+class ChunkedPrefill(Prefill):
+    """Queries of one chunk read the sinks, what their mean query elects, and a window.
+
+    Chunks begin at multiples of `chunk` slots, so the pieces in which a prompt arrives do not matter when
+    they do, too. The window reaches `window` tokens back from the first query of a chunk. As long as the
+    budget allows all that competes, attention is exact.
+    """
+
+    def __init__(self, vote: Vote, chunk: int, budget: Budget, sinks: int, window: int) -> None:
+        self.vote, self.chunk, self.budget, self.sinks, self.window = vote, chunk, budget, sinks, window
+
+    @torch.no_grad()
+    def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        batch, _, queries, _ = query.shape
+        padding = (0,) * batch if mask is None else left_padding(mask[:, :, -1:], batch)
+        begin, parts = storage.length - queries, []
+        for start, stop in _chunks(begin, storage.length, self.chunk):
+            unused = tuple(min(slots, stop) for slots in padding)
+            where = regions(stop, unused, self.sinks, self.window + stop - start, query.device)
+            rows = slice(start - begin, stop - begin)
+            if self._reads_all(where):
+                seen = None if mask is None else mask[:, :, rows, :stop]
+                keys, values = storage.keys()[:, :, :stop], storage.values()[:, :, :stop]
+                parts.append(dense_attention(query[:, :, rows], keys, values, mask=seen, **logits._asdict()))
+            else:
+                slots, valid = self._read(query[:, :, rows], storage, logits, where)
+                parts.append(_attend(query[:, :, rows], storage, slots, valid, logits, where))
+        return torch.cat(parts, dim=2)
+
+    def _read(self, query: Tensor, storage: Storage, logits: Logits, where: Regions) -> tuple[Tensor, Tensor]:
+        """The slots `[B, Hkv, S]` that the chunk `query [B, H, C, D]` reads, and which entries are meant."""
+        mean = _mean_query(query, where)
+        anchor = storage.attend(mean, where.always, where.always_counts, logits).lse
+        if logits.sink_logits is not None:
+            anchor = torch.logaddexp(anchor, logits.sink_logits.float())
+        elected = self.vote.elect(Step(mean, storage, where, anchor, logits, self.budget))
+        always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
+        always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)
+        pairs = ((always, always_counts), (elected.slots, elected.counts))
+        valid = [torch.arange(s.shape[-1], device=s.device) < n.unsqueeze(-1) for s, n in pairs]
+        return torch.cat([always, elected.slots], -1).long(), torch.cat(valid, -1)
+
+    def _reads_all(self, where: Regions) -> bool:
+        candidates = [max(where.last - first, 0) for first in where.first.tolist()]
+        limits = [self.budget.limit(where.length - unused) for unused in where.padding]
+        allowed = all(c <= limit for c, limit in zip(candidates, limits, strict=True))
+        return allowed if self.budget.mass is None else not any(candidates)
+
+
+def _chunks(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """[begin, end) cut at multiples of `chunk`."""
+    while begin < end:
+        stop = min((begin // chunk + 1) * chunk, end)
+        yield begin, stop
+        begin = stop
+
+
+def _mean_query(query: Tensor, where: Regions) -> Tensor:
+    """`[B, H, D]`, over the newest queries `[B, H, C, D]` that are not padding."""
+    slots = torch.arange(where.length - query.shape[2], where.length, device=query.device)
+    real = (slots >= torch.tensor(where.padding, device=query.device).view(-1, 1)).float()
+    total = torch.einsum("bhcd,bc->bhd", query.float(), real)
+    return (total / real.sum(-1).clamp(min=1).view(-1, 1, 1)).to(query.dtype)
+
+
+def _attend(
+    query: Tensor, storage: Storage, slots: Tensor, valid: Tensor, logits: Logits, where: Regions
+) -> Tensor:
+    """Causal attention of the newest queries `[B, H, C, D]` over the `valid` ones of `slots [B, Hkv, S]`."""
+    keys, values = (
+        part.gather(2, slots.unsqueeze(-1).expand(*slots.shape, part.shape[3]))
+        for part in (storage.keys(), storage.values())
+    )
+    own = torch.arange(where.length - query.shape[2], where.length, device=query.device)
+    mask = valid.unsqueeze(2) & (slots.unsqueeze(2) <= own.view(-1, 1))
+    return dense_attention(query, keys, values, mask=mask, **logits._asdict())

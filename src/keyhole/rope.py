@@ -1,0 +1,51 @@
+"""Rotary position embedding, for the methods that look at keys as they were before it.
+
+Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv 2104.09864.
+
+Legend: B batch, H heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Rope(ABC):
+    """The rotation of one layer: linear, orthogonal, and by the sum of two positions what it is by both.
+
+    A vector at position 0 is one before rotation, but for the factor by which some models (YaRN) scale what
+    they rotate: it stays in, so that products of rotated vectors are the model's logits.
+    """
+
+    @abstractmethod
+    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """Vectors `[B, H, T, D]` moved on by `positions`, whole numbers `[B or 1, T]`; float32."""
+
+    def unrotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """Vectors `[B, H, T, D]` at `positions [B or 1, T]` as they would be at position 0; float32."""
+        return self.rotate(vectors, -positions)
+
+
+class NoRope(Rope):
+    """A layer that encodes no position."""
+
+    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
+        return vectors.float()
+
+
+class PlainRope(Rope):
+    """The rotation of the source: channel i is paired with channel i + D / 2."""
+
+    def __init__(self, base: float = 10_000.0) -> None:
+        self.base = base
+
+    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        half = vectors.shape[-1] // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=vectors.device) / half
+        angles = (positions.unsqueeze(-1) * self.base**-exponents).unsqueeze(1)
+        cos, sin = angles.cos(), angles.sin()
+        left, right = vectors.float().split(half, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

@@ -1,0 +1,182 @@
+"""One codeword for each key (A2ATS): tokens of a codeword rank together, by its product with the query.
+
+Source: "A2ATS: Retrieval-Based KV Cache Reduction via Windowed Rotary Position Embedding and Query-Aware
+Vector Quantization", arXiv 2502.12665.
+
+Legend: B batch, Hkv KV heads, G query heads of each, T tokens, C codewords, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole.kernels.pq_tables import softcapped
+from keyhole.regions import Regions
+from keyhole.rope import Rope
+from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.codebook import Codebook, fit_codebook
+from keyhole.selection.groups import Groups, pick_groups
+from keyhole.selection.sample import sample_slots
+from keyhole.storage.buffer import GrowingBuffer
+
+_CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
+_KEYS_PER_CODEWORD = 8  # of a codebook fitted on the prompt, at least
+_MINIMUM = 16
+
+UNIONS = ("share", "turns")
+
+
+class CodewordSelector(Selector):
+    """Ranks codewords by windowed RoPE: what lies behind the window counts as `distance` tokens away.
+
+    So keys are compared as they are without their rotation, and a codebook need not know positions. This
+    serves the ranking only; attention is over the keys as they are cached.
+
+    Args:
+        rope: the layer's rotation.
+        distance: the constant relative position b.
+        union: how the query heads of a group agree, see `A2ATS`.
+        book: codewords of this layer, `[1, Hkv, C, D]`; None fits some on the keys of each prompt.
+        codewords: at most so many then.
+        iterations: of Lloyd's algorithm then.
+        sample: keys of each head that they are fitted on then.
+    """
+
+    def __init__(
+        self,
+        rope: Rope,
+        *,
+        distance: int,
+        union: str,
+        book: Codebook | None,
+        codewords: int,
+        iterations: int,
+        sample: int,
+    ) -> None:
+        self.rope, self.distance, self.union = rope, distance, union
+        self.codewords, self.iterations, self.sample = codewords, iterations, sample
+        self._fits = book is None
+        self._book = book
+        self._codes = GrowingBuffer()  # int16 `[B, Hkv, T, 1]`
+        self._padding: Tensor | None = None  # int64 `[B]`
+        self._built = 0  # tokens there were at the last build
+
+    @property
+    def minimum(self) -> int:
+        return _MINIMUM
+
+    @property
+    def stale(self) -> bool:
+        """A codebook fitted here is for a text of about this length."""
+        return self._fits and self.length >= 2 * self._built
+
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        self._padding = torch.tensor(regions.padding, device=keys.device)
+        self._codes, self.length, self._built = GrowingBuffer(), 0, keys.shape[2]
+        self._book = self._fitted(keys, regions.first) if self._fits else self._placed(keys.device)
+        self.append(keys)
+
+    def append(self, keys: Tensor) -> None:
+        for part in keys.split(_CHUNK, dim=2):
+            slots = torch.arange(self.length, self.length + part.shape[2], device=keys.device)
+            codes = self._known().encode(self._unrotated(part, slots))
+            self._codes.append(codes.to(torch.int16).unsqueeze(-1))
+            self.length += part.shape[2]
+
+    def select(self, step: Step) -> Selection:
+        groups = Groups.of(self._codes.view().squeeze(-1), self._known().points.shape[2], step)
+        logits = self._logits(step).masked_fill(groups.sizes.unsqueeze(2) == 0, -torch.inf)
+        anchor = step.anchor_lse.view(logits.shape[:3])
+        total = torch.logaddexp((logits + groups.sizes.unsqueeze(2).log()).logsumexp(-1), anchor)
+        logs = logits - total.unsqueeze(-1)
+        shares = logs.exp().mean(2)
+        # As logarithms: shares may be too small to tell apart.
+        scores = logs.logsumexp(2) if self.union == "share" else _turns(logits, shares, groups.sizes)
+        return pick_groups(scores, shares, (anchor - total).exp().mean(2), groups, step)
+
+    def _logits(self, step: Step) -> Tensor:
+        """Those of a token of each codeword, at the constant distance, float32 `[B, Hkv, G, C]`."""
+        book = self._known()
+        moved = self.distance - (step.regions.length - 1 - self._paddings())
+        query = self.rope.rotate(step.query.unsqueeze(2), moved.unsqueeze(1)).squeeze(2)
+        query = query.unflatten(1, (book.points.shape[1], -1))
+        return softcapped(book.products(query, step.logits.scale), step.logits.softcap)
+
+    def bytes_read(self, step: Step) -> int:
+        fitted = sum(part[0, 0].nbytes for part in (self._known().points, self._known().inverse))
+        return step.regions.last * self._codes.view().element_size() + fitted
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        self._codes.crop(length)
+        self._built = min(self._built, length)
+
+    def reorder(self, rows: Tensor) -> None:
+        if self._padding is None:
+            return
+        rows = rows.to(self._padding.device)
+        self._padding = self._padding.index_select(0, rows)
+        self._codes.reorder(rows)
+        if self._fits:
+            self._book = self._known().map(lambda tensor: tensor.index_select(0, rows))
+
+    def state(self) -> dict[str, Tensor]:
+        """Codes as `labels`, and a codebook only if it was fitted here; one that was given is given again."""
+        if self.length == 0:
+            return {}
+        held = {"labels": self._codes.view(), "padding": self._paddings()}
+        return held | ({"points": self._known().points, "metric": self._known().metric} if self._fits else {})
+
+    def restore(self, state: dict[str, Tensor], length: int) -> None:
+        self.length = self._built = length
+        self._codes, self._padding = GrowingBuffer(), state.get("padding")
+        if state:
+            self._codes.append(state["labels"])
+            given = self._fits and Codebook.of(state["points"], state["metric"])
+            self._book = given or self._placed(state["labels"].device)
+
+    @property
+    def nbytes(self) -> int:
+        """A codebook that was given is one for all requests, and no part of theirs."""
+        own = sum(tensor.nbytes for tensor in self._book) if self._fits and self._book else 0
+        return self._codes.nbytes + own
+
+    def _fitted(self, keys: Tensor, first: Tensor) -> Codebook:
+        tokens = keys.shape[2]
+        size = min(self.sample, tokens - int(first.min()))
+        slots = sample_slots(tokens, first, size)
+        drawn = torch.stack([row[:, at] for row, at in zip(keys, slots, strict=True)])
+        count = max(1, min(self.codewords, size // _KEYS_PER_CODEWORD))
+        return fit_codebook(
+            self._unrotated(drawn, slots), None, count, iterations=self.iterations, spread=False
+        )
+
+    def _unrotated(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """Keys `[B, Hkv, T, D]` of `slots [T]` or `[B, T]`, without their rotation."""
+        return self.rope.unrotate(keys, slots - self._paddings().unsqueeze(1))
+
+    def _placed(self, device: torch.device) -> Codebook:
+        return self._known().map(lambda tensor: tensor.to(device))
+
+    def _known(self) -> Codebook:
+        if self._book is None:
+            raise ValueError("there is no codebook yet; call build first")
+        return self._book
+
+    def _paddings(self) -> Tensor:
+        if self._padding is None:
+            raise ValueError("nothing is indexed yet; call build first")
+        return self._padding
+
+
+def _turns(logits: Tensor, shares: Tensor, sizes: Tensor) -> Tensor:
+    """A score `[B, Hkv, C]` by the tokens that the head that likes a codeword best puts before it.
+
+    The best k of that order are the union of the best k' of each head, for some k' <= k. Where heads put
+    equally many before, the larger share counts, which is below one.
+    """
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    ranked = sizes.unsqueeze(2).expand(logits.shape).gather(-1, order)
+    before = torch.empty_like(ranked).scatter_(-1, order, ranked.cumsum(-1) - ranked)
+    return shares.double() / 2 - before.amin(2)

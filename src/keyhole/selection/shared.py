@@ -1,0 +1,143 @@
+"""Pages shared by layers (DELTA): a few layers read everything, and note which pages the next ones may read.
+
+Source: "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context Reasoning", arXiv 2510.09883.
+
+Legend: B batch, H query heads, N tokens, P pages, D head size.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits
+from keyhole.regions import Regions
+from keyhole.selection.base import Selection, Step, Unindexed
+from keyhole.selection.exact import key_logits
+from keyhole.selection.pages import page_sums, pick_pages, spans
+from keyhole.storage import Storage
+
+
+class Role(Enum):
+    """What a layer does: reads everything, does so and leads those behind it, or follows."""
+
+    DENSE = "dense"
+    LEADER = "leader"
+    FOLLOWER = "follower"
+
+
+class Ranking(NamedTuple):
+    """What a leader saw of the competing pages, one list for all heads.
+
+    Attributes:
+        scores: `[B, 1, P]`, the greatest probability that any head gives a token, summed over the page.
+        shares: `[B, Hkv, P]`, the attention on the page, a mean over the query heads of a group.
+        anchored: `[B, Hkv]`, that on the always-read tokens and the sink logit.
+        length: tokens there were.
+    """
+
+    scores: Tensor
+    shares: Tensor
+    anchored: Tensor
+    length: int
+
+    def pick(self, step: Step, page: int) -> Selection:
+        return pick_pages(self.scores, self.shares, self.anchored, step, page)
+
+
+class Board:
+    """Where one leader pins its ranking, and the first that follows it the pages picked by it."""
+
+    def __init__(self) -> None:
+        self._ranking: Ranking | None = None
+        self._picked: Selection | None = None
+
+    def pin(self, ranking: Ranking | None) -> None:
+        self._ranking, self._picked = ranking, None
+
+    def pick(self, step: Step, page: int) -> Selection:
+        """The pages to be read, picked once: one list, the same for all that follow.
+
+        Raises:
+            ValueError: the leader has not seen this step.
+        """
+        if self._ranking is None or self._ranking.length != step.regions.length:
+            raise ValueError(
+                f"no pages are ranked for a step at {step.regions.length} tokens: a layer runs without the "
+                "one it follows; let all layers of a model take part in every step"
+            )
+        if self._picked is None:
+            self._picked = self._ranking.pick(step, page)
+        return self._picked
+
+
+class SharedPageSelector(Unindexed):
+    """One layer's part in the sharing. A follower without a board reads the newest pages."""
+
+    def __init__(self, role: Role, board: Board | None, page: int) -> None:
+        self.role, self.board, self.page = role, board, page
+        self.reads_all, self.leads = role is not Role.FOLLOWER, role is Role.LEADER
+
+    def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:
+        assert self.board is not None
+        self.board.pin(_ranking(query, storage, regions, logits, self.page))
+
+    def select(self, step: Step) -> Selection:
+        source = _newest(step.regions, self.page) if self.board is None else self.board
+        picked = source.pick(step, self.page)
+        return _for_heads(picked, step.storage.keys(step.storage.length - 1).shape[1])
+
+    def bytes_read(self, step: Step) -> int:  # noqa: ARG002
+        return 0
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        self._forget()
+
+    def reorder(self, rows: Tensor) -> None:  # noqa: ARG002
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was ranked is of no use to another step, even to one of the same length."""
+        if self.board is not None:
+            self.board.pin(None)
+
+
+def _for_heads(picked: Selection, kv_heads: int) -> Selection:
+    """The one list for so many KV heads; where a leader had another number, their mean mass is all heads'."""
+    slots, counts, mass = picked
+    if mass.shape[1] != kv_heads:
+        mass = mass.mean(1, keepdim=True).expand(-1, kv_heads)
+    return Selection(slots[:, :1].expand(-1, kv_heads, -1), counts[:, :1].expand(-1, kv_heads), mass)
+
+
+def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, page: int) -> Ranking:
+    keys = storage.keys()
+    every = attention_shares(query, keys, regions, logits)[..., : regions.last]
+    for row, first in zip(every, regions.first.tolist(), strict=True):
+        row[:, :first] = 0.0
+    shares = page_sums(every.unflatten(1, (keys.shape[1], -1)).mean(2), page)
+    return Ranking(page_sums(every.amax(1, keepdim=True), page), shares, 1 - shares.sum(-1), regions.length)
+
+
+def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits) -> Tensor:
+    """Softmax over all tokens, float32 `[B, H, N]`."""
+    logits = key_logits(query, keys, how).flatten(1, 2)
+    for row, unused in zip(logits, regions.padding, strict=True):
+        row[:, :unused] = -torch.inf
+    total = logits.logsumexp(-1)
+    if how.sink_logits is not None:
+        total = torch.logaddexp(total, how.sink_logits.float())
+    return logits.sub_(total.unsqueeze(-1)).exp_()
+
+
+def _newest(regions: Regions, page: int) -> Ranking:
+    """The newest pages first, with attention taken to be even."""
+    _, sizes = spans(regions, page)
+    context = regions.length - torch.tensor(regions.padding, device=sizes.device).unsqueeze(1)
+    order = torch.arange(sizes.shape[1], dtype=torch.float32, device=sizes.device).expand(sizes.shape)
+    anchored = regions.always_counts.unsqueeze(1) / context
+    return Ranking(order.unsqueeze(1), (sizes / context).unsqueeze(1), anchored, regions.length)

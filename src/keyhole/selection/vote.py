@@ -1,0 +1,143 @@
+"""Soft vote (TokenSelect): every query head spreads one vote over all tokens, the most voted for are read.
+
+Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
+Token-Level KV Cache Selection", arXiv 2411.02886, equation 7. There, keys are scored before RoPE, and
+positions are counted anew within what is read, so that contexts may exceed the model's range; here they are
+true.
+
+Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, L lists of tokens, one for each KV head or one for
+all, N tokens, S slots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole.regions import Regions
+from keyhole.selection.base import Selection, Step
+from keyhole.selection.exact import ExactSelector, key_logits
+from keyhole.selection.pages import pick_pages
+
+
+class Vote:
+    """How votes are cast and counted.
+
+    Args:
+        per_head: one list of tokens for each KV head, by its own query heads; else one list for all.
+        scaled: a vote is the softmax of the logits that attention uses; else of logits that are not scaled
+            down, so that a head's vote goes to few tokens.
+    """
+
+    def __init__(self, *, per_head: bool, scaled: bool) -> None:
+        self.per_head, self.scaled = per_head, scaled
+
+    def elect(self, step: Step) -> Selection:
+        """The competing tokens of most votes that the budget allows, for each KV head."""
+        logits = key_logits(step.query, step.storage.keys()[:, :, : step.regions.last], step.logits)
+        for row, first in zip(logits, step.regions.first.tolist(), strict=True):
+            row[..., :first] = -torch.inf
+        # A row in which nothing competes has no greatest logit, and no votes.
+        greatest = logits.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+        logits -= greatest
+        weights = logits.exp()
+        total = weights.sum(-1)
+        anchor = step.anchor_lse.view(total.shape) - greatest.squeeze(-1)
+        anchored = (anchor - torch.logaddexp(total.log(), anchor)).exp()
+        total = total.clamp(min=1)  # the greatest logit alone counts 1
+        shares = _group_mean((1 - anchored) / total, weights)
+        if self.scaled:
+            votes = _group_mean(1 / total, weights)
+        else:
+            sharp = logits.div_(step.logits.scale).exp_()
+            votes = _group_mean(1 / sharp.sum(-1).clamp(min=1), sharp)
+        votes = votes if self.per_head else votes.mean(1, keepdim=True)
+        return pick_pages(votes, shares, anchored.mean(-1), step, 1)
+
+
+def _group_mean(weight: Tensor, rows: Tensor) -> Tensor:
+    """The mean `[B, Hkv, N]` over each group of `rows [B, Hkv, G, N]` times their `weight [B, Hkv, G]`."""
+    return (weight.unsqueeze(2) @ rows).squeeze(2) / rows.shape[2]
+
+
+class Kept(NamedTuple):
+    """What was elected, and by which `query [B, H, D]`."""
+
+    query: Tensor
+    selection: Selection
+
+
+class VoteSelector(ExactSelector):
+    """Elects tokens anew in each step, or keeps them while the query stays alike (the Selection Cache).
+
+    With `reuse`, a batch row keeps its tokens as long as the cosine of its query, all heads put together, and
+    of the query that elected them is above it. Sinks and window are up to date in any case, but what has left
+    the window since is not read before the next election: as published, and the reason why it is off.
+    """
+
+    def __init__(self, vote: Vote, reuse: float | None = None) -> None:
+        self.vote, self.reuse = vote, reuse
+        self._kept: Kept | None = None
+        self._elected = True
+
+    def select(self, step: Step) -> Selection:
+        if self.reuse is None:
+            return self.vote.elect(step)
+        alike = self._alike(step.query, self.reuse)
+        self._elected = not bool(alike.all())
+        if self._kept is None or self._elected:
+            self._kept = _renewed(self._kept, Kept(step.query, self.vote.elect(step)), alike)
+        return self._kept.selection
+
+    def _alike(self, query: Tensor, least: float) -> Tensor:
+        """Bool `[B]`."""
+        if self._kept is None:
+            return torch.zeros(len(query), dtype=torch.bool, device=query.device)
+        cosine = F.cosine_similarity(query.flatten(1).float(), self._kept.query.flatten(1).float())
+        # Rounding may go beyond 1, and a bound of 1 is to mean never.
+        return cosine.clamp(max=1) > least
+
+    def bytes_read(self, step: Step) -> int:
+        return super().bytes_read(step) if self._elected else 0
+
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        super().build(keys, regions)
+        self._kept = None
+
+    def crop(self, length: int) -> None:
+        super().crop(length)
+        self._kept = None
+
+    def reorder(self, rows: Tensor) -> None:
+        if self._kept is not None:
+            query, selection = self._kept
+            rows = rows.to(query.device)
+            taken = Selection(*(field.index_select(0, rows) for field in selection))
+            self._kept = Kept(query.index_select(0, rows), taken)
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._kept is None else {"query": self._kept.query, **self._kept.selection._asdict()}
+
+    def restore(self, state: dict[str, Tensor], length: int) -> None:
+        super().restore(state, length)
+        fields = dict(state)
+        self._kept = Kept(fields.pop("query"), Selection(**fields)) if fields else None
+
+
+def _renewed(old: Kept | None, new: Kept, keep: Tensor) -> Kept:
+    """The rows `keep [B]` of the old, the others of the new."""
+    if old is None or not keep.any():
+        return new
+    width = max(kept.selection.slots.shape[-1] for kept in (old, new))
+    pairs = zip(
+        (old.query, *_padded(old.selection, width)), (new.query, *_padded(new.selection, width)), strict=True
+    )
+    query, *fields = (torch.where(keep.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in pairs)
+    return Kept(query, Selection(*fields))
+
+
+def _padded(selection: Selection, width: int) -> Selection:
+    return selection._replace(slots=F.pad(selection.slots, (0, width - selection.slots.shape[-1])))

@@ -1,0 +1,37 @@
+"""Chosen slots, told apart by where they lie.
+
+Legend: B batch, Hkv KV heads, S slots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Chosen(NamedTuple):
+    """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`."""
+
+    slots: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, slots: Tensor, counts: Tensor, heads: int) -> Chosen:
+        """Of slots `[B, S]`, the same for all heads, or `[B, Hkv, S]`, and counts `[B]` or `[B, Hkv]`."""
+        if slots.dim() == 3:
+            return cls(slots, counts)
+        return cls(slots.unsqueeze(1).expand(-1, heads, -1), counts.unsqueeze(1).expand(-1, heads))
+
+    def meant(self) -> Tensor:
+        """Bool `[B, Hkv, S]`, false for filling."""
+        index = torch.arange(self.slots.shape[-1], device=self.slots.device)
+        return index < self.counts.unsqueeze(-1)
+
+    def where(self, wanted: Tensor) -> Chosen:
+        """Those for which `wanted [B, Hkv, S]` holds, in the same order; slot 0 fills."""
+        wanted = wanted & self.meant()
+        counts = wanted.sum(-1)
+        order = wanted.byte().argsort(dim=-1, descending=True, stable=True)[..., : max(1, int(counts.max()))]
+        return Chosen(self.slots.masked_fill(~wanted, 0).gather(-1, order), counts)

@@ -1,0 +1,253 @@
+"""Keys as coefficients in a basis of low rank, rebuilt where they are read (ShadowKV).
+
+Source: "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference", arXiv 2410.21465.
+
+Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D head size, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, Part, attend_slots
+from keyhole.chunks import outlier_chunks
+from keyhole.regions import Regions, packed_slots
+from keyhole.rope import Rope
+from keyhole.storage.base import Footprint, Lookups, Storage
+from keyhole.storage.basis import Basis, fit_basis
+from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage.chosen import Chosen
+from keyhole.storage.form import at
+from keyhole.storage.kept import KeptKeys
+
+_PIECE = 8192  # tokens compressed or rebuilt at a time, to bound temporary memory
+_BATCH = 64  # tokens that leave the window wait until there are so many
+_TOKENS_PER_AXIS = 2  # a prompt shorter than that says too little about what is to come
+
+
+class LowRankStorage(Storage):
+    """Full values; keys that left the window as `R` numbers for all heads together.
+
+    The basis is that of the prompt, fitted when a selective step first asks, and generated tokens are kept in
+    it too. Keys of sinks, of outlier chunks and of the newest tokens stay as they are. The keys rebuilt for a
+    step stay until the next one that rebuilds some, which finds those it has in common.
+
+    Args:
+        rope: the layer's rotation; keys are compressed without it.
+        rank: R; at most Hkv * D are taken, which lose nothing.
+        chunk: slots of a chunk.
+        outliers: chunks of the prompt whose keys stay as they are, for each KV head.
+    """
+
+    def __init__(self, rope: Rope, *, rank: int, chunk: int, outliers: int) -> None:
+        self.rope, self.rank, self.chunk, self.outliers = rope, rank, chunk, outliers
+        self._values = GrowingBuffer()
+        self._hits = self._misses = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._recent = GrowingBuffer()  # keys as they came, of the slots behind those of the coefficients
+        self._coefficients = GrowingBuffer()  # `[B, 1, N, R]`
+        self._basis: Basis | None = None
+        self._exact: KeptKeys | None = None
+        self._rebuilt: KeptKeys | None = None
+        self._padding = torch.empty(0)  # int64 `[B]`
+
+    @property
+    def length(self) -> int:
+        return self._values.length
+
+    @property
+    def _settled(self) -> int:
+        """Slots whose keys are coefficients."""
+        return self._coefficients.length
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        if self.length == 0:
+            self._clear()
+        self._recent.append(keys)
+        self._values.append(values)
+
+    def keys(self, start: int = 0) -> Tensor:
+        recent = self._recent.view()[:, :, max(start - self._settled, 0) :]
+        if start >= self._settled:
+            return recent
+        slots = torch.arange(start, self._settled, device=recent.device)
+        parts = [self._settled_keys(part.expand(*recent.shape[:2], -1)) for part in slots.split(_PIECE)]
+        return torch.cat([*parts, recent], dim=2)
+
+    def values(self, start: int = 0) -> Tensor:
+        return self._values.view()[:, :, start:]
+
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        if self._basis is None:
+            return attend_slots(query, self.keys(), self.values(), slots, counts, logits)
+        chosen = Chosen.of(slots, counts, self.values().shape[1])
+        places = torch.arange(slots.shape[-1], device=slots.device).expand(slots.shape)
+        keys, values = self._chosen_keys(chosen), at(self.values(), chosen.slots)
+        return attend_slots(query, keys, values, places, counts, logits)
+
+    @property
+    def token_bytes(self) -> float:
+        """A row of coefficients is read for each KV head, since heads choose for themselves."""
+        value = self.values()[0, :, :1]
+        if self._basis is None:
+            return value.nbytes + self.keys()[0, :, :1].nbytes
+        return value.nbytes + len(value) * self._coefficients.view()[0, 0, :1].nbytes
+
+    @property
+    def lookups(self) -> Lookups:
+        """Keys that an earlier step had rebuilt, and keys that had to be."""
+        return Lookups(self._hits, self._misses)
+
+    def settle(self, regions: Regions) -> None:
+        waiting = regions.last - self._settled
+        if self._basis is None:
+            if waiting <= 0 or not self._tells_enough(regions):
+                return
+            self._fit(regions)
+        elif waiting < _BATCH:
+            return
+        self._compress(waiting)
+
+    def crop(self, length: int) -> None:
+        if 0 < length < self._settled:
+            # What follows may be another text, so that the basis is fitted anew when it is there.
+            keys, values = self.keys()[:, :, :length], self.values()[:, :, :length].clone()
+            self._clear()
+            self._values.crop(0)
+            self.append(keys, values)
+            return
+        self._values.crop(length)
+        self._recent.crop(max(length - self._settled, 0))
+        if length == 0:
+            self._clear()
+
+    def reorder(self, rows: Tensor) -> None:
+        rows = rows.to(self.values().device)
+        for buffer in (self._values, self._recent, self._coefficients):
+            buffer.reorder(rows)
+        if self._basis is not None:
+            self._basis, self._padding = self._basis.reorder(rows), self._padding.index_select(0, rows)
+            self._exact = None if self._exact is None else self._exact.reorder(rows)
+            self._rebuilt = None if self._rebuilt is None else self._rebuilt.reorder(rows)
+
+    def state(self) -> dict[str, Tensor]:
+        if self.length == 0:
+            return {}
+        held = {"values": self.values(), "recent": self._recent.view()}
+        if self._basis is None or self._exact is None:
+            return held
+        held |= {"coefficients": self._coefficients.view(), "padding": self._padding}
+        held |= {"mean": self._basis.mean, "axes": self._basis.axes}
+        return held | {"exact_slots": self._exact.slots, "exact_keys": self._exact.keys}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._values.crop(0)
+        self._clear()
+        if not state:
+            return
+        self.append(state["recent"], state["values"])
+        if "coefficients" in state:
+            self._coefficients.append(state["coefficients"])
+            self._basis, self._padding = Basis(state["mean"], state["axes"]), state["padding"]
+            self._exact = KeptKeys(state["exact_slots"], state["exact_keys"])
+
+    @property
+    def footprint(self) -> Footprint:
+        kept = [kept.nbytes for kept in (self._exact, self._rebuilt) if kept is not None]
+        basis = () if self._basis is None else (tensor.nbytes for tensor in self._basis)
+        buffers = (buffer.nbytes for buffer in (self._values, self._recent, self._coefficients))
+        return Footprint(device=sum([*kept, *basis, *buffers]))
+
+    def _tells_enough(self, regions: Regions) -> bool:
+        _, heads, _, size = self._recent.view().shape
+        return (
+            heads * size <= self.rank or regions.last - min(regions.padding) >= _TOKENS_PER_AXIS * self.rank
+        )
+
+    def _fit(self, regions: Regions) -> None:
+        keys = self._recent.view()[:, :, : regions.last]
+        self._padding = torch.tensor(regions.padding, device=keys.device)
+        pieces = (
+            (self._unrotated(part, start), self._slots(start, part) >= regions.first.unsqueeze(1))
+            for start, part in _pieces(keys)
+        )
+        self._basis = fit_basis(pieces, min(self.rank, keys.shape[1] * keys.shape[3]))
+        slots, counts = packed_slots(self._kept_exact(keys, regions))
+        self._exact = KeptKeys.of(slots, counts, at(keys, slots))
+
+    def _kept_exact(self, keys: Tensor, regions: Regions) -> Tensor:
+        """Sinks and outlier chunks, bool `[B, Hkv, N]`."""
+        slots, first = self._slots(0, keys), regions.first.unsqueeze(1)
+        sinks = (slots >= self._padding.unsqueeze(1)) & (slots < first)
+        apart = outlier_chunks(keys, regions, self.chunk, self.outliers)
+        among = ((slots // self.chunk).view(1, 1, -1, 1) == apart.unsqueeze(2)).any(-1)
+        return sinks.unsqueeze(1) | (among & (slots >= first).unsqueeze(1))
+
+    def _compress(self, count: int) -> None:
+        """Turn the first `count` of the recent keys to coefficients."""
+        keys = self._recent.view()
+        for part in keys[:, :, :count].split(_PIECE, dim=2):
+            rows = self._known().project(self._unrotated(part, self._settled))
+            self._coefficients.append(rows.to(keys.dtype))
+        # Anew, since its memory is that of a whole prompt by now.
+        self._recent = GrowingBuffer()
+        self._recent.append(keys[:, :, count:])
+
+    def _chosen_keys(self, chosen: Chosen) -> Tensor:
+        slots, meant = chosen.slots.long(), chosen.meant()
+        keys = at(self._recent.view(), (slots - self._settled).clamp(min=0))
+        known = ~meant | (slots >= self._settled)
+        for kept in (self._exact, self._rebuilt):
+            if kept is None:
+                continue
+            there, found = kept.find(slots)
+            found = found & ~known
+            keys = torch.where(found.unsqueeze(-1), there, keys)
+            known = known | found
+            self._hits += int(found.sum()) if kept is self._rebuilt else 0
+        missing = chosen.where(~known)
+        self._misses += int(missing.counts.sum())
+        if missing.counts.any():
+            keys[~known] = self._rebuild(missing.slots.long())[missing.meant()]
+            settled = (meant & (slots < self._settled)).sum(-1)
+            self._rebuilt = KeptKeys.of(slots, settled, keys)
+        return keys
+
+    def _settled_keys(self, slots: Tensor) -> Tensor:
+        keys, exact = self._rebuild(slots), self._exact
+        if exact is None:
+            return keys
+        there, found = exact.find(slots)
+        return torch.where(found.unsqueeze(-1), there, keys)
+
+    def _rebuild(self, slots: Tensor) -> Tensor:
+        """Keys `[B, Hkv, S, D]` of `slots [B, Hkv, S]` from their coefficients, at their positions."""
+        coefficients = self._coefficients.view()
+        keys = self._known().rebuild(at(coefficients.expand(-1, slots.shape[1], -1, -1), slots))
+        positions = slots - self._padding.view(-1, 1, 1)
+        # To a rotation all heads of a row are at the same positions; here each is a row.
+        rotated = self.rope.rotate(keys.flatten(0, 1).unsqueeze(1), positions.flatten(0, 1))
+        return rotated.view(keys.shape).to(coefficients.dtype)
+
+    def _unrotated(self, keys: Tensor, start: int) -> Tensor:
+        return self.rope.unrotate(keys, self._slots(start, keys) - self._padding.unsqueeze(1))
+
+    @staticmethod
+    def _slots(start: int, keys: Tensor) -> Tensor:
+        return torch.arange(start, start + keys.shape[2], device=keys.device)
+
+    def _known(self) -> Basis:
+        if self._basis is None:
+            raise ValueError("the keys are not compressed; call settle first")
+        return self._basis
+
+
+def _pieces(keys: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Keys `[B, Hkv, N, D]` in pieces, with the slot each begins at."""
+    for start in range(0, keys.shape[2], _PIECE):
+        yield start, keys[:, :, start : start + _PIECE]

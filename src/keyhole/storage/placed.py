@@ -1,0 +1,184 @@
+"""Keys and values in a form, on a tier.
+
+Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D and E size of keys and of values.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, Part, attend_slots, merge
+from keyhole.storage.base import Footprint, Lookups, Storage
+from keyhole.storage.buffer import Buffer, GrowingBuffer
+from keyhole.storage.chosen import Chosen
+from keyhole.storage.form import Form, Full, Kind
+from keyhole.storage.resident import ResidentBlocks
+
+_PACKED = 4096  # tokens packed at a time, to bound temporary memory
+_AS_THEY_ARE = Full()
+
+
+class PlacedStorage(Storage):
+    """Rows of a form in a buffer of a tier, perhaps with resident blocks in front.
+
+    A form that packs groups of tokens leaves the newest as they are, on the device, at least a group of
+    them. What is chosen on another device than the query's is gathered there and moved.
+    """
+
+    def __init__(self, form: Form, buffer: Buffer, resident: ResidentBlocks | None = None) -> None:
+        self.form, self.buffer, self.resident = form, buffer, resident
+        self._recent = GrowingBuffer()
+        self._kind: Kind | None = None
+
+    @property
+    def length(self) -> int:
+        return self._packed + self._recent.length
+
+    @property
+    def _packed(self) -> int:
+        """Tokens in the buffer."""
+        return self.buffer.length * self.form.group
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        if self.length == 0:
+            self._kind = Kind(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype, keys.device)
+        tokens = torch.cat([keys, values], dim=-1)
+        if self.form.keeps:
+            self.buffer.append(tokens)
+            return
+        for part in tokens.split(_PACKED, dim=2):
+            self._recent.append(part)
+            self._pack_recent()
+
+    def keys(self, start: int = 0) -> Tensor:
+        return self._tokens(start, "keys")
+
+    def values(self, start: int = 0) -> Tensor:
+        return self._tokens(start, "values")
+
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        kind = self._known()
+        sources = self._sources(Chosen.of(slots, counts, kind.heads))
+        part = reduce(merge, (_attend(query, *source, kind, logits) for source in sources))
+        if self.resident is not None:
+            self.resident.admit(self.buffer, kind.device)
+        return part
+
+    @property
+    def token_bytes(self) -> float:
+        kind = self._known()
+        return self.form.token_bytes(kind) * kind.heads
+
+    @property
+    def lookups(self) -> Lookups:
+        return Lookups() if self.resident is None else self.resident.lookups
+
+    def crop(self, length: int) -> None:
+        if length > self._packed:
+            self._recent.crop(length - self._packed)
+            return
+        group = self.form.group
+        # A row is forgotten whole, so its tokens that stay are unpacked; the newest one is never in a row.
+        kept = length if self.form.keeps else max(length - 1, 0) // group
+        self._recent = GrowingBuffer()
+        if kept * group < length:
+            tokens = self._unpacked(self.buffer.view(kept)[:, :, :1])
+            self._recent.append(tokens[:, :, : length - kept * group])
+        self.buffer.crop(kept)
+        if self.resident is not None:
+            self.resident.crop(kept * group)
+
+    def reorder(self, rows: Tensor) -> None:
+        self.buffer.reorder(rows)
+        self._recent.reorder(rows)
+        if self.resident is not None:
+            self.resident.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        if self.length == 0:
+            return {}
+        if self.form.keeps:
+            return {"keys": self.keys(), "values": self.values()}
+        packed = {"rows": self.buffer.view()} if self.buffer.length else {}
+        return packed | {"keys": self.keys(self._packed), "values": self.values(self._packed)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.crop(0)
+        if not state:
+            return
+        self.append(state["keys"], state["values"])
+        if "rows" in state:
+            self.buffer.append(state["rows"])
+
+    @property
+    def footprint(self) -> Footprint:
+        fast = self._recent.nbytes + (0 if self.resident is None else self.resident.nbytes)
+        return Footprint(**{self.buffer.tier: self.buffer.nbytes}) + Footprint(device=fast)
+
+    def _known(self) -> Kind:
+        if self._kind is None:
+            raise ValueError("the storage is empty; append first")
+        return self._kind
+
+    def _pack_recent(self) -> None:
+        """Pack all but the newest tokens, which are at least a group and fewer than two."""
+        group = self.form.group
+        count = (self._recent.length - group) // group * group
+        if count <= 0:
+            return
+        tokens = self._recent.view()
+        self.buffer.append(self.form.pack(tokens[:, :, :count], self._known()))
+        # Anew, since its memory is that of a whole prompt by now.
+        self._recent = GrowingBuffer()
+        self._recent.append(tokens[:, :, count:])
+
+    def _unpacked(self, rows: Tensor) -> Tensor:
+        kind = self._known()
+        tokens = torch.cat([self.form.keys(rows, kind), self.form.values(rows, kind)], dim=-1)
+        return tokens.to(kind.device, kind.dtype)
+
+    def _tokens(self, start: int, what: str) -> Tensor:
+        kind, held = self._known(), []
+        if start < self._packed or not self._recent.length:
+            row = start // self.form.group
+            rows = getattr(self.form, what)(self.buffer.view(row), kind)
+            held.append(rows[:, :, start - row * self.form.group :].to(kind.device, kind.dtype))
+        if self._recent.length:
+            rows = getattr(_AS_THEY_ARE, what)(self._recent.view(), kind)
+            held.append(rows[:, :, max(start - self._packed, 0) :])
+        return held[0] if len(held) == 1 else torch.cat(held, dim=2)
+
+    def _sources(self, chosen: Chosen) -> list[tuple[Form, Tensor, Chosen]]:
+        """Where chosen slots are read: each a form, rows in it, and the slots among those rows."""
+        sources: list[tuple[Form, Tensor, Chosen]] = []
+        if self._recent.length:
+            packed = chosen.slots < self._packed
+            recent = Chosen(chosen.slots - self._packed, chosen.counts).where(~packed)
+            sources.append((_AS_THEY_ARE, self._recent.view(), recent))
+            chosen = chosen.where(packed)
+        if self.resident is not None and self.buffer.length:
+            found, chosen = self.resident.look_up(chosen, self._packed)
+            if self.resident.rows is not None:
+                sources.append((self.form, self.resident.rows, found))
+        if self.buffer.length:
+            rows = self.buffer.reading(chosen.slots // self.form.group)
+            sources.append((self.form, rows, chosen))
+        return sources
+
+
+def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: Kind, logits: Logits) -> Part:
+    """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
+    slots, counts = chosen
+    if form.keeps and rows.device == query.device:
+        return attend_slots(query, form.keys(rows, kind), form.values(rows, kind), slots, counts, logits)
+    there = slots.to(rows.device)
+    keys, values = (_moved(read(rows, kind, there), query.device) for read in (form.keys, form.values))
+    places = torch.arange(slots.shape[-1], device=query.device).expand(slots.shape)
+    return attend_slots(query, keys, values, places, counts, logits)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor if tensor.device == device else tensor.pin_memory().to(device, non_blocking=True)

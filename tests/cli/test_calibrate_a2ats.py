@@ -1,0 +1,114 @@
+"""Codebooks: made for a model by the command, taken by the method, refused for another."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import keyhole as library
+from keyhole.engines.transformers.codebooks import fit_codebooks
+from keyhole.selection.codefile import read_codebooks
+from keyhole.setting import Setting
+from tests.engines.transformers.running import answer, assert_same
+from tests.tiny import fresh_model, prompt, tiny_model
+
+OPTIONS = ("--codewords", 8, "--distance", 90, "--identifiers", 60, "--iterations", 5, "--threads", 1)
+
+
+@pytest.fixture
+def books(keyhole, model_folder, prompt_file, tmp_path):
+    result = keyhole(
+        "calibrate",
+        "a2ats",
+        "--model",
+        model_folder,
+        "--text",
+        prompt_file,
+        "--out",
+        tmp_path / "b",
+        *OPTIONS,
+    )
+    assert result.exit_code == 0, result.output
+    return tmp_path / "b", result
+
+
+def test_writes_codebooks_and_says_how_to_use_them(books):
+    folder, result = books
+    assert sorted(path.name for path in folder.iterdir()) == ["codebooks.json", "codebooks.safetensors"]
+    told = json.loads((folder / "codebooks.json").read_text())
+    assert (told["codewords"], told["distance"]) == (8, 90)
+    assert all(0 < error < 1 for error in told["relative_logit_error"].values())
+    spec = result.stdout.strip()
+    assert str(library.Recipe.parse(spec)) == spec
+    held = read_codebooks(folder, Setting.of(2), 90)
+    assert all(book.points.shape[2] == 8 for book in held)
+
+
+def test_a_model_is_served_by_its_codebooks_and_no_other(books, model_folder):
+    folder, _ = books
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    ids = prompt(60)
+    wanted = answer(model, ids)
+    everything = f'a2ats(codebook="{folder}", distance=90, mass=1.0, floor=1000000, sinks=2, window=6)'
+    with library.attach(model, everything) as attached:
+        assert_same(answer(model, ids), wanted)
+    assert attached.layers[0].selector.nbytes < 10_000  # codebooks are the model's, not a request's
+    with library.attach(
+        model, f'a2ats(codebook="{folder}", distance=90, budget=8, sinks=2, window=6)'
+    ) as attached:
+        answer(model, ids)
+    assert attached.usage.read < attached.usage.tokens
+    with torch.no_grad():
+        next(model.parameters()).flatten()[0] += 1
+    with (
+        pytest.raises(ValueError, match=r"belong to another model.*keyhole calibrate a2ats"),
+        library.attach(model, everything),
+    ):
+        pass
+
+
+def test_refuses_files_that_do_not_fit(books, tmp_path):
+    folder, _ = books
+    with pytest.raises(ValueError, match="distance=90, not 7"):
+        read_codebooks(folder, Setting.of(1), 7)
+    with pytest.raises(ValueError, match=r"layers \[0, 1\]"):
+        read_codebooks(folder, Setting.of(9), 90)
+    with pytest.raises(ValueError, match="no codebooks in"):
+        read_codebooks(tmp_path / "nowhere", Setting.of(1), 90)
+    tensors = folder / "codebooks.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged"):
+        read_codebooks(folder, Setting.of(1), 90)
+    settings = folder / "codebooks.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        read_codebooks(folder, Setting.of(1), 90)
+
+
+def test_refuses_more_codewords_than_keys(refused, model_folder, prompt_file, tmp_path):
+    said = refused(
+        "calibrate", "a2ats", "--model", model_folder, "--text", prompt_file, "--out", tmp_path / "b",
+        "--codewords", 5000, "--identifiers", 0,
+    )  # fmt: skip
+    assert "too few for 5000 codewords" in said
+    assert not (tmp_path / "b" / "codebooks.json").exists()
+
+
+def test_the_metric_knows_the_queries_of_the_model():
+    """Fitted with the moment of real queries, held-out logits are met better than by chance."""
+    model = tiny_model("llama")
+    fitted = fit_codebooks(model, [prompt(300), prompt(1)], distance=50, codewords=32, iterations=20)
+    assert sorted(fitted) == [0, 1]
+    for layer in fitted.values():
+        metric = layer.book.metric
+        assert metric.shape == (1, 2, 16, 16)
+        assert not torch.allclose(metric, metric[..., :1, :1] * torch.eye(16))
+        assert layer.error < 0.9
+
+
+def test_layers_are_known_by_their_place():
+    """Of a model whose first layer is sliding, the second has a codebook."""
+    assert list(
+        fit_codebooks(fresh_model("gemma3"), [prompt(80)], distance=50, codewords=4, iterations=2)
+    ) == [1]

@@ -1,0 +1,142 @@
+"""The rotations found for a model are those between its key projection and its cache."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import keyhole
+from keyhole import UnsupportedModelError
+from keyhole.engines.transformers.rope import ModelRope, layer_rope
+from keyhole.rope import NoRope
+from tests.tiny import ALL_SLIDING, FAMILIES, fresh_model, prompt, tiny_model
+
+SERVED = [family for family in FAMILIES if family not in ALL_SLIDING]
+# Layers without rotation; all others rotate.
+WITHOUT = {"cohere2": [1], "smollm3": [1], "llama4": [1]}
+TOKENS = 70
+
+
+def cached_keys(model, **inputs):
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(prompt(TOKENS), past_key_values=cache, **inputs)
+    return [layer.keys if type(layer).__name__ == "DynamicLayer" else None for layer in cache.layers]
+
+
+def projected_keys(model):
+    """What goes into each layer's rotation, `[1, Hkv, T, D]`: its key projection, or the norm behind that."""
+    seen, size = {}, model.config.head_dim
+
+    def hook(place):
+        def keep(_module, _args, out):
+            by_head = out.dim() == 4 and out.shape[2] == TOKENS
+            seen[place] = out if by_head else out.reshape(1, TOKENS, -1, size).transpose(1, 2)
+
+        return keep
+
+    handles = [
+        module.register_forward_hook(hook(int(name.split(".layers.")[1].split(".")[0])))
+        for name, module in model.named_modules()
+        if name.endswith((".k_proj", ".k_norm"))
+    ]
+    try:
+        with torch.no_grad():
+            model(prompt(TOKENS))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", [family for family in SERVED if family != "phi3"])
+def test_unrotated_keys_are_the_projected_ones(family):
+    model, positions = tiny_model(family), torch.arange(TOKENS).unsqueeze(0)
+    projected, checked = projected_keys(model), 0
+    for place, keys in enumerate(cached_keys(model)):
+        if keys is None or place not in projected:
+            continue
+        rope = layer_rope(model, place)
+        assert isinstance(rope, NoRope) == (place in WITHOUT.get(family, []))
+        found = rope.unrotate(keys, positions)
+        if family == "llama4":  # normalised behind the rotation
+            found, projected[place] = (
+                torch.nn.functional.normalize(x, dim=-1) for x in (found, projected[place])
+            )
+        torch.testing.assert_close(found, projected[place], rtol=1e-4, atol=1e-4)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_keys_of_one_text_elsewhere_differ_by_the_rotation(family):
+    """Attention is relative: moved on as a whole, a text has the same keys but for their rotation."""
+    model = tiny_model(family)
+    positions = torch.arange(TOKENS).unsqueeze(0)
+    here, there = cached_keys(model, position_ids=positions), cached_keys(model, position_ids=positions + 500)
+    for place, (keys, moved) in enumerate(zip(here, there, strict=True)):
+        if keys is not None:
+            found = layer_rope(model, place).rotate(keys, torch.full((1, TOKENS), 500))
+            torch.testing.assert_close(found, moved, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_rotations_are_a_group_of_isometries(family):
+    model = tiny_model(family)
+    served = [place for place, keys in enumerate(cached_keys(model)) if keys is not None]
+    keys = torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    for place in served:
+        rope = layer_rope(model, place)
+        a, b = (
+            torch.tensor([[0, 1, 7, 63, 999]]),
+            torch.tensor([[5, 4, 3, 2, 1], [0] * 5, [-1000, 9, 1, 1, 1]]),
+        )
+        torch.testing.assert_close(rope.rotate(keys, a).norm(dim=-1), keys.norm(dim=-1))
+        torch.testing.assert_close(rope.unrotate(rope.rotate(keys, a), a), keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            rope.rotate(rope.rotate(keys, a), b), rope.rotate(keys, a + b), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_the_scale_of_yarn_stays_in():
+    """It scales cosine and sine; a rotation that did so would not be orthogonal."""
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 128,
+    }
+    model = fresh_model("llama", rope_parameters=yarn)
+    rope = layer_rope(model, 0)
+    assert isinstance(rope, ModelRope)
+    assert rope.scaling == pytest.approx(1 + 0.1 * torch.tensor(8.0).log().item())
+    keys, positions = cached_keys(model)[0], torch.arange(TOKENS).unsqueeze(0)
+    plain = projected_keys(model)[0]
+    torch.testing.assert_close(rope.unrotate(keys, positions), rope.scaling * plain, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16():
+    model = fresh_model("llama").to(torch.bfloat16)
+    assert isinstance(layer_rope(model, 1), ModelRope)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("dynamic", {}), ("longrope", {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8})],
+)
+def test_refuses_what_changes_with_the_length(kind, options):
+    options = options | {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    model = fresh_model("llama", rope_parameters=options | {"original_max_position_embeddings": 128})
+    with pytest.raises(UnsupportedModelError, match=f"{kind}.*changes with the length"):
+        layer_rope(model, 0)
+    with pytest.raises(UnsupportedModelError, match=kind), keyhole.attach(model, "a2ats"):
+        pass
+
+
+def test_found_inside_a_request():
+    """The rotation may be asked for where hooks are in place; it must not look like a request."""
+    model = fresh_model("llama")
+    with keyhole.attach(model, "oracle(budget=8)") as attached:
+        model.generate(prompt(40), max_new_tokens=2)
+        cache = attached.cache
+        layer_rope(model, 0)
+        assert attached.cache is cache

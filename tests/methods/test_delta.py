@@ -1,0 +1,99 @@
+"""Which layers read everything, lead and follow."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import keyhole
+from keyhole import calibration
+from keyhole.errors import SpecError
+from keyhole.methods import Delta, Recipe
+from keyhole.methods.delta import default_full, roles
+from keyhole.setting import Setting
+from tests import oracles_pages
+from tests.tiny import prompt, tiny_model
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 39)))
+def test_the_rule_of_roles(layers, full):
+    full = {layer for layer in full if layer < layers}
+    assert [role.value for role in roles(range(layers), full)] == oracles_pages.delta_roles(layers, full)
+
+
+@pytest.mark.parametrize(
+    ("full", "expected"),
+    [
+        ((), ["follower"] * 4),
+        ((0, 1, 2, 3), ["dense"] * 4),
+        ((3,), ["follower"] * 3 + ["dense"]),
+        ((0, 1), ["dense", "leader", "follower", "follower"]),
+        ((1, 0, 1), ["dense", "leader", "follower", "follower"]),
+        ((0, 2), ["leader", "follower", "leader", "follower"]),
+    ],
+)
+def test_roles_of_four_layers(full, expected):
+    layers = Recipe((Delta(full=full),)).layers(4)
+    assert [layer.selector.role.value for layer in layers] == expected
+
+
+def test_the_published_layers_are_the_default():
+    assert default_full(28) == (0, 1, 2, 14, 22)
+
+
+@given(st.integers(0, 130))
+def test_default_layers_are_few_and_lead(layers):
+    full = default_full(layers)
+    assert list(full) == sorted(set(full))
+    assert all(layer < layers for layer in full)
+    assert len(full) <= max(1, layers // 2) if layers else not full
+    if layers > 1:
+        leaders = [role.value for role in roles(range(layers), set(full))].count("leader")
+        assert leaders == min(3, 1 + layers // 9)
+
+
+def test_a_leader_leads_the_next_layer_that_is_served():
+    """Layers of another kind of attention lie between; numbers are those of the model."""
+    served = Setting((1, 3, 5, 7))
+    found = [selector.role.value for selector in Delta(full=(1, 3)).selectors(served)]
+    assert found == ["dense", "leader", "follower", "follower"]
+    with pytest.raises(SpecError, match=r"names layer 2, .* are 1, 3, 5, 7"):
+        Delta(full=(1, 2)).selectors(served)
+
+
+@pytest.mark.parametrize("full", [3, "0", (0, -1), (0.5,), (True,)])
+def test_refuses_layers_that_are_none(full):
+    with pytest.raises(SpecError, match="full"):
+        Delta(full=full)
+
+
+def test_pays_from_a_length_that_one_layer_cannot_show(monkeypatch):
+    monkeypatch.setattr(calibration, "search", None)
+    assert calibration.break_even("delta", query_heads=4, kv_heads=2, head_dim=16) == 4096
+
+
+def test_as_text():
+    method = Delta(full=[2, 0, 1], budget=64)
+    assert str(method) == "delta(budget=64, full=(0, 1, 2))"
+    assert Recipe.parse(str(method)).stages == (method,)
+    assert hash(method) == hash(Recipe.parse(str(method)).stages[0])
+
+
+def test_requests_do_not_share():
+    """Two batches on one model, step by step in turn."""
+    model = tiny_model("llama", num_hidden_layers=4)
+    method = "delta(budget=8, page=4, sinks=2, window=4, full=(0,), dense_below=0)"
+    ids = [prompt(70), prompt(50, seed=1)]
+    alone = [follow(model, method, [one])[0] for one in ids]
+    assert follow(model, method, ids) == alone
+
+
+def follow(model, method, prompts, steps=5):
+    """Greedy tokens of each prompt, one step of each in turn."""
+    caches = [keyhole.make_cache(model, method) for _ in prompts]
+    nexts, found = list(prompts), [[] for _ in prompts]
+    for _ in range(steps):
+        for at, cache in enumerate(caches):
+            nexts[at] = model(nexts[at], past_key_values=cache).logits[:, -1:].argmax(-1)
+            found[at].append(int(nexts[at]))
+    keyhole.detach(model)
+    return found

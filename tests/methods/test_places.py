@@ -1,0 +1,84 @@
+"""The options that say where keys and values live, and in which form."""
+
+import pytest
+
+from keyhole.errors import SpecError
+from keyhole.methods import PQCache, Recipe
+from keyhole.storage import DeviceStorage
+
+
+@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("keys", ["full", "int8", "int4"])
+def test_bare_words_are_read(place, keys):
+    spec = f"pqcache(place={place}, keys={keys})"
+    stage = Recipe.parse(spec).stages[0]
+    assert (stage.place, stage.keys) == (place, keys)
+    assert Recipe.parse(str(stage)).stages == (stage,)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (0, 0),
+        (123, 123),
+        ("123", 123),
+        ("64MB", 64_000_000),
+        ("64 MB", 64_000_000),
+        ("1.5GiB", 3 << 29),
+        ("2K", 2000),
+        ("2KiB", 2048),
+        ("7B", 7),
+    ],
+)
+def test_sizes_of_the_cache(given, expected):
+    method = PQCache(place="disk", cache=given)
+    assert method.cache == expected
+    assert Recipe.parse(str(method)).stages == (method,)
+
+
+@pytest.mark.parametrize("cache", [-1, "-1", "64 megs", "", "MB", True, 1.5, None, "1e6"])
+def test_sizes_that_are_none(cache):
+    with pytest.raises(SpecError, match="bytes"):
+        PQCache(place="disk", cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"),
+    [
+        ("place=moon", "device, host, disk"),
+        ("keys=int2", "full, int8, int4"),
+        ("eviction=fifo", "lfu, lru"),
+        ("place=1", "device, host, disk"),
+    ],
+)
+def test_other_words_are_refused_with_those_allowed(option, allowed):
+    with pytest.raises(SpecError, match=allowed):
+        Recipe.parse(f"oracle({option})")
+
+
+def test_a_cache_needs_something_slower_behind_it():
+    with pytest.raises(SpecError, match="place=host or place=disk"):
+        PQCache(cache="64MB")
+
+
+def test_the_plain_answer_is_left_to_other_stages():
+    assert Recipe.parse("pqcache(place=device, keys=full)").stages[0].storage(3) is None
+    assert all(isinstance(layer.storage, DeviceStorage) for layer in Recipe.parse("pqcache").layers(2))
+
+
+def test_the_cache_is_shared_out_to_the_layers():
+    layers = Recipe.parse("oracle(place=disk, cache=1000)").layers(3)
+    assert [layer.storage.resident._limit for layer in layers] == [334] * 3
+    assert len({id(layer.storage.resident) for layer in layers}) == 3
+
+
+def test_a_cache_too_small_for_a_block_is_refused_when_that_is_known():
+    import torch
+
+    from keyhole.attention import Logits
+
+    layer = Recipe.parse("oracle(budget=4, sinks=1, window=4, place=host, cache=1000)").layers(1)[0]
+    rows = torch.randn(1, 2, 300, 8)
+    layer.append(rows, rows)
+    with pytest.raises(ValueError, match=f"takes {2 * 128 * 2 * 8 * 4} bytes"):
+        layer.attend(torch.randn(1, 2, 1, 8), Logits(1.0))

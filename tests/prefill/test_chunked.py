@@ -1,0 +1,142 @@
+"""Sparse prefill in chunks, against attention over the very slots it should read."""
+
+import numpy as np
+import pytest
+import torch
+
+import keyhole
+from keyhole.attention import Logits
+from keyhole.budget import Budget
+from keyhole.prefill import ChunkedPrefill
+from keyhole.selection import Vote
+from keyhole.storage import DeviceStorage
+from tests import oracles, oracles_pages
+from tests.engines.transformers.running import answer, assert_same, left_padded
+from tests.layers import Layer, check_dense
+from tests.tiny import prompt, tiny_model
+
+SINKS, WINDOW, CHUNK = 2, 5, 8
+SCALE = 8**-0.5
+
+
+def filled(tokens, *, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    storage = DeviceStorage()
+    storage.append(*(torch.randn(batch, 2, tokens, 8, generator=generator) for _ in range(2)))
+    return storage, 3 * torch.randn(batch, 6, tokens, 8, generator=generator)
+
+
+def chunked(budget, **options):
+    vote = Vote(**{"per_head": False, "scaled": True} | options)
+    return ChunkedPrefill(vote, CHUNK, Budget.parse(budget), SINKS, WINDOW)
+
+
+def expected(storage, query, padding, budget, *, per_head=False, queries=None):
+    """Query by query: sinks, what its chunk's mean query elects, the window before the chunk up to itself."""
+    length, rows = storage.length, []
+    queries = queries or length
+    for row, start in enumerate(padding):
+        q, k, v = (oracles.array(part[row]) for part in (query, storage.keys(), storage.values()))
+        out = np.zeros((len(q), queries, 8))
+        for slot in range(max(start, length - queries), length):
+            begin = max(slot // CHUNK * CHUNK, length - queries)
+            end = min((slot // CHUNK + 1) * CHUNK, length)
+            mean = q[:, max(begin, start) - length + queries : end - length + queries].mean(1)
+            early, middle, late = oracles.regions(start, end, SINKS, WINDOW + end - begin)
+            read = [early + late + _elected(mean, k, middle, budget, per_head)[head] for head in range(2)]
+            read = [[s for s in slots if s <= slot] for slots in read]
+            at = slot - length + queries
+            out[:, at], _ = oracles.attention(q[:, at], k, v, read, scale=SCALE)
+        rows.append(out)
+    return np.stack(rows)
+
+
+def _elected(query, keys, middle, budget, per_head):
+    if not middle:
+        return [[], []]
+    votes = oracles_pages.soft_votes(query, keys, middle[0], middle[-1] + 1, scale=SCALE)
+    votes = votes.reshape(2, len(query) // 2, -1).sum(1)
+    votes = votes if per_head else votes.sum(0, keepdims=True).repeat(2, 0)
+    return [[middle[n] for n in oracles.top_k(head, budget)] for head in votes]
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("tokens", [7, 8, 31, 64, 67])
+def test_a_prompt(tokens, per_head):
+    storage, query = filled(tokens)
+    out = chunked(6, per_head=per_head).attend(query, storage, Logits(SCALE), None)
+    wanted = expected(storage, query, [0], 6, per_head=per_head)
+    np.testing.assert_allclose(out, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [2, 8, 13, 40])
+def test_a_later_piece(queries):
+    storage, query = filled(67)
+    out = chunked(6).attend(query[:, :, -queries:], storage, Logits(SCALE), None)
+    wanted = expected(storage, query[:, :, -queries:], [0], 6, queries=queries)
+    np.testing.assert_allclose(out, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_padding_is_neither_read_nor_part_of_the_mean():
+    storage, query = filled(60, batch=3)
+    padding = [0, 11, 42]
+    slots = torch.arange(60)
+    mask = (slots <= slots.view(-1, 1)) & (slots >= torch.tensor(padding).view(-1, 1, 1, 1))
+    for row, unused in enumerate(padding):
+        query[row, :, :unused] *= 1e3
+    out = chunked(6).attend(query, storage, Logits(SCALE), mask)
+    wanted = expected(storage, query, padding, 6)
+    for row, unused in enumerate(padding):
+        np.testing.assert_allclose(out[row, :, unused:], wanted[row, :, unused:], rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_query_of_a_chunk_sees_the_window():
+    """The window is in addition to the chunk: nothing within it is missed by any query."""
+    storage, query = filled(64)
+    storage.values()[:, :, 40 - WINDOW : 40] += 1000.0
+    storage.keys()[:, :, 40 - WINDOW : 40] = 0.0
+    out = chunked(1).attend(query[:, :, 40:48], _first(storage, 48), Logits(SCALE), None)
+    assert bool((out[:, :, 0].abs() > 1.0).all())
+
+
+def _first(storage, length):
+    storage.crop(length)
+    return storage
+
+
+def test_pieces_at_borders_of_chunks_do_not_matter():
+    storage, query = filled(64)
+    whole = chunked(6).attend(query, storage, Logits(SCALE), None)
+    part = chunked(6).attend(query[:, :, 24:], storage, Logits(SCALE), None)
+    torch.testing.assert_close(part, whole[:, :, 24:])
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("budget", [1.0, 1000, "mass=1.0"])
+def test_everything_is_dense(budget, softcap):
+    sinks = torch.tensor([0.5, -1.0, 0.0, 1.0]) if softcap else None
+    budget = budget if isinstance(budget, str) else f"budget={budget}"
+    spec = f"tokenselect({budget}, sparse_prefill=true, chunk=7, sinks=2, window=3, dense_below=0)"
+    layer = Layer(spec, padding=[0, 9], batch=2, softcap=softcap, sink_logits=sinks)
+    for piece in (40, 23):
+        layer.append(piece)
+        check_dense(layer, layer.attend(piece), piece)
+
+
+def test_a_model_at_full_budget():
+    model = tiny_model("llama")
+    ids, mask = left_padded(prompt(100), prompt(60, seed=1))
+    wanted = answer(model, ids, mask=mask)
+    with keyhole.attach(model, "tokenselect(budget=1.0, sparse_prefill=true, chunk=16, sinks=2, window=4)"):
+        assert_same(answer(model, ids, mask=mask), wanted)
+
+
+def test_a_model_at_a_small_budget():
+    model = tiny_model("llama")
+    ids, mask = left_padded(prompt(100), prompt(60, seed=1))
+    wanted = answer(model, ids, mask=mask, steps=1).logits
+    spec = "tokenselect(budget=8, sparse_prefill=true, chunk=16, sinks=2, window=4)"
+    with keyhole.attach(model, spec):
+        found = answer(model, ids, mask=mask, steps=1).logits
+    assert bool(found.isfinite().all())
+    assert not torch.allclose(found, wanted, rtol=1e-3)

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-oldest check install format clean
+.PHONY: demo test test-oldest sanitize pure check install format clean
 
 demo: install
 	mkdir -p demo
@@ -19,6 +19,22 @@ test-oldest: $(VENV)-oldest/.installed
 $(VENV)-oldest/.installed: constraints-oldest.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-oldest --upgrade -r $<
 	touch $@
+
+# The native code under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: install
+	cmake -S . -B build/sanitize -DKEYHOLE_SANITIZE=ON > /dev/null
+	cmake --build build/sanitize -j 2
+	KEYHOLE_TEST_LIBRARIES=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest tests/kernels
+
+# A wheel made where there is no compiler has no native code, and works. (-S: not the editable install.)
+pure: install
+	rm -rf build/pure && mkdir -p build/pure
+	CC=/none CXX=/none $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w build/pure .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/pure/site build/pure/*.whl
+	cd build && PYTHONPATH=pure/site:$$($(abspath $(BIN))/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		$(abspath $(BIN))/python -S $(CURDIR)/tests/pure_package.py
 
 check: install
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ inline int matvec_skip_rows(const T* w, int64_t stride, const float* x, const fl
   Frame frame;
   int32_t* active = frame.take<int32_t>(rows + 1);
   int64_t count = nonzero(gate, rows, active);
-  memset(y, 0, sizeof(float) * rows);
+  std::fill_n(y, rows, 0.0f);
   constexpr int64_t step = 16;
   return parallel((count + step - 1) / step, threads, [&](int64_t piece) {
     int64_t end = std::min(count, (piece + 1) * step);
@@ -100,7 +100,7 @@ inline int matvec_skip_columns(const T* w, int64_t stride, const float* x, int64
   Frame frame;
   int32_t* active = frame.take<int32_t>(rows + 1);
   int64_t count = nonzero(x, rows, active);
-  memset(y, 0, sizeof(float) * n);
+  std::fill_n(y, n, 0.0f);
   int64_t step = std::max<int64_t>(256, std::min<int64_t>(4096, round_up((n + threads - 1) / threads, 64)));
   return parallel((n + step - 1) / step, threads, [&](int64_t piece) {
     int64_t from = piece * step, to = std::min(n, from + step);

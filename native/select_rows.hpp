@@ -98,7 +98,7 @@ class Selection {
     for (int g = 0; g < r_.heads; g++) share += r_.anchors[row * r_.heads + g] > kNone;
     r_.counts[row] = 0;
     r_.masses[row] = float(share / r_.heads);
-    memset(r_.slots + row * r_.cap, 0, sizeof(int32_t) * r_.cap);
+    std::fill_n(r_.slots + row * r_.cap, r_.cap, 0);
     return kOk;
   }
 
@@ -181,7 +181,7 @@ class Selection {
       to[i] = kept.slots[places[i]];
       mass += kept.shares[places[i]];
     }
-    memset(to + count, 0, sizeof(int32_t) * (r_.cap - count));
+    std::fill_n(to + count, r_.cap - count, 0);
     r_.counts[row] = int32_t(count);
     r_.masses[row] = float(anchor + mass * scale);
   }

@@ -180,7 +180,7 @@ def check_step(layer, out):
     if "codes" in layer.cache.selector.state():
         check_codes(layer)
     sinks, selection = layer.logits.sink_logits, layer.observed.read.selection
-    reading = layer.cache._reader.reading
+    reading = layer.cache.reading
     for row, reads in enumerate(slots_read(layer)):
         real = layer.length - layer.starts[row]
         early, middle, late = oracles.regions(layer.starts[row], layer.length, reading.sinks, reading.window)

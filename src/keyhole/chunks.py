@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keyhole.regions import Regions
 
-_PIECE = 8192  # tokens looked at together, to bound temporary memory
+_PIECE = 8192  # tokens
 
 
 def chunk_sums(keys: Tensor, counted: Tensor, begun: int, chunk: int) -> Tensor:
@@ -39,13 +39,14 @@ def outlier_chunks(keys: Tensor, regions: Regions, chunk: int, count: int) -> Te
     """
     likeness = [
         _worst_cosines(part, regions, start, chunk)
-        for start, part in _pieces(keys[:, :, : regions.last], chunk)
+        for start, part in pieces(keys[:, :, : regions.last], chunk)
     ]
     worst, order = torch.cat(likeness, dim=-1).sort(dim=-1, stable=True)
     return order.masked_fill(worst == torch.inf, -1)[..., :count]
 
 
-def _pieces(keys: Tensor, chunk: int) -> list[tuple[int, Tensor]]:
+def pieces(keys: Tensor, chunk: int) -> list[tuple[int, Tensor]]:
+    """Keys `[B, Hkv, N, D]` in pieces of whole chunks, to bound temporary memory; the slot each begins at."""
     size = max(1, _PIECE // chunk) * chunk
     return [(start, keys[:, :, start : start + size]) for start in range(0, max(keys.shape[2], 1), size)]
 

@@ -51,6 +51,7 @@ class LayerCache:
     ) -> None:
         self.prefill, self.retention, self.storage = prefill, retention, storage
         self.selector = selector
+        self.reading = reading
         self._reader = Reader(selector, reading) if selector is not None and reading is not None else None
         self.usage = Usage()
         self._shown: Tensor | None = None  # the prompt's newest queries

@@ -28,6 +28,10 @@ class Rope(ABC):
         """Vectors `[B, H, T, D]` at `positions [B or 1, T]` as they would be at position 0; float32."""
         return self.rotate(vectors, -positions)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Rope:
+        """The same one: it is the layer's, not a request's, and holds no state."""
+        return self
+
 
 class NoRope(Rope):
     """A layer that encodes no position."""

@@ -77,12 +77,24 @@ def test_refuses_files_that_do_not_fit(books, tmp_path):
     with pytest.raises(ValueError, match="no codebooks in"):
         read_codebooks(tmp_path / "nowhere", Setting.of(1), 90)
     tensors = folder / "codebooks.safetensors"
+    with pytest.raises(ValueError, match="no codebooks in"):
+        read_codebooks(tensors, Setting.of(1), 90)
     tensors.write_bytes(tensors.read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged"):
         read_codebooks(folder, Setting.of(1), 90)
     settings = folder / "codebooks.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match="format 99"):
+        read_codebooks(folder, Setting.of(1), 90)
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"codebooks.json is damaged .*; calibrate again"):
+        read_codebooks(folder, Setting.of(1), 90)
+
+
+def test_refuses_settings_without_their_tensors(books):
+    folder, _ = books
+    (folder / "codebooks.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"codebooks.safetensors is gone; calibrate again"):
         read_codebooks(folder, Setting.of(1), 90)
 
 

@@ -1,5 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from keyhole.cli.markdown import COMMAND
 from keyhole.cli.methods import four_answers
 from keyhole.methods import METHODS
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_every_method_with_paper_and_answers(keyhole):
@@ -14,3 +21,11 @@ def test_every_method_with_paper_and_answers(keyhole):
 def test_the_four_answers():
     assert four_answers(METHODS["dense"]) == ("dense", "everything", "device", "everything")
     assert four_answers(METHODS["pqcache"]) == ("dense", "everything", "device", "product")
+
+
+@pytest.mark.slow
+def test_the_page_of_methods_is_up_to_date(keyhole):
+    result = keyhole("methods", "--markdown")
+    assert result.exit_code == 0, result.output
+    told = f"{PAGE.name} is not what the code says; make it anew: {COMMAND}"
+    assert result.stdout == PAGE.read_text(encoding="utf-8"), told

@@ -1,10 +1,19 @@
-"""Every instruction-set level that is built and that this CPU can run."""
+"""Every instruction-set level that is built and that this CPU can run.
 
+KEYHOLE_TEST_LIBRARIES names a directory of other builds, such as those of `make sanitize`.
+"""
+
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from keyhole import kernels
+from keyhole.kernels import library
+
+if "KEYHOLE_TEST_LIBRARIES" in os.environ:
+    library.DIRECTORY = Path(os.environ["KEYHOLE_TEST_LIBRARIES"]).resolve()
 
 _LEVELS = kernels.cpu_levels() or [pytest.param("none", marks=pytest.mark.skip("no native library is built"))]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from keyhole.budget import Budget
 from keyhole.selection import BoxSelector
 from tests import oracles, oracles_pages
-from tests.layers import Layer
+from tests.lives import live
 from tests.steps import competing, make_step
 
 
@@ -120,7 +120,9 @@ def test_a_cropped_page_is_filled_anew(length):
         selector.append(joined[:, :, selector.length :])
     else:
         selector.build(joined, competing([0], 60, 64))
-    torch.testing.assert_close(selector.state()["boxes"], built(joined, [0], page=16).state()["boxes"])
+    torch.testing.assert_close(
+        selector.state()["summaries"], built(joined, [0], page=16).state()["summaries"]
+    )
 
 
 def test_crop_beyond_the_end_changes_nothing():
@@ -138,9 +140,11 @@ def test_state_and_reorder():
     other.reorder(rows)
     other.append(torch.ones(3, 2, 9, 8))
     wanted = torch.cat([keys[rows], torch.ones(3, 2, 9, 8)], 2)
-    torch.testing.assert_close(other.state()["boxes"], built(wanted, [0, 0, 3], page=16).state()["boxes"])
+    torch.testing.assert_close(
+        other.state()["summaries"], built(wanted, [0, 0, 3], page=16).state()["summaries"]
+    )
     assert BoxSelector(16).state() == {}
-    assert selector.nbytes >= selector.state()["boxes"].nbytes
+    assert selector.nbytes >= selector.state()["summaries"].nbytes
 
 
 def test_reads_two_vectors_a_page():
@@ -157,12 +161,4 @@ def test_refuses_to_append_before_it_is_built():
 @pytest.mark.parametrize("budget", ["budget=5", "budget=0.3", "mass=0.8, floor=3"])
 @pytest.mark.parametrize("page", [1, 4, 16])
 def test_a_long_life(page, budget):
-    layer = Layer(f"quest({budget}, page={page}, sinks=3, window=5, dense_below=0)", batch=2, padding=[0, 9])
-    layer.append(40)
-    for turn in range(3):
-        for _ in range(9):
-            layer.step()
-        layer.crop(layer.length - 7 * turn)
-        layer.append(11)
-        layer.reorder([1, 0])
-    layer.step()
+    live(f"quest({budget}, page={page}, sinks=3, window=5, dense_below=0)")

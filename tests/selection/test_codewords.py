@@ -1,5 +1,7 @@
 """A2ATS's selector beside a brute-force oracle, and what released code got wrong."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -283,3 +285,15 @@ def test_a_codebook_of_its_own_is_fitted_anew_as_text_grows():
     for _ in range(60):
         layer.step()
     assert layer.cache.selector._book.points.shape[2] > few
+
+
+def test_a_copy_shares_what_is_the_models():
+    """A prompt's cache is copied for each question: codes are its own, codebook and rotation are not."""
+    keys, held = draw(2, 2, 40, 8), selector(a_book(2, 30, 8))
+    held.build(keys, regions(40, (0, 9), 2, 3, torch.device("cpu")))
+    copied = deepcopy(held)
+    assert copied._book is held._book
+    assert copied.rope is held.rope
+    copied.append(keys[:, :, :3])
+    assert (held.length, copied.length) == (40, 43)
+    assert torch.equal(held.state()["labels"], copied.state()["labels"][:, :, :40])

@@ -12,6 +12,7 @@ from keyhole.chunks import outlier_chunks
 from keyhole.regions import regions
 from keyhole.selection import LandmarkSelector, Step
 from tests import oracles, oracles_shadowkv
+from tests.layers import Layer, slots_read
 from tests.steps import stored
 
 CPU = torch.device("cpu")
@@ -124,4 +125,21 @@ def test_cropped_and_grown_is_as_built(cut):
         selector.build(keys, parts)
     cropped.crop(cut)
     cropped.append(keys[:, :, cropped.length :])
-    np.testing.assert_allclose(cropped.state()["sums"], once.state()["sums"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cropped.state()["summaries"], once.state()["summaries"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [41, 60, 79])
+def test_outliers_that_a_crop_puts_into_the_window_are_left_to_it(length):
+    """They are whole chunks of what is indexed still, but no longer behind the window."""
+    layer = Layer(
+        "shadowkv(mass=1.0, floor=1000, sinks=0, window=30, chunk=4, outliers=9, rank=8, dense_below=0)",
+        size=8,
+    )
+    layer.append(100)
+    layer.append(1)
+    layer.attend()
+    assert int(layer.cache.selector.state()["outliers"].max()) * 4 > length - 30
+    layer.crop(length)
+    layer.append(1)
+    layer.attend()
+    assert slots_read(layer) == [[list(range(length + 1))] * 2]

@@ -11,6 +11,7 @@ from keyhole.selection import SharedPageSelector, Step
 from keyhole.selection.shared import Board, Role
 from tests import oracles, oracles_pages
 from tests.layers import Layer
+from tests.lives import live
 from tests.steps import stored
 
 CPU = torch.device("cpu")
@@ -167,16 +168,7 @@ def test_a_leader_of_a_short_text(length, window):
 @pytest.mark.parametrize("options", ["budget=5", "budget=0.3", "mass=0.8, floor=3"])
 @pytest.mark.parametrize("page", [1, 4, 16])
 def test_a_long_life(page, options):
-    layer = Layer(f"delta({options}, page={page}, sinks=3, window=5, dense_below=0)", batch=2, padding=[0, 9])
-    layer.append(40)
-    for turn in range(3):
-        for _ in range(9):
-            layer.step()
-        layer.crop(layer.length - 7 * turn)
-        layer.append(11)
-        layer.reorder([1, 0])
-    layer.step()
-    assert layer.observed is not None
+    live(f"delta({options}, page={page}, sinks=3, window=5, dense_below=0)")
 
 
 def test_every_layer_reads_its_own_leaders_pages():

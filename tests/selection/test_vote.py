@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keyhole.budget import Budget
 from keyhole.selection import Vote, VoteSelector
 from tests import oracles, oracles_pages
-from tests.layers import Layer
+from tests.lives import live
 from tests.steps import make_step
 
 
@@ -155,22 +155,24 @@ def test_what_is_reused_costs_nothing_and_survives_a_restart():
     assert other.state() == {}
 
 
+def test_a_prompt_ends_the_reuse():
+    """Its tokens may have left the window at once, and nobody has voted on them."""
+    selector, step = VoteSelector(Vote(per_head=False, scaled=True), reuse=0.0), problem(60, 2, last=20)
+    selector.build(step.storage.keys(), step.regions)
+    selector.select(step)
+    later = step._replace(regions=step.regions._replace(last=50))
+    fresh = selector.vote.elect(later).slots.tolist()
+    assert selector.select(later).slots.tolist() != fresh
+    selector.see(step.query.unsqueeze(2), 2)
+    assert selector.select(later).slots.tolist() == fresh
+
+
 @pytest.mark.parametrize(
-    "options", ["", "per_head=true", "scaled_vote=false", "reuse=0.2", "mass=0.8, floor=2"]
+    "options",
+    ["budget=7, per_head=true", "budget=7, scaled_vote=false", "budget=7, reuse=0.2", "mass=0.8, floor=2"],
 )
 def test_a_long_life(options):
-    spec = (
-        f"tokenselect({options}, sinks=3, window=5, dense_below=0{'' if 'mass' in options else ', budget=7'})"
-    )
-    layer = Layer(spec.replace("(, ", "("), batch=2, padding=[0, 9], kv_heads=3)
-    layer.append(40)
-    for turn in range(3):
-        for _ in range(9):
-            layer.step()
-        layer.crop(layer.length - 7 * turn)
-        layer.append(11)
-        layer.reorder([1, 0])
-    layer.step()
+    live(f"tokenselect({options}, sinks=3, window=5, dense_below=0)", kv_heads=3)
 
 
 def test_what_has_left_the_window_waits_for_an_election():

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from copy import deepcopy
 
 import pytest
 import torch
@@ -105,6 +106,18 @@ def test_the_files_are_private_and_go_with_the_buffer():
     del buffer
     gc.collect()
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("length", [0, 130, 300])
+def test_a_copy_has_files_of_its_own(length):
+    buffer, rows = filled()
+    buffer.crop(length)
+    copied = deepcopy(buffer)
+    assert copied.length == length
+    for one, other in ((buffer, 0), (copied, 1)):
+        one.append(rows[:, :, other : other + 1])
+        assert torch.equal(one.view(), torch.cat([rows[:, :, :length], rows[:, :, other : other + 1]], 2))
+    assert copied.path.parent != buffer.path.parent
 
 
 def test_no_files_before_the_first_row(tmp_path, monkeypatch):

@@ -127,6 +127,24 @@ def test_a_short_prompt_waits_until_it_tells_enough():
     assert not torch.equal(storage.keys()[:, :, :30], keys)
 
 
+def test_the_shortest_row_of_a_batch_is_waited_for():
+    """Each row has a basis of its own, and that of three tokens would serve none that follow."""
+    storage, keys, _ = filled(4, padding=(0, 77), sinks=0, outliers=0)
+    assert torch.equal(storage.keys(), keys)
+    storage.append(draw(2, 2, 20, 8), draw(2, 2, 20, 6))
+    storage.settle(regions(100, (0, 77), 0, 10, CPU))
+    assert not torch.equal(storage.keys()[:, :, :80], keys)
+
+
+def test_what_was_counted_outlives_a_crop():
+    storage, *_ = filled(3, sinks=0, outliers=0)
+    slots, counts = torch.arange(10, dtype=torch.int32).expand(1, 2, 10), torch.full((1, 2), 10)
+    storage.attend(draw(1, 4, 8), slots, counts, LOGITS)
+    for length in (40, 0):
+        storage.crop(length)
+        assert storage.lookups == (0, 20)
+
+
 def test_another_text_gets_another_basis():
     storage, *_ = filled(3)
     storage.crop(1)

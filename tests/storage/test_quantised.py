@@ -10,7 +10,8 @@ from keyhole.attention import Logits
 from keyhole.methods import Recipe
 from keyhole.storage import make_storage
 from tests import oracles
-from tests.layers import Layer, check_step
+from tests.layers import check_step
+from tests.lives import Rounded
 from tests.storage.histories import LENGTHS, drawing, histories, play
 from tests.storage.oracle_kivi import quantised_keys, quantised_values
 
@@ -171,15 +172,6 @@ def test_state_goes_round(bits, place, length):
     for held in (storage, other):
         held.append(keys[:2], values[:2])
     assert torch.equal(other.keys(), storage.keys())
-
-
-class Rounded(Layer):
-    """A layer whose plain keys and values are what its storage makes of them."""
-
-    def attend(self, queries=1):
-        out = super().attend(queries)
-        self.keys, self.values = self.cache.storage.keys(), self.cache.storage.values()
-        return out
 
 
 @every_precision

@@ -29,7 +29,7 @@ def dense_attention(
     The last query is the newest token: without a mask, and if `causal`, query i sees N - Q + i + 1 tokens.
 
     Args:
-        mask: bool `[B or 1, 1, Q, N]`, true where a query may look; replaces the causal mask.
+        mask: bool `[B or 1, 1 or Hkv, Q, N]`, true where a query may look; replaces the causal mask.
         softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
         sink_logits: `[H]`, one more logit for each head that takes mass and gives nothing (GPT-OSS).
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields
 
+from keyhole.errors import SpecError
 from keyhole.methods import METHODS, Method, RetrievalMethod
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
@@ -20,16 +22,16 @@ FORMS = {
     "int8": "D + Dv + D / 8 + 8",
     "int4": "(D + Dv) / 2 + D / 8 + 8",
 }
-_SHAPE = Shape()
+_SHAPE, _WIDTH = Shape(), 120
 _CONTEXT, _BUDGET = 131_072, 0.1
 
 _INTRODUCTION = f"""\
 # Methods
 
-Made by `{COMMAND}`; a test compares. Sizes are measured on a layer that holds random tokens,
-at D = Dv = {_SHAPE.keys}, bfloat16 and {_SHAPE.kv_heads} KV heads; spare capacity of growing buffers is not
-counted. Formulas and sizes are for one KV head of one layer and one batch row, in bytes and in
-multiplications; lower-order terms are left out.
+Made by `{COMMAND}`; a test compares. Sizes are measured on a layer that holds random tokens, at D = Dv =
+{_SHAPE.keys}, bfloat16 and {_SHAPE.kv_heads} KV heads; spare capacity of growing buffers is not counted.
+Formulas and sizes are for one KV head of one layer and one batch row, in bytes and in multiplications;
+lower-order terms are left out.
 
 | letter | |
 |---|---|
@@ -40,27 +42,28 @@ multiplications; lower-order terms are left out.
 | Hkv, G | KV heads, and query heads of each |
 
 Options go by their names. The published defaults are those of the paper or, where it names none, of its
-released code. Measured accuracy is in [LOG.md](LOG.md), measured times are in [benchmarks.md](benchmarks.md).
+released code. Measured accuracy is in [LOG.md](LOG.md), measured times are in
+[benchmarks.md](benchmarks.md).
 """
 
 _GLANCE = f"""\
 ## At a glance
 
-The last two columns are the bytes of a step at a context of {_CONTEXT:,} tokens with `budget={_BUDGET}`, by the
-formulas below: those read to select and those read to attend. Sorting, softmax and what lies in the processor's
-cache are not in them, so they are no measure of time.
+What one step reads at a context of {_CONTEXT:,} tokens with `budget={_BUDGET}`, by the formulas below.
+Sorting, softmax and what lies in the processor's cache are not in it, so it is no measure of time.
 """
 
-_SHARED = f"""\
+_SHARED = """\
 ## Options of every method that selects
 
-`mass`, `floor` and `cap` stand in place of `budget`: `mass=0.95` reads the fewest tokens that are estimated to hold
-95% of the softmax, but at least `floor` and at most the share `cap` of the context.
+`mass`, `floor` and `cap` stand in place of `budget`: `mass=0.95` reads the fewest tokens that are estimated
+to hold 95% of the softmax, but at least `floor` and at most the share `cap` of the context.
 
 Selecting pays from some length on. `dense_below="auto"` measures it for the method, the sizes of the
-model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate` shows
-it. Where a method does not say how it depends on these options, each goes with each: a method can be put on every
-tier below, but for `{{refusing}}`.
+model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate`
+shows it. Not measured, since one layer does not show it: {known}.
+
+Every method but {refusing} can be put on every tier and into every form that are listed at the end.
 """
 
 _PLACES = f"""\
@@ -71,31 +74,34 @@ Bytes of a token's keys and values for one KV head, on the tier and read from it
 {{table}}
 
 - **device**: the memory of the device that the model computes on. In full precision it is read in place.
-- **host**: pinned memory, where the model computes on a GPU: tokens go there by copies that nobody waits for, and
-  what a step reads is gathered there and copied back. For a model on a CPU, host and device are the same memory.
-- **disk**: a file in a private directory under `TMPDIR`, which goes when the cache does. It is read through a memory
-  map of which a bounded part stays in memory. Each block of {BLOCK} tokens has a checksum, looked at when
-  the block is first read; a damaged or truncated file is an error that names it. Reordering beams writes the file
-  anew.
-- **int8, int4**: keys get a range for each channel of {Quantised.group} tokens, values one for each token (KIVI,
-  arXiv 2402.02750). The newest {Quantised.group} to {2 * Quantised.group - 1} tokens stay as they are, on the
-  device. An error of a number is at most half a step of its range; a full budget is dense attention over what is
-  stored.
-- **cache=BYTES**: blocks of {BLOCK} tokens, all heads of them, that stay on the device in front of host or disk. The
-  bytes are shared out evenly to the layers; each needs room for a block. A block is fetched after the read that
-  missed it, so it serves the next ones. `eviction` says which goes: the one read least often, or least recently.
-  Hits and misses are counted with what was read.
+- **host**: pinned memory, where the model computes on a GPU: tokens go there by copies that nobody waits
+  for, and what a step reads is gathered there and copied back. For a model on a CPU, host and device are
+  the same memory.
+- **disk**: a file in a private directory under `TMPDIR`, which goes when the cache does. It is read through
+  a memory map of which a bounded part stays in memory. Each block of {BLOCK} tokens has a checksum, looked
+  at when the block is first read; a damaged or truncated file is an error that names it. Reordering beams
+  writes the file anew.
+- **int8, int4**: keys get a range for each channel of {Quantised.group} tokens, values one for each token
+  (KIVI, arXiv 2402.02750). The newest {Quantised.group} to {2 * Quantised.group - 1} tokens stay as they
+  are, on the device. An error of a number is at most half a step of its range; a full budget is dense
+  attention over what is stored.
+- **cache=BYTES**: blocks of {BLOCK} tokens, all heads of them, that stay on the device in front of host or
+  disk. The bytes are shared out evenly to the layers; each needs room for a block. A block is fetched after
+  the read that missed it, so it serves the next ones. `eviction` says which goes: the one read least often,
+  or least recently. Hits and misses are counted with what was read.
 
-The index stays on the device in every case. Prompts, steps below `dense_below` and layers that are read whole
-read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score, and the layers of
-`full` in `delta`: those gain memory from a slower tier, not time.
+The index stays on the device in every case. Prompts, steps below `dense_below` and layers that are read
+whole read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score, and the
+layers of `full` in `delta`: those gain memory from a slower tier, not time.
 """
 
 
 def methods_markdown() -> str:
     """The page, as Markdown."""
     sizes = {name: measure(kind(), _SHAPE) for name, kind in METHODS.items()}
-    refusing = ", ".join(f"`{name}`" for name, kind in METHODS.items() if _refuses_places(kind))
+    retrieving = [kind for kind in METHODS.values() if issubclass(kind, RetrievalMethod)]
+    known = ", ".join(f"{kind.pays_from} tokens for `{kind.name}`" for kind in retrieving if kind.pays_from)
+    refusing = ", ".join(f"`{kind.name}`" for kind in retrieving if _refuses_places(kind))
     shared = (_row(f"`{field.name}`", _default(field), text) for field, text in _common().items())
     parts = [
         _INTRODUCTION,
@@ -104,7 +110,7 @@ def methods_markdown() -> str:
             ("method", "index, bytes a token", "to select, MiB", "to attend, MiB", "of dense"),
             (_glance(kind, sizes) for kind in METHODS.values()),
         ),
-        _SHARED.replace("`{refusing}`", refusing),
+        _SHARED.format(refusing=refusing, known=known),
         _table(("option", "default", "meaning"), shared),
         *(_section(kind, sizes[name]) for name, kind in METHODS.items()),
         _PLACES.format(table=_places()),
@@ -116,7 +122,7 @@ def _section(kind: type[Method], sizes: Sizes) -> str:
     from keyhole.cli.methods import four_answers
 
     facts, retrieves = kind.facts, issubclass(kind, RetrievalMethod)
-    selecting = (_bytes(facts.scan), f"{_number(sizes.scan)} a token" + _besides(sizes.once))
+    selecting = (_bytes(facts.scan), _a_token(sizes.scan) + _besides(sizes.once))
     attending = f"`R * ({facts.row})`", f"{_number(sizes.row)} a token read"
     computing = " + ".join(part for part in (facts.products, "G * R * (D + Dv)") if part != "0")
     costs = [
@@ -130,15 +136,15 @@ def _section(kind: type[Method], sizes: Sizes) -> str:
     lines = [
         f"## {kind.name}",
         "",
-        f"{kind.paper}: {kind.summary}. {_prose(kind)}",
+        *_prose(kind),
+        _wrapped("- **Answers**: " + ", ".join(f"{question} {answer}" for question, answer in answers) + "."),
+        _wrapped(f"- **Stored**: {facts.stored}"),
+        _wrapped(f"- **A step**: {facts.select}"),
+        _wrapped(f"- **Use it for**: {facts.best_for}"),
+        _wrapped(f"- **Bad at**: {facts.weak_at}"),
         "",
-        "- **Answers**: " + ", ".join(f"{question} {answer}" for question, answer in answers) + ".",
-        f"- **Stored**: {facts.stored}",
-        f"- **A step**: {facts.select}",
-        f"- **Use it for**: {facts.best_for}",
-        f"- **Bad at**: {facts.weak_at}",
-        "",
-        _table(("", "formula", "measured"), costs) + (f"\n{facts.letters}\n" if facts.letters else ""),
+        _table(("", "formula", "measured"), costs),
+        *([_wrapped(facts.letters), ""] if facts.letters else []),
     ]
     options = list(_options(kind)) if retrieves else []
     if options:
@@ -180,10 +186,20 @@ def _attributes(kind: type[Method]) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _prose(kind: type[Method]) -> str:
-    """A docstring up to its attributes, a line for each paragraph."""
+def _prose(kind: type[Method]) -> Iterator[str]:
+    """What a method is, and its docstring up to the attributes, each paragraph followed by an empty line."""
     text, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
+    for paragraph in f"{kind.paper}: {kind.summary}. {text.strip()}".split("\n\n"):
+        yield _wrapped(paragraph)
+        yield ""
+
+
+def _wrapped(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(
+        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)
 
 
 def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
@@ -206,12 +222,10 @@ def _places() -> str:
     return _table(("place", *(f"keys={keys}" for keys in PRECISIONS)), (*rows, formulas)).rstrip("\n")
 
 
-def _refuses_places(kind: type[Method]) -> bool:
-    if not issubclass(kind, RetrievalMethod):
-        return False
+def _refuses_places(kind: type[RetrievalMethod]) -> bool:
     try:
         kind(place="host")
-    except ValueError:
+    except SpecError:
         return True
     return False
 
@@ -222,6 +236,10 @@ def _default(field: Field) -> str:
 
 def _bytes(formula: str) -> str:
     return "none" if formula == "0" else f"`{formula}`"
+
+
+def _a_token(value: float) -> str:
+    return f"{_number(value)} a token" if value else "0"
 
 
 def _besides(once: float) -> str:

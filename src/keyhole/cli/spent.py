@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -29,6 +30,10 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_row("method", method)
     table.add_row("read for each token", f"{per_step} ({read.read / read.tokens:.1%}), {per_token}")
+    if read.read == read.tokens and (pays := _pays_from(cache)) > read.tokens / read.steps:
+        table.add_row(
+            "", f"selecting pays from {_tokens(pays)} on this machine; dense_below=0 selects at once"
+        )
     table.add_row("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")
     table.add_row("cache and index kept", ", ".join(tiers))
     if lookups := read.hits + read.misses:
@@ -38,3 +43,14 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
         "answer", f"{len(tokens)} tokens, {seconds:.2f} s, {1000 * seconds / len(tokens):.1f} ms each"
     )
     stderr().print(table)
+
+
+def _pays_from(cache: Cache) -> int:
+    """The context length below which the method reads everything."""
+    from keyhole.engines.transformers import served_layers
+
+    return max((layer.reading.dense_below for layer in served_layers(cache) if layer.reading), default=0)
+
+
+def _tokens(count: int) -> str:
+    return "no length" if count == sys.maxsize else f"{count:,} tokens"

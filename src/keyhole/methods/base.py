@@ -109,6 +109,12 @@ def check_range(method: str, option: str, value: Any, low: int, high: int | None
         raise SpecError(f"{method}: {option}={value!r} is out of range; give a whole number, {allowed}")
 
 
+def check_flag(method: str, option: str, value: Any) -> None:
+    """Raise SpecError unless `value` is true or false."""
+    if not isinstance(value, bool):
+        raise SpecError(f"{method}: {option}={value!r} is neither true nor false")
+
+
 def check_choice(method: str, option: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise SpecError unless `value` is one of the words allowed."""
     if value not in allowed:

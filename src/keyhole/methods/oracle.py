@@ -21,7 +21,7 @@ class Oracle(RetrievalMethod):
     facts: ClassVar[Facts] = Facts(
         stored="No index: the keys themselves are scored.",
         select="Exact logits of every key, then a ranking of N tokens for each KV head.",
-        best_for="Judging other methods: what it misses at a budget, no selection of tokens can have.",
+        best_for="Judging other methods: the attention it misses, no choice of as many tokens can hold.",
         weak_at="Reads every key in every step, so at D = Dv it reads no less than half of what dense does.",
         scan="D * e * N",
         products="G * D * N",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
-from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.base import RetrievalMethod, check_flag, check_range
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
 from keyhole.setting import Setting
@@ -42,7 +41,7 @@ class PQCache(RetrievalMethod):
         "of short contexts. Text unlike the prompt is met badly until the index notices and is fitted "
         "anew.",
         letters="M is `subspaces`, or where that is None the first divisor of D from D / 4 on, but at "
-        "least 16 and at most D / 2. C is `2 ** bits`.",
+        "least 16 and at most D / 2. C is `2**bits`.",
         index="ceil(M / 2) if bits == 4 else M",
         scan="N * (ceil(M / 2) if bits == 4 else M) + 4 * (C * D + (1 + rotate) * D * D)",
         products="G * (C * D + (1 + rotate) * D * D)",
@@ -76,8 +75,7 @@ class PQCache(RetrievalMethod):
         check_range(self.name, "bits", self.bits, 1, 8)
         check_range(self.name, "iterations", self.iterations, 1, 300)
         check_range(self.name, "sample", self.sample, 2**self.bits)
-        if not isinstance(self.rotate, bool):
-            raise SpecError(f"{self.name}: rotate={self.rotate!r} is neither true nor false")
+        check_flag(self.name, "rotate", self.rotate)
 
     def selectors(self, setting: Setting) -> list[Selector]:
         return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole.errors import SpecError
-from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods.base import RetrievalMethod, check_flag, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.prefill import ChunkedPrefill, Prefill
 from keyhole.selection import Selector, Vote, VoteSelector
@@ -63,9 +63,7 @@ class TokenSelect(RetrievalMethod):
         super().__post_init__()
         check_range(self.name, "chunk", self.chunk, 1)
         for option in ("per_head", "scaled_vote", "sparse_prefill"):
-            value = getattr(self, option)
-            if not isinstance(value, bool):
-                raise SpecError(f"{self.name}: {option}={value!r} is neither true nor false")
+            check_flag(self.name, option, getattr(self, option))
         if self.reuse is not None and not -1 <= self.reuse <= 1:
             raise SpecError(f"{self.name}: reuse={self.reuse!r} is no cosine; give a number in [-1, 1]")
 

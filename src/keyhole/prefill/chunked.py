@@ -28,6 +28,13 @@ class ChunkedPrefill(Prefill):
     Chunks begin at multiples of `chunk` slots, so the pieces in which a prompt arrives do not matter when
     they do, too. The window reaches `window` tokens back from the first query of a chunk. As long as the
     budget allows all that competes, attention is exact.
+
+    Args:
+        vote: how a chunk's mean query elects.
+        chunk: queries of a chunk.
+        budget: tokens read beside sinks, window and the chunk itself.
+        sinks: first tokens of a sequence that are always read.
+        window: tokens before the chunk that are always read.
     """
 
     def __init__(self, vote: Vote, chunk: int, budget: Budget, sinks: int, window: int) -> None:

@@ -9,6 +9,7 @@ T tokens, C codewords, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ class Codebook(NamedTuple):
 
     @classmethod
     def of(cls, points: Tensor, metric: Tensor) -> Codebook:
+        """Of `points` and `metric`, shapes as above."""
         one = torch.eye(metric.shape[-1], dtype=torch.float64, device=metric.device)
         return cls(points, metric, torch.linalg.solve_triangular(metric.double(), one, upper=False).float())
 
@@ -57,9 +59,13 @@ class Codebook(NamedTuple):
         query = self._folded(query) @ self.inverse.flatten(0, 1).transpose(1, 2)
         return self._unfolded(kernels.exact_scores(query, points, 0, points.shape[1], scale=scale), batch)
 
-    def map(self, change) -> Codebook:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Codebook:
         """Each of the tensors changed."""
         return Codebook(*map(change, self))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Codebook:
+        """The same one: its tensors are never written to, and one that was given serves all requests."""
+        return self
 
     def _folded(self, vectors: Tensor) -> Tensor:
         """`[B, Hkv, T, D]` with the batch rows that share a codebook as one, `[K * Hkv, B / K * T, D]`."""

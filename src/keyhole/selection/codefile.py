@@ -65,7 +65,7 @@ def read_codebooks(directory: str | Path, setting: Setting, distance: int) -> li
             f"{source}: the codebooks were made for distance={settings['distance']}, not {distance}; "
             "give that distance, or calibrate again with --distance"
         )
-    held = _books(source, (source / _TENSORS).stat().st_mtime_ns)
+    held = _books(source, _written(source / _TENSORS))
     places = sorted(held)[: len(setting)] if setting.fingerprint is None else setting.layers
     missing = [place for place in places if place not in held]
     if missing or len(places) != len(setting):
@@ -76,13 +76,23 @@ def read_codebooks(directory: str | Path, setting: Setting, distance: int) -> li
 def _settings(source: Path) -> dict[str, Any]:
     try:
         settings = json.loads((source / _SETTINGS).read_text())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ValueError(
             f"there are no codebooks in {str(source)!r}; make some with `keyhole calibrate a2ats`"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {_SETTINGS} is damaged ({error}); calibrate again") from error
     if settings["format"] != _FORMAT:
         raise ValueError(f"{source}: format {settings['format']} is not {_FORMAT}; calibrate again")
     return settings
+
+
+def _written(tensors: Path) -> int:
+    """When the file was written."""
+    try:
+        return tensors.stat().st_mtime_ns
+    except FileNotFoundError as error:
+        raise ValueError(f"{tensors} is gone; calibrate again") from error
 
 
 @lru_cache(maxsize=2)  # every request asks for them

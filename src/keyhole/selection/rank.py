@@ -20,11 +20,14 @@ def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     Returns:
         `[B, Hkv, N]` shares, zero where a slot does not compete, and `[B, Hkv]`, the always-read share.
     """
-    logits = logits.masked_fill(~competing(step, logits.shape[-1]).unsqueeze(2), -torch.inf)
-    anchor = step.anchor_lse.view(logits.shape[:3])
-    total = torch.logaddexp(logits.logsumexp(-1), anchor)
-    shares = (logits - total.unsqueeze(-1)).exp().mean(2)
-    return shares, (anchor - total).exp().mean(2)
+    return group_shares(logits.masked_fill(~competing(step, logits.shape[-1]).unsqueeze(2), -torch.inf), step)
+
+
+def group_shares(logs: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """As `group_probabilities`, of whatever competes, by logarithms of unnormalised mass `[B, Hkv, G, P]`."""
+    anchor = step.anchor_lse.view(logs.shape[:3])
+    total = torch.logaddexp(logs.logsumexp(-1), anchor)
+    return (logs - total.unsqueeze(-1)).exp().mean(2), (anchor - total).exp().mean(2)
 
 
 def pick(logits: Tensor, step: Step) -> Selection:

@@ -45,6 +45,7 @@ class Ranking(NamedTuple):
     length: int
 
     def pick(self, step: Step, page: int) -> Selection:
+        """The pages that the step's budget allows, slots and counts as one list, mass by KV head."""
         return pick_pages(self.scores, self.shares, self.anchored, step, page)
 
 
@@ -56,6 +57,7 @@ class Board:
         self._picked: Selection | None = None
 
     def pin(self, ranking: Ranking | None) -> None:
+        """Take the place of what is pinned; None clears the board."""
         self._ranking, self._picked = ranking, None
 
     def pick(self, step: Step, page: int) -> Selection:
@@ -124,7 +126,7 @@ def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, 
 
 
 def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits) -> Tensor:
-    """Softmax over all tokens, float32 `[B, H, N]`."""
+    """Softmax of `query [B, H, D]` over all of `keys [B, Hkv, N, D]` but padding, float32 `[B, H, N]`."""
     logits = key_logits(query, keys, how).flatten(1, 2)
     for row, unused in zip(logits, regions.padding, strict=True):
         row[:, :unused] = -torch.inf

@@ -36,6 +36,7 @@ class Basis(NamedTuple):
         return coefficients.float() @ self.axes.transpose(-1, -2) + self.mean.unsqueeze(2)
 
     def reorder(self, rows: Tensor) -> Basis:
+        """Of the batch rows `rows`, in that order."""
         return Basis(*(tensor.index_select(0, rows) for tensor in self))
 
 

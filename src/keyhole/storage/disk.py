@@ -93,6 +93,14 @@ class DiskBuffer(Buffer):
             self.append(part.index_select(0, rows.cpu()))
         old.remove()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> DiskBuffer:
+        """Rows in a directory of their own."""
+        other = DiskBuffer(self.block)
+        if self._length:
+            for part in self.view().split(_COPIED, dim=2):
+                other.append(part)
+        return other
+
     @property
     def nbytes(self) -> int:
         """Bytes written; spare capacity takes no space."""

@@ -33,8 +33,10 @@ class KeptKeys(NamedTuple):
         return self.keys.gather(2, places.unsqueeze(-1).expand(*places.shape, self.keys.shape[-1])), found
 
     def reorder(self, rows: Tensor) -> KeptKeys:
+        """Of the batch rows `rows`, in that order."""
         return KeptKeys(*(tensor.index_select(0, rows) for tensor in self))
 
     @property
     def nbytes(self) -> int:
+        """Bytes held."""
         return sum(tensor.nbytes for tensor in self)

@@ -7,13 +7,11 @@ Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D head size, R 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots
-from keyhole.chunks import outlier_chunks
+from keyhole.chunks import outlier_chunks, pieces
 from keyhole.regions import Regions, packed_slots
 from keyhole.rope import Rope
 from keyhole.storage.base import Footprint, Lookups, Storage
@@ -164,19 +162,19 @@ class LowRankStorage(Storage):
         return Footprint(device=sum([*kept, *basis, *buffers]))
 
     def _tells_enough(self, regions: Regions) -> bool:
+        """Whether the shortest row does, for each has a basis of its own; any does where no rank is lost."""
         _, heads, _, size = self._recent.view().shape
-        return (
-            heads * size <= self.rank or regions.last - min(regions.padding) >= _TOKENS_PER_AXIS * self.rank
-        )
+        shortest = regions.last - max(regions.padding)
+        return heads * size <= self.rank or shortest >= _TOKENS_PER_AXIS * self.rank
 
     def _fit(self, regions: Regions) -> None:
         keys = self._recent.view()[:, :, : regions.last]
         self._padding = torch.tensor(regions.padding, device=keys.device)
-        pieces = (
+        counted = (
             (self._unrotated(part, start), self._slots(start, part) >= regions.first.unsqueeze(1))
-            for start, part in _pieces(keys)
+            for start, part in pieces(keys, self.chunk)
         )
-        self._basis = fit_basis(pieces, min(self.rank, keys.shape[1] * keys.shape[3]))
+        self._basis = fit_basis(counted, min(self.rank, keys.shape[1] * keys.shape[3]))
         slots, counts = packed_slots(self._kept_exact(keys, regions))
         self._exact = KeptKeys.of(slots, counts, at(keys, slots))
 
@@ -245,9 +243,3 @@ class LowRankStorage(Storage):
         if self._basis is None:
             raise ValueError("the keys are not compressed; call settle first")
         return self._basis
-
-
-def _pieces(keys: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Keys `[B, Hkv, N, D]` in pieces, with the slot each begins at."""
-    for start in range(0, keys.shape[2], _PIECE):
-        yield start, keys[:, :, start : start + _PIECE]

@@ -15,7 +15,10 @@ PRECISIONS = ("full", "int8", "int4")
 
 
 def make_storage(where: str, precision: str, cache: int = 0, eviction: str = "lfu") -> Storage:
-    """A storage on one of PLACES, in one of PRECISIONS, with `cache` bytes of resident blocks in front."""
+    """A storage on one of PLACES, in one of PRECISIONS, with `cache` bytes of resident blocks in front.
+
+    Whether that holds a block is known at the first read, which raises ValueError if not.
+    """
     form: Form = Full() if precision == "full" else Quantised(int(precision.removeprefix("int")))
     resident = ResidentBlocks(cache, eviction, form.group) if cache else None
     return PlacedStorage(form, _buffer(where, form), resident)

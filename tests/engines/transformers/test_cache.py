@@ -1,6 +1,7 @@
 """Caches: made, taken over, refused, copied, cropped."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Qu
 import keyhole
 from keyhole.engines.transformers.cache import KeyholeLayer
 from tests.engines.transformers.running import answer, assert_same, attention_of
+from tests.small import SELECTIVE, small
 from tests.tiny import fresh_model, prompt, tiny_model
 
 EVERYTHING = "oracle(mass=1.0, floor=1000000, sinks=2, window=6)"
@@ -191,13 +193,16 @@ def keyhole_layers(cache):
     return [layer for layer in cache.layers if isinstance(layer, KeyholeLayer)]
 
 
-@pytest.mark.parametrize("name", ["oracle", "pqcache"])
-def test_a_copy_of_a_prompt_serves_many_questions(name):
+@pytest.mark.parametrize(
+    "method",
+    [small(name, 20) for name in SELECTIVE] + [replace(small("quest", 20), place="disk")],
+    ids=str,
+)
+def test_a_copy_of_a_prompt_serves_many_questions(method):
     """The usual way to reuse a prompt: its cache is copied, and each copy goes its own way."""
     model, ids = tiny_model("llama"), prompt(100)
     questions = [torch.cat([ids, prompt(9, seed=seed)], dim=1) for seed in (1, 2)]
-    options = "budget=20, sinks=2, window=6" + (", bits=4" if name == "pqcache" else "")
-    with keyhole.attach(model, f"{name}({options})") as attached:
+    with keyhole.attach(model, method) as attached:
         held = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         held.past_key_values.crop(-3)
         before = [layer.length for layer in attached.layers]

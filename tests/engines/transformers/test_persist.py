@@ -8,19 +8,18 @@ import torch
 import keyhole
 from keyhole.engines.transformers.persist import load_cache, save_cache
 from tests.engines.transformers.running import answer, assert_same
+from tests.small import SELECTIVE, small
 from tests.tiny import fresh_model, prompt, tiny_model
 
 METHODS = [
     "dense",
-    "oracle(budget=20, sinks=2, window=6)",
+    *(str(small(name, 20)) for name in SELECTIVE),
     "oracle(mass=0.9, floor=3, cap=0.5, sinks=2, window=6)",
-    "pqcache(budget=20, sinks=2, window=6, bits=4)",
-    "pqcache(budget=20, sinks=2, window=6, bits=4, rotate=true)",
-    "quest(budget=20, sinks=2, window=6, page=4)",
+    "pqcache(budget=20, sinks=2, window=6, bits=4, rotate=false)",
+    "quest(budget=20, sinks=2, window=6, page=5)",
     "tokenselect(budget=20, sinks=2, window=6, reuse=0.5)",
-    "delta(budget=20, sinks=2, window=6, page=4)",
-    "a2ats(budget=20, sinks=2, window=6)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2)",
+    "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=0)",
 ]
 
 

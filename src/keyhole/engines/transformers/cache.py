@@ -39,7 +39,8 @@ class KeyholeLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes the negative of the tokens to remove, not {tokens_to_remove}")
-        self.inner.crop(max(self.inner.length + tokens_to_remove, 0))
+        # transformers 5.16 counts rejected draft tokens in a tensor.
+        self.inner.crop(max(self.inner.length + int(tokens_to_remove), 0))
 
     def reset(self) -> None:
         self.inner.crop(0)

@@ -1,0 +1,93 @@
+"""Indexes that keep one summary for each page of keys.
+
+Legend: B batch, Hkv KV heads, T tokens, P pages, D head size, W size of a summary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from keyhole.regions import Regions
+from keyhole.selection.base import Selector, Step
+from keyhole.selection.pages import page_count
+from keyhole.storage.buffer import GrowingBuffer
+
+_CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
+
+
+class SummarySelector(Selector):
+    """Ranks pages of `page` slots by their summaries. Padding and sinks are left out of these.
+
+    Subclasses say what a summary is, by `_summarised` and `_joined`, and rank.
+    """
+
+    def __init__(self, page: int) -> None:
+        self.page = page
+        self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
+        self._first: Tensor | None = None  # int32 `[B]`
+
+    @abstractmethod
+    def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
+        """Summaries `[B, Hkv, P, W]` of `keys [B, Hkv, T, D]` where `counted [B, T]`.
+
+        The first page lacks its `begun` first slots, which came before; pages may have no slot that counts.
+        """
+
+    @abstractmethod
+    def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
+        """The summaries `[B, Hkv, W]` of pages, of those of their two parts."""
+
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        # A copy: layers are given one tensor, and what each states is to be saved apart.
+        self._summaries, self._first, self.length = GrowingBuffer(), regions.first.clone(), 0
+        self.append(keys)
+
+    def append(self, keys: Tensor) -> None:
+        for part in keys.split(_CHUNK, dim=2):
+            self._add(part)
+
+    def _add(self, keys: Tensor) -> None:
+        whole, begun = divmod(self.length, self.page)
+        slots = torch.arange(self.length, self.length + keys.shape[2], device=keys.device)
+        summaries = self._summarised(keys, slots >= self._starts().view(-1, 1), begun)
+        if begun:
+            summaries[:, :, 0] = self._joined(self._summaries.view()[:, :, whole], summaries[:, :, 0])
+        self._summaries.crop(whole)
+        self._summaries.append(summaries)
+        self.length += keys.shape[2]
+
+    def bytes_read(self, step: Step) -> int:
+        return page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes
+
+    def crop(self, length: int) -> None:
+        # A summary cannot be made smaller: a page that is cut is given up, and summarised anew from its keys.
+        if length < self.length:
+            self.length = length // self.page * self.page
+            self._summaries.crop(length // self.page)
+
+    def reorder(self, rows: Tensor) -> None:
+        if self._first is not None:
+            self._summaries.reorder(rows)
+            self._first = self._first.index_select(0, rows.to(self._first.device))
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.length == 0 else {"summaries": self._summaries.view(), "first": self._starts()}
+
+    def restore(self, state: dict[str, Tensor], length: int) -> None:
+        super().restore(state, length)
+        self._summaries, self._first = GrowingBuffer(), state.get("first")
+        if state:
+            self._summaries.append(state["summaries"])
+
+    @property
+    def nbytes(self) -> int:
+        return self._summaries.nbytes
+
+    def _starts(self) -> Tensor:
+        """The first slot of each batch row that counts, int32 `[B]`."""
+        if self._first is None:
+            raise ValueError("no page has a summary yet; call build first")
+        return self._first

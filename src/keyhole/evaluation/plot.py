@@ -18,8 +18,12 @@ _COLOURS = (
     "#CC79A7",
     "#E69F00",
     "#56B4E9",
+    "#332288",
+    "#999933",
+    "#882255",
 )  # told apart by the colour-blind
-_MARKERS = "osD^vP"
+_MARKERS = "osD^vPX<>"
+_NAMED = 4  # with more methods, only the ends of their lines are named
 _INK, _FAINT = "#333333", "#888888"
 _HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5, "markeredgewidth": 1.8}
 _MIB = 2**20
@@ -37,7 +41,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     methods = [name for name in dict.fromkeys(row.method for row in means) if name != "dense"]
     _draw_dense(axes, means)
     for index, name in enumerate(methods):
-        _draw_method(axes, [row for row in means if row.method == name], index)
+        ours = [row for row in means if row.method == name]
+        _draw_method(axes, ours, index, every=len(methods) <= _NAMED)
     if any(row.mass_target is not None for row in means):
         axes.plot([], [], **_HOLLOW, color=_FAINT, marker="o", label="budget is a share of attention mass")
     _scale(axes, means)
@@ -60,14 +65,15 @@ def _draw_dense(axes: Axes, means: Sequence[Row]) -> None:
     )
 
 
-def _draw_method(axes: Axes, rows: Sequence[Row], index: int) -> None:
+def _draw_method(axes: Axes, rows: Sequence[Row], index: int, *, every: bool) -> None:
     style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "zorder": 3}
     lined = sorted((row for row in rows if row.mass_target is None), key=_place)
     alone = [row for row in rows if row.mass_target is not None]
     axes.plot(*_places(lined), linewidth=1.8, markersize=6.5, label=rows[0].method, **style)
     axes.plot(*_places(alone), **_HOLLOW, **style)
     for row in rows:
-        _name_point(axes, row, style["color"], above=row in alone)
+        if every or row in alone or row in (lined[0], lined[-1]):
+            _name_point(axes, row, style["color"], above=row in alone)
 
 
 def _name_point(axes: Axes, row: Row, colour: str, *, above: bool) -> None:

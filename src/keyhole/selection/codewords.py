@@ -133,8 +133,10 @@ class CodewordSelector(Selector):
         self._codes, self._padding = GrowingBuffer(), state.get("padding")
         if state:
             self._codes.append(state["labels"])
-            given = self._fits and Codebook.of(state["points"], state["metric"])
-            self._book = given or self._placed(state["labels"].device)
+            if self._fits:
+                self._book = Codebook.of(state["points"], state["metric"])
+            else:
+                self._book = self._placed(state["labels"].device)
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,7 @@ from keyhole.selection.uncertainty import residual_moment
 _SEED = 0
 _ALTERNATIONS = 3
 _ALTERNATION_ITERATIONS = 4
+_ALTERNATION_KEYS = 2048  # enough for a rotation; the codebooks that are kept are fitted to all
 
 
 class Quantiser(NamedTuple):
@@ -87,7 +88,11 @@ def _codebooks(points: Tensor, codes: Codes) -> Tensor:
 
 
 def _alternate(keys: Tensor, codes: Codes) -> Tensor:
-    """Codebooks and rotation fitted in turns, from the channels on (Ge et al. 2013, non-parametric)."""
+    """Codebooks and rotation fitted in turns, from the channels on (Ge et al. 2013, non-parametric).
+
+    `keys` come in random order: the first ones are a sample.
+    """
+    keys = keys[:, :_ALTERNATION_KEYS]
     codes = codes._replace(iterations=min(codes.iterations, _ALTERNATION_ITERATIONS))
     rotation = torch.eye(keys.shape[-1], device=keys.device).expand(keys.shape[0], -1, -1)
     for _ in range(_ALTERNATIONS):

@@ -122,8 +122,7 @@ class LayerCache:
         self.usage.record_lookups(self.storage.lookups)
         if self.observer is not None:
             self.observer(Observation(query, self.storage, read, logits))
-        part = read.part
-        return (part if logits.sink_logits is None else add_sink_logits(part, logits.sink_logits)).out
+        return add_sink_logits(read.part, logits).out
 
     def crop(self, length: int) -> None:
         """Forget the tokens from `length` on."""

@@ -67,10 +67,7 @@ class Reader:
         """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
         parts = self.index(storage, mask)
         anchor = storage.attend(query, parts.always, parts.always_counts, logits)
-        anchor_lse = anchor.lse
-        if logits.sink_logits is not None:
-            anchor_lse = torch.logaddexp(anchor_lse, logits.sink_logits.float())
-        step = Step(query, storage, parts, anchor_lse, logits, self.reading.budget)
+        step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = self.selector.select(step)
         found = storage.attend(query, selection.slots, selection.counts, logits)
         return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))

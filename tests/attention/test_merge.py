@@ -72,7 +72,7 @@ def test_sink_logits_take_their_share(logit, seed):
     )
     sinks = np.array([logit, -logit])
     expected, lse = oracles.attention(query, keys, values, [range(7)], scale=0.3, sink_logits=sinks)
-    out = add_sink_logits(part(query, keys, values, range(7)), torch.tensor(sinks))
+    out = add_sink_logits(part(query, keys, values, range(7)), Logits(1.0, sink_logits=torch.tensor(sinks)))
     np.testing.assert_allclose(out.out, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(out.lse, lse, rtol=1e-5)
 
@@ -80,7 +80,7 @@ def test_sink_logits_take_their_share(logit, seed):
 def test_half_precision_stays_half():
     halves = Part(torch.ones(1, 2, dtype=torch.bfloat16), torch.tensor([0.0]))
     assert merge(halves, halves).out.dtype == torch.bfloat16
-    assert add_sink_logits(halves, torch.zeros(1)).out.dtype == torch.bfloat16
+    assert add_sink_logits(halves, Logits(1.0, sink_logits=torch.zeros(1))).out.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

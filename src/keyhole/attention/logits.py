@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,7 @@ class Logits(NamedTuple):
     scale: float
     softcap: float | None = None
     sink_logits: Tensor | None = None
+
+    def with_sinks(self, lse: Tensor) -> Tensor:
+        """Log-sum-exps `[..., H]` of some logits, and of the sink logit of each head where there is one."""
+        return lse if self.sink_logits is None else torch.logaddexp(lse, self.sink_logits.float())

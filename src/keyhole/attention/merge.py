@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.attention.logits import Logits
+
 
 class Part(NamedTuple):
     """Attention over some of the tokens: `out [..., D]`; float32 `lse [...]`, the log-sum-exp of its logits.
@@ -28,7 +30,9 @@ def merge(first: Part, second: Part) -> Part:
     return Part(out.to(first.out.dtype), lse)
 
 
-def add_sink_logits(part: Part, sink_logits: Tensor) -> Part:
-    """Let one more logit a head, `[H]` broadcast over the leading dimensions, take its share of the mass."""
-    lse = torch.logaddexp(part.lse, sink_logits.float())
+def add_sink_logits(part: Part, logits: Logits) -> Part:
+    """Let the sink logits, where there are any, take their share of the mass of a part `[..., H]`."""
+    if logits.sink_logits is None:
+        return part
+    lse = logits.with_sinks(part.lse)
     return Part((part.out.float() * (part.lse - lse).exp().unsqueeze(-1)).to(part.out.dtype), lse)

@@ -15,6 +15,7 @@ from torch import Tensor
 from keyhole.layer import LayerCache, Observation
 from keyhole.selection import Selection
 from keyhole.selection.exact import key_logits
+from keyhole.selection.rank import competing
 
 _ROUNDING = 1e-5
 
@@ -88,15 +89,14 @@ def exact(seen: Observation) -> Exact:
     padding = torch.tensor(parts.padding, device=logits.device).view(-1, 1, 1, 1)
     logits = logits.masked_fill(slots < padding, -torch.inf)
     every = logits.logsumexp(-1)
-    competes = (slots >= parts.first.view(-1, 1, 1)) & (slots < parts.last)
+    competes = competing(parts, logits.shape[-1])
     shares = (logits - every.unsqueeze(-1)).exp().mean(2).masked_fill(~competes, -1.0)
     return Exact(_mass(seen, every.flatten(1)), _recall(shares, selection))
 
 
 def _mass(seen: Observation, every: Tensor) -> Tensor:
-    read, sinks = seen.read.part.lse, seen.logits.sink_logits
-    if sinks is not None:  # what they take is accounted for, as in what was estimated
-        read, every = (torch.logaddexp(lse, sinks.float()) for lse in (read, every))
+    # What sinks take is accounted for, as in what was estimated.
+    read, every = (seen.logits.with_sinks(lse) for lse in (seen.read.part.lse, every))
     return (read - every).exp().unflatten(1, (seen.read.selection.counts.shape[1], -1)).mean(-1)
 
 

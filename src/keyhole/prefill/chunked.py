@@ -61,9 +61,7 @@ class ChunkedPrefill(Prefill):
     def _read(self, query: Tensor, storage: Storage, logits: Logits, where: Regions) -> tuple[Tensor, Tensor]:
         """The slots `[B, Hkv, S]` that the chunk `query [B, H, C, D]` reads, and which entries are meant."""
         mean = _mean_query(query, where)
-        anchor = storage.attend(mean, where.always, where.always_counts, logits).lse
-        if logits.sink_logits is not None:
-            anchor = torch.logaddexp(anchor, logits.sink_logits.float())
+        anchor = logits.with_sinks(storage.attend(mean, where.always, where.always_counts, logits).lse)
         elected = self.vote.elect(Step(mean, storage, where, anchor, logits, self.budget))
         always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
         always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)

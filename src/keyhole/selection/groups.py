@@ -32,7 +32,7 @@ class Groups(NamedTuple):
     def of(cls, members: Tensor, count: int, step: Step) -> Groups:
         """Of `count` groups, `members` as integers of any size."""
         members = members[..., : step.regions.last].long()
-        competes = competing(step, members.shape[-1])
+        competes = competing(step.regions, members.shape[-1])
         sizes = members.new_zeros(*members.shape[:2], count)
         return cls(members, competes, sizes.scatter_add_(-1, members, competes.expand(members.shape).long()))
 

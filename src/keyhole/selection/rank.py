@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
 
 
@@ -20,7 +21,8 @@ def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     Returns:
         `[B, Hkv, N]` shares, zero where a slot does not compete, and `[B, Hkv]`, the always-read share.
     """
-    return group_shares(logits.masked_fill(~competing(step, logits.shape[-1]).unsqueeze(2), -torch.inf), step)
+    competes = competing(step.regions, logits.shape[-1]).unsqueeze(2)
+    return group_shares(logits.masked_fill(~competes, -torch.inf), step)
 
 
 def group_shares(logs: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def pick(logits: Tensor, step: Step) -> Selection:
     """The candidates of largest group probability that the budget allows; ties go to the lower slot."""
     shares, anchored = group_probabilities(logits, step)
     # What does not compete sorts behind candidates whose share underflows to zero.
-    outside = ~competing(step, logits.shape[-1])
+    outside = ~competing(step.regions, logits.shape[-1])
     order = shares.masked_fill(outside, -1.0).argsort(dim=-1, descending=True, stable=True)
     first, last = step.regions.first, step.regions.last
     available = (last - first).clamp(min=0).view(-1, 1).expand(anchored.shape)
@@ -56,8 +58,7 @@ def pick(logits: Tensor, step: Step) -> Selection:
     return Selection(slots.int(), counts.int(), held)
 
 
-def competing(step: Step, slots: int) -> Tensor:
+def competing(regions: Regions, slots: int) -> Tensor:
     """Which of the first `slots` slots compete, bool `[B, 1, slots]`."""
-    first, last = step.regions.first, step.regions.last
-    index = torch.arange(slots, device=first.device)
-    return ((index >= first.view(-1, 1)) & (index < last)).unsqueeze(1)
+    index = torch.arange(slots, device=regions.first.device)
+    return ((index >= regions.first.view(-1, 1)) & (index < regions.last)).unsqueeze(1)

@@ -130,9 +130,7 @@ def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits)
     logits = key_logits(query, keys, how).flatten(1, 2)
     for row, unused in zip(logits, regions.padding, strict=True):
         row[:, :unused] = -torch.inf
-    total = logits.logsumexp(-1)
-    if how.sink_logits is not None:
-        total = torch.logaddexp(total, how.sink_logits.float())
+    total = how.with_sinks(logits.logsumexp(-1))
     return logits.sub_(total.unsqueeze(-1)).exp_()
 
 

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 
 from keyhole.budget import Budget
-from keyhole.methods import METHODS, Method
+from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 
 # Taken by the methods that have such an option.
 _SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
@@ -18,20 +18,19 @@ def small(name: str, budget: Budget | int | float | None = None) -> Method:
     return method if budget is None else replace(method, budget=Budget.parse(budget))
 
 
-def has_budget(name: str) -> bool:
-    return "budget" in {field.name for field in fields(METHODS[name])}
-
-
 def full_budget(name: str) -> dict[str, Method]:
-    """The method where it reads everything, by name: through dense attention, and by selecting all."""
-    if not has_budget(name):
+    """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
+    if name in EVICTING:
+        return {name: replace(small(name, 1.0), every=1)}
+    if name not in SELECTIVE:
         return {name: small(name)}
     return {f"{name}-all": small(name, 1.0), f"{name}-selected": small(name, _EVERYTHING)}
 
 
+SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, RetrievalMethod)]
+EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
 FULL_BUDGET |= {
     "oracle-host-selected": replace(FULL_BUDGET["oracle-selected"], place="host"),
     "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", cache="1MB"),
 }
-SELECTIVE = [name for name in METHODS if has_budget(name)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from keyhole.cli.markdown import FORMS
-from keyhole.methods import METHODS, RetrievalMethod
+from keyhole.methods import METHODS
 from keyhole.methods.sizes import Shape, measure, measure_storage
 from keyhole.storage import PLACES
 
@@ -65,7 +65,7 @@ def test_differing_options_exist_and_every_option_is_told(name):
     kind = METHODS[name]
     known = {field.name for field in fields(kind)}
     assert {differs.option for differs in kind.facts.differs} <= known
-    told = (kind.__doc__ or "") + (RetrievalMethod.__doc__ or "")
+    told = "".join(base.__doc__ or "" for base in kind.__mro__)
     for option in known:
         assert f" {option}: " in told
 

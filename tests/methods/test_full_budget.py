@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from keyhole.methods import METHODS
 from tests.layers import Layer, check_dense
+from tests.small import EVICTING, SELECTIVE
 
 LENGTHS = [1, 31, 63, 100]
 # Options that let a method work at the lengths of a test: its index needs no more than some ten tokens.
@@ -69,7 +70,7 @@ def test_all_tokens(name, shape, cut):
     assert check(spec_of(name, "budget=1.0"), pieces=pieces, **shape) == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in EVICTING])
 @settings(max_examples=15)
 @given(shapes())
 def test_all_of_the_mass(name, shape):
@@ -80,8 +81,10 @@ def test_all_of_the_mass(name, shape):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("budget", ["budget=1.0", "budget=2000", "mass=1.0, floor=1000000"])
+@pytest.mark.parametrize("budget", ["budget=1.0", "budget=2003", "mass=1.0, floor=1000000"])
 def test_a_long_context(name, budget):
+    if name in EVICTING and "mass" in budget:
+        pytest.skip("dropping tokens cannot keep to a mass")
     layer = Layer(spec_of(name, budget), groups=4, size=32, batch=2, padding=[0, 1234])
     layer.append(2000)
     for _ in range(3):
@@ -89,7 +92,7 @@ def test_a_long_context(name, budget):
         check_dense(layer, layer.attend())
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "budget" in METHODS[name].__dataclass_fields__])
+@pytest.mark.parametrize("name", SELECTIVE)
 def test_a_small_budget_is_not_dense(name):
     """The tests above would see a difference, if there were one."""
     layer = Layer(spec_of(name, "budget=2"))

@@ -78,7 +78,7 @@ def _explicit(
     tokens = keys.shape[2]
     if mask is None and causal and queries > 1:
         mask = causal_mask(queries, tokens, query.device)
-    block = max(1, _LOGITS_PER_CHUNK // (batch * heads * tokens))
+    block = max(1, _LOGITS_PER_CHUNK // max(1, batch * heads * tokens))
     outputs = []
     for start in range(0, queries, block):
         rows = slice(start, start + block)

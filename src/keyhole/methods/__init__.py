@@ -4,25 +4,33 @@ from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
+from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS
 from keyhole.methods.shadowkv import ShadowKV
+from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
+from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
 
 __all__ = [
     "A2ATS",
     "METHODS",
+    "AdaKV",
     "Delta",
     "Dense",
+    "EvictionMethod",
     "Method",
     "Oracle",
     "PQCache",
+    "PyramidKV",
     "Quest",
     "Recipe",
     "RetrievalMethod",
     "ShadowKV",
+    "SnapKV",
+    "StreamingLLM",
     "TokenSelect",
 ]

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _FULL = "(D + Dv) * e"
+# A kept token's keys and values, the row they lie in, and its position.
+EVICTED = f"{_FULL} + 8"
 
 # Why options that methods have in common differ from the published ones.
 ALIKE = "the same for all methods, so that they compare"

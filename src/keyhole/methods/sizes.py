@@ -54,8 +54,8 @@ def measure(method: Method, shape: Shape, tokens: int = TOKENS) -> Sizes:
     method = replace(method, **{name: value for name, value in _QUICK.items() if name in known})
     short, long = (_filled(method, shape, length) for length in (tokens, tokens + _MORE))
     kept, index = (
-        (_held(long, part) - _held(short, part)) / _MORE / shape.kv_heads
-        for part in ("storage.", "selector.")
+        (_held(long, indexes=part) - _held(short, indexes=part)) / _MORE / shape.kv_heads
+        for part in (False, True)
     )
     row = short.storage.token_bytes / shape.kv_heads
     if short.selector is None or not isinstance(method, RetrievalMethod):
@@ -76,14 +76,15 @@ def _filled(method: Method, shape: Shape, tokens: int) -> LayerCache:
     return layer
 
 
-def _held(layer: LayerCache, part: str) -> int:
-    return sum(tensor.nbytes for name, tensor in layer.state().items() if name.startswith(part))
+def _held(layer: LayerCache, *, indexes: bool) -> int:
+    state = layer.state().items()
+    return sum(tensor.nbytes for name, tensor in state if name.startswith("selector.") == indexes)
 
 
 def _scanned(layer: LayerCache, method: RetrievalMethod) -> tuple[int, int]:
     """Bytes read to select, and the tokens among which."""
     assert layer.selector is not None
-    newest = layer.storage.keys(layer.length - 1)
+    newest = layer.newest
     parts = regions(layer.length, (0,), method.sinks, method.window, newest.device)
     query, logits = newest[:, :, 0], Logits(newest.shape[-1] ** -0.5)
     lse = torch.zeros(query.shape[:2])

@@ -29,6 +29,12 @@ class Chosen(NamedTuple):
         index = torch.arange(self.slots.shape[-1], device=self.slots.device)
         return index < self.counts.unsqueeze(-1)
 
+    def aligned(self) -> Tensor:
+        """The slots meant, moved to the end of each row: int32 `[B, Hkv, greatest count]`, -1 before them."""
+        width = int(self.counts.max())
+        index = torch.arange(width, device=self.slots.device) - (width - self.counts.unsqueeze(-1))
+        return self.slots.int().gather(-1, index.clamp(min=0)).masked_fill(index < 0, -1)
+
     def where(self, wanted: Tensor) -> Chosen:
         """Those for which `wanted [B, Hkv, S]` holds, in the same order; slot 0 fills."""
         wanted = wanted & self.meant()

@@ -1,0 +1,80 @@
+"""A layer that drops tokens, beside plain tensors of all it was given: what it keeps and reads can be checked."""
+
+import numpy as np
+import torch
+
+from tests import oracles
+from tests.layers import Layer
+
+
+class Evicting(Layer):
+    """`keys` and `values` are of every token there was; `read` is what the last step read, by row and head."""
+
+    cropped = 0  # before that, newest tokens may be gone
+
+    def attend(self, queries=1):
+        if queries == 1:
+            before = self.kept()
+        out = super().attend(queries)
+        if queries == 1:
+            self.read = before
+            check_read(self, out, before)
+        check_stored(self)
+        return out
+
+    def kept(self):
+        """The positions kept, for each batch row and KV head; padding that came last is not among them."""
+        positions = self.cache.kept.positions
+        return [
+            [[p for p in head.tolist() if p >= start] for head in row]
+            for row, start in zip(positions, self.starts, strict=True)
+        ]
+
+    def crop(self, length):
+        super().crop(length)
+        self.cropped = min(self.length, length)
+
+    def step(self):
+        self.append(1)
+        return self.attend()
+
+
+def check_read(layer, out, reads):
+    """The newest token's attention is exact over what was kept."""
+    sinks = layer.logits.sink_logits
+    for row, read in enumerate(reads):
+        expected, _ = oracles.attention(
+            *(oracles.array(tensor[row]) for tensor in (layer.query[:, :, -1], layer.keys, layer.values)),
+            read,
+            scale=layer.logits.scale,
+            softcap=layer.logits.softcap,
+            sink_logits=None if sinks is None else oracles.array(sinks),
+        )
+        np.testing.assert_allclose(out[row, :, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def check_stored(layer):
+    """Positions ascend, sinks and newest tokens are there, and keys and values are those that came."""
+    cache, keeping = layer.cache, layer.cache.retention.keeping
+    assert cache.length == layer.length
+    storage, kept = cache.storage, cache.kept
+    assert storage.length == kept.slots
+    positions = kept.positions
+    for row, start in enumerate(layer.starts):
+        for head, slots in enumerate(positions[row]):
+            held = [position for position in slots.tolist() if position >= 0]
+            filling = len(slots) - len(held)
+            assert slots[:filling].tolist() == [-1] * filling == [-1] * int(kept.filling[row, head])
+            assert held == sorted(set(held)) and all(start <= position for position in held)
+            tokens = max(layer.length - start, 0)
+            assert held[: keeping.sinks] == list(range(start, layer.length))[: keeping.sinks]
+            newest = range(max(layer.length - keeping.window, start, layer.cropped), layer.length)
+            assert set(newest) <= set(held)
+            assert torch.equal(storage.keys()[row, head, filling:], layer.keys[row, head, held])
+            assert torch.equal(storage.values()[row, head, filling:], layer.values[row, head, held])
+            assert len(held) <= tokens
+
+
+def counts(layer):
+    """Tokens kept, `[B][Hkv]`."""
+    return [[len(head) for head in row] for row in layer.kept()]

@@ -1,4 +1,4 @@
-"""A layer that drops tokens, beside plain tensors of all it was given: what it keeps and reads can be checked."""
+"""A layer that drops tokens, beside plain tensors of all it was given."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from tests.layers import Layer
 
 
 class Evicting(Layer):
-    """`keys` and `values` are of every token there was; `read` is what the last step read, by row and head."""
+    """`keys` and `values` are of every token there was; `read` is what the last step read."""
 
     cropped = 0  # before that, newest tokens may be gone
 
@@ -65,7 +65,8 @@ def check_stored(layer):
             held = [position for position in slots.tolist() if position >= 0]
             filling = len(slots) - len(held)
             assert slots[:filling].tolist() == [-1] * filling == [-1] * int(kept.filling[row, head])
-            assert held == sorted(set(held)) and all(start <= position for position in held)
+            assert held == sorted(set(held))
+            assert all(start <= position for position in held)
             tokens = max(layer.length - start, 0)
             assert held[: keeping.sinks] == list(range(start, layer.length))[: keeping.sinks]
             newest = range(max(layer.length - keeping.window, start, layer.cropped), layer.length)

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyhole.attention import Logits
 from keyhole.evicting import EvictingLayer
-from keyhole.methods import METHODS, Recipe
-from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods import Recipe
 from tests.evictions import Evicting, counts
 from tests.layers import check_dense
+from tests.small import EVICTING
 
-EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 OPTIONS = {"budget": 20, "sinks": 2, "window": 6}
 
 
@@ -251,8 +251,6 @@ def test_a_batch_of_bfloat16():
     draw = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(2, 2, 50, 16, generator=draw).bfloat16() for _ in range(2))
     layer.append(keys, values)
-    from keyhole.attention import Logits
-
     out = layer.attend(torch.randn(2, 4, 50, 16, generator=draw).bfloat16(), Logits(0.25))
-    assert out.dtype == torch.bfloat16 and layer.storage.keys().dtype == torch.bfloat16
+    assert (out.dtype, layer.storage.keys().dtype) == (torch.bfloat16, torch.bfloat16)
     assert layer.storage.length == 20

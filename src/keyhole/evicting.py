@@ -64,6 +64,11 @@ class EvictingLayer(LayerCache):
                 self._evict()
         return out
 
+    def take(self, other: LayerCache) -> None:
+        super().take(other)
+        if self._pending:
+            self._evict()
+
     def _see(self, prompted: Prompted) -> None:
         super()._see(prompted)
         self.retention.scorer.see(Seen(prompted.queries, self.storage, self.kept, prompted.logits))

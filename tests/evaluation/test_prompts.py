@@ -11,7 +11,7 @@ from keyhole.evaluation.decoding import decode
 from keyhole.evaluation.prompts import Prompt, start
 from keyhole.methods import Method, Recipe
 from keyhole.prefill import DensePrefill
-from tests.small import small
+from tests.small import EVICTING, small
 from tests.tiny import prompt, tiny_model
 
 METHODS = {
@@ -38,6 +38,25 @@ def test_a_copy_answers_as_a_fresh_run(family, name):
     assert tokens_from(model, shared.last, copied) == tokens_from(model, shared.last, fresh)
     assert keyhole.usage(copied.cache) == keyhole.usage(fresh.cache)
     assert keyhole.footprint(copied.cache) == keyhole.footprint(fresh.cache)
+    keyhole.detach(model)
+
+
+@pytest.mark.parametrize("name", EVICTING)
+@pytest.mark.parametrize("family", ["llama", "qwen3_next"])
+def test_what_drops_tokens_sees_the_whole_prompt(family, name):
+    """Also its last token, which is the first decode step then."""
+    model, tokens, recipe = tiny_model(family), prompt(120), Recipe.parse(small(name, 20))
+    shared = Prompt(model, tokens)
+    tokens_from(model, shared.last, shared.start(METHODS["oracle"]))
+    copied = shared.start(recipe)
+    whole = keyhole.make_cache(model, recipe)
+    with torch.no_grad():
+        model(tokens, past_key_values=whole)
+    for mine, fresh in zip(*map(keyhole.served_layers, (copied.cache, whole)), strict=True):
+        fresh.crop(119)
+        assert torch.equal(mine.kept.positions, fresh.kept.positions)
+        torch.testing.assert_close(mine.storage.keys(), fresh.storage.keys())
+    assert len(tokens_from(model, shared.last, copied)) == 12
     keyhole.detach(model)
 
 

@@ -10,7 +10,7 @@ from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.tasks import (
     COMMON,
     TASKS,
-    Sample,
+    Turn,
     draw_common,
     draw_frequent,
     draw_keys,
@@ -165,11 +165,11 @@ def test_no_word_is_part_of_another():
     ],
 )
 def test_score_is_the_share_found(generated, expected):
-    assert score(Sample("", "", ("123", "789"), 8), generated) == expected
+    assert score(Turn("", ("123", "789"), 8), generated) == expected
 
 
 def test_score_ignores_case():
-    assert score(Sample("", "", ("amber falcon",), 8), "Amber Falcon") == 1.0
+    assert score(Turn("", ("amber falcon",), 8), "Amber Falcon") == 1.0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 17, 1000])

@@ -29,7 +29,9 @@ def compare(
     budgets: Annotated[
         str, typer.Option(help="Tokens (256), shares of the context (0.1), or of attention mass (mass=0.95).")
     ] = BUDGETS,
-    tasks: Annotated[str, typer.Option(help="Task names, separated by commas.", show_default="all")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Task names, separated by commas.", show_default="all of one turn")
+    ] = "",
     context: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a prompt.", show_default="what the model was trained at"),
@@ -74,13 +76,14 @@ def _run(
     report: Report,
 ) -> list[Row]:
     from keyhole.cli.inputs import load, training_context
-    from keyhole.evaluation import TASKS, Haystack
+    from keyhole.evaluation import Haystack
     from keyhole.evaluation import compare as run
     from keyhole.evaluation.candidates import candidates, split_specs
     from keyhole.evaluation.comparison import find_tasks
+    from keyhole.evaluation.tasks import SINGLE_TURN
 
     # Read before the model is loaded, which takes longer.
-    specs, grid, names = split_specs(methods), split_specs(budgets), split_specs(tasks) or list(TASKS)
+    specs, grid, names = split_specs(methods), split_specs(budgets), split_specs(tasks) or list(SINGLE_TURN)
     candidates(specs, grid)
     find_tasks(names)
     text = None if haystack is None else Haystack.from_file(haystack)

@@ -35,7 +35,8 @@ def candidates(
 ) -> list[Candidate]:
     """Every method at every budget, dense first: it is what the others are measured against.
 
-    A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only.
+    A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
+    of several stages with budgets as it is written. Methods that drop tokens are left out at budgets of mass.
 
     Raises:
         SpecError: a method or budget that cannot be read, or none at all.
@@ -45,11 +46,13 @@ def candidates(
     for method in methods:
         recipe = Recipe.parse(method)
         own = _budgets(recipe)
+        named = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
         if not own:
             found.append(Candidate(str(recipe), FULL, recipe))
-            continue
-        fixed = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
-        found += [_at(recipe, budget) for budget in (own if fixed else grid)]
+        elif len(own) > 1:
+            found.append(_as_written(recipe, own))
+        else:
+            found += [_at(recipe, budget) for budget in (own if named else _possible(recipe, grid))]
     if len(found) == 1:
         raise SpecError("nothing to compare; name at least one method, and one budget if it takes budgets")
     return list(dict.fromkeys(found))
@@ -58,6 +61,17 @@ def candidates(
 def split_specs(text: str) -> list[str]:
     """The parts of a comma-separated list; commas within parentheses do not separate."""
     return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
+    """A recipe whose stages have budgets of their own."""
+    named = Candidate(str(recipe), " + ".join(map(str, budgets)), _always_selecting(recipe))
+    return named._replace(method=str(_with(recipe, budget=None)))
+
+
+def _possible(recipe: Recipe, grid: list[Budget]) -> list[Budget]:
+    """The budgets a recipe can keep to: what drops tokens cannot promise a mass."""
+    return [budget for budget in grid if recipe.eviction is None or budget.mass is None]
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.budget import Budget
 from keyhole.engines.transformers import detach, footprint, served_layers, usage
 from keyhole.evaluation.candidates import DENSE, Candidate, candidates
-from keyhole.evaluation.decoding import decode, position_range, stop_tokens, text_of
+from keyhole.evaluation.decoding import Token, decode, position_range, prefill, stop_tokens, text_of
+from keyhole.evaluation.fitting import count_tokens
 from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.mass import MassMeter
-from keyhole.evaluation.prompts import Prompt
+from keyhole.evaluation.prompts import Prompt, Start
 from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
-from keyhole.evaluation.tasks import TASKS, Sample, Task, score
+from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, Task, Turn, score
 from keyhole.methods import Method, Recipe
 
 Progress = Callable[[str, int, int], None]  # what is being done, samples done, samples in all
@@ -29,7 +31,7 @@ def compare(
     *,
     methods: Iterable[str | Method | Recipe] = ("oracle", "pqcache"),
     budgets: Iterable[str | float | Budget] = (0.05, 0.1, 0.2, "mass=0.95"),
-    tasks: Iterable[str] = tuple(TASKS),
+    tasks: Iterable[str] = SINGLE_TURN,
     context: int,
     samples: int = 10,
     seed: int = 0,
@@ -57,7 +59,7 @@ def compare(
         raise ValueError(f"samples={samples} is out of range; give at least 1")
     text = haystack or Haystack.from_environment("held-out")
     asked = _Samples(tokenizer, text, context, seed)
-    _check_range(model, [asked.make(task, 0) for task in named], context)
+    _check_range(model, context, max(_growth(tokenizer, asked.make(task, 0)) for task in named))
     found: dict[tuple[str, Candidate], list[Outcome]] = {}
     try:
         for done, (task, index) in enumerate(product(named, range(samples))):
@@ -95,13 +97,20 @@ class _Samples:
         return task.make(rng, self._text, self._tokenizer, self._context)
 
 
-def _check_range(model: PreTrainedModel, samples: Sequence[Sample], context: int) -> None:
-    longest = context + max(sample.max_new_tokens for sample in samples)
+def _growth(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> int:
+    """Tokens that answers, and a later question, may add to a prompt."""
+    if sample.later is None:
+        return sample.max_new_tokens
+    asked = count_tokens(tokenizer, sample.later.question)
+    return sample.max_new_tokens + asked + sample.later.max_new_tokens
+
+
+def _check_range(model: PreTrainedModel, context: int, growth: int) -> None:
     limit = position_range(model)
-    if limit is not None and longest > limit:
+    if limit is not None and context + growth > limit:
         raise ValueError(
-            f"a context of {context} tokens and its answers take {longest} positions, "
-            f"the model has {limit}; give a context of at most {limit - longest + context}"
+            f"a context of {context} tokens and its answers take {context + growth} positions, "
+            f"the model has {limit}; give a context of at most {limit - growth}"
         )
 
 
@@ -128,12 +137,8 @@ def _answer(
 ) -> Outcome:
     begun = prompt.start(candidate.recipe)
     meter = MassMeter(served_layers(begun.cache), candidate.mass)
-    steps = []
-    stops = stop_tokens(model, tokenizer)
-    for token in decode(model, prompt.last, begun.cache, limit=sample.max_new_tokens, stops=stops):
-        meter.settle()
-        steps.append(token)
-    accuracy = score(sample, text_of(tokenizer, steps))
+    turns = _converse(model, tokenizer, sample, prompt.last, begun, meter)
+    accuracy = score(sample.later or sample, text_of(tokenizer, turns[-1]))
     return Outcome(
         accuracy=accuracy,
         accuracy_full=accuracy if full is None else full,
@@ -141,8 +146,44 @@ def _answer(
         tally=meter.tally,
         footprint=footprint(begun.cache),
         prefill_s=begun.seconds,
-        decode_s=[token.seconds for token in steps],
+        decode_s=[token.seconds for turn in turns for token in turn],
     )
+
+
+def _converse(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sample: Sample,
+    last: int,
+    begun: Start,
+    meter: MassMeter,
+) -> list[list[Token]]:
+    """The answers to a sample's questions, one after the other."""
+    stops = stop_tokens(model, tokenizer)
+
+    def answer(asked: Turn, last: int) -> list[Token]:
+        said = []
+        for token in decode(model, last, begun.cache, limit=asked.max_new_tokens, stops=stops):
+            meter.settle()
+            said.append(token)
+        return said
+
+    turns = [answer(sample, last)]
+    if sample.later is not None:
+        last = _ask(model, tokenizer, turns[0][-1], sample.later, begun)
+        turns.append(answer(sample.later, last))
+    return turns
+
+
+def _ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Token, asked: Turn, begun: Start
+) -> int:
+    """Append the last token `said`, and all of a question but its own last token, which is returned."""
+    question: Tensor = tokenizer(asked.question, return_tensors="pt", add_special_tokens=False).input_ids
+    rest = [] if said.ends else [said.id]
+    tokens = torch.cat([torch.tensor([rest], dtype=torch.long), question], dim=1).to(model.device)
+    prefill(model, tokens[:, :-1], begun.cache)
+    return int(tokens[0, -1])
 
 
 def _rows(

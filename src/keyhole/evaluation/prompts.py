@@ -6,18 +6,25 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from keyhole.attention import Logits
 from keyhole.engines.transformers import make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.errors import UnsupportedModelError
 from keyhole.evaluation.decoding import prefill, synchronize
+from keyhole.layer import SHOWN, LayerCache, Prompted
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
+from keyhole.prefill import DensePrefill
+from keyhole.storage import DeviceStorage
 
-_OWN_PREFILL = ("prefill", "retention", "storage")
+_OWN_PREFILL = ("prefill", "storage")
+_PIECE = 8192  # tokens of a prompt computed at once
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class Prompt:
         if tokens.shape[1] < 2:
             raise ValueError(f"a prompt of {tokens.shape[1]} tokens is too short; give at least 2")
         self.model, self.tokens = model, tokens
-        self._dense = start(model, Recipe.parse("dense"), tokens)
+        # Methods that drop tokens may want to see all of a prompt's queries.
+        self._dense = start(model, Recipe.parse("dense"), tokens, remember=_PIECE)
         if not served_layers(self._dense.cache):
             raise UnsupportedModelError(f"{type(model).__name__} has no layer of full attention to serve")
 
@@ -46,19 +54,56 @@ class Prompt:
     def start(self, recipe: Recipe) -> Start:
         """A fresh cache for a recipe: a copy of the dense keys and values, unless it makes its own.
 
-        Its seconds are what the recipe would have needed alone: prefill and index, without the copying.
+        Its seconds are what the recipe would have needed alone: prefill, dropping, index. What drops tokens
+        is shown the prompt's last token before it does; that token is taken back then, as in other caches.
         """
-        if any(answers(stage, question) for stage in recipe.stages for question in _OWN_PREFILL):
+        evicts = recipe.eviction is not None
+        own = any(answers(stage, question) for stage in recipe.stages for question in _OWN_PREFILL)
+        if own or (evicts and self.tokens.shape[1] > _PIECE):
             return start(self.model, recipe, self.tokens)
         cache = make_cache(self.model, recipe)
-        for index, held in enumerate(self._dense.cache.layers):
-            mine = cache.layers[index]
-            if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
-                mine.inner.take(held.inner)
-                mine.is_initialized = True
-            else:
-                cache.layers[index] = deepcopy(held)
-        return Start(cache, self._dense.seconds + _index(self.model, cache))
+        source = self._whole if evicts else self._dense
+        started = time.perf_counter()
+        _copy(source.cache, cache)
+        for layer in served_layers(cache):
+            layer.crop(self.tokens.shape[1] - 1)
+        dropping = time.perf_counter() - started if evicts else 0.0
+        return Start(cache, source.seconds + dropping + _index(self.model, cache))
+
+    @cached_property
+    def _whole(self) -> Start:
+        """All of the prompt in layers that Keyhole serves, and all but its last token in others."""
+        cache = make_cache(self.model, "dense")
+        for layer in cache.layers:
+            if isinstance(layer, KeyholeLayer):
+                layer.inner = _Noting(DensePrefill(), DeviceStorage())
+        _copy(self._dense.cache, cache)
+        others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
+        seconds = prefill(self.model, self.tokens[:, -1:], cache)
+        back = iter(others)
+        cache.layers = [layer if isinstance(layer, KeyholeLayer) else next(back) for layer in cache.layers]
+        return Start(cache, self._dense.seconds + seconds)
+
+
+class _Noting(LayerCache):
+    """A dense layer that notes the query of a single token as one of the prompt."""
+
+    def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        before = [self._prompted.queries] if self._prompted is not None else []
+        self._prompted = Prompted(torch.cat([*before, query], dim=2), logits)
+        return super()._read_all(query, logits, mask)
+
+
+def _copy(source: DynamicCache, target: DynamicCache) -> None:
+    """Let the layers of a fresh cache hold what those of another do."""
+    for index, held in enumerate(source.layers):
+        mine = target.layers[index]
+        if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
+            mine.inner.remember = held.inner.remember
+            mine.inner.take(held.inner)
+            mine.is_initialized = True
+        else:
+            target.layers[index] = deepcopy(held)
 
 
 def start(
@@ -66,11 +111,19 @@ def start(
     recipe: Recipe,
     tokens: Tensor,
     *,
-    chunk: int = 8192,
+    chunk: int = _PIECE,
+    remember: int = SHOWN,
     progress: Callable[[int], None] | None = None,
 ) -> Start:
-    """Prefill and index a fresh cache with all of `tokens [1, T]` but the last."""
+    """Prefill and index a fresh cache with all of `tokens [1, T]` but the last.
+
+    Args:
+        chunk: tokens computed at once, at most.
+        remember: newest queries of the prompt that layers hold for others to take.
+    """
     cache = make_cache(model, recipe)
+    for layer in served_layers(cache):
+        layer.remember = remember
     seconds = prefill(model, tokens[:, :-1], cache, chunk=chunk, progress=progress)
     return Start(cache, seconds + _index(model, cache))
 

@@ -5,7 +5,7 @@ of the context goes on with the answer, so that a model without instruction tuni
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,13 +26,24 @@ FREQUENT, ZETA = 3, 2.0  # words asked for, and the exponent of the frequencies
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One question. The prompt is context + question."""
+class Turn:
+    """A question, what its answer must name, and the tokens an answer may take."""
 
-    context: str
     question: str
     answers: tuple[str, ...]
     max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample(Turn):
+    """One question about a context. The prompt is context + question.
+
+    Attributes:
+        later: a question that is asked when the first one is answered, and then is the one that counts.
+    """
+
+    context: str = ""
+    later: Turn | None = None
 
     @property
     def prompt(self) -> str:
@@ -57,10 +68,10 @@ class Task:
             raise ValueError(f"task {self.name!r} {error}") from None
 
 
-def score(sample: Sample, generated: str) -> float:
+def score(asked: Turn, generated: str) -> float:
     """The share of the expected strings found in the generated text, in any order and case."""
     text = generated.lower()
-    return sum(answer.lower() in text for answer in sample.answers) / len(sample.answers)
+    return sum(answer.lower() in text for answer in asked.answers) / len(asked.answers)
 
 
 def needle(key: str, value: str) -> str:
@@ -176,7 +187,7 @@ def draw_frequent(
 
 def _sample(tokenizer, context: str, question: str, answers: Sequence[str], reply: str) -> Sample:
     length = count_tokens(tokenizer, reply)
-    return Sample(context, question, tuple(answers), length + length // 4 + 4)
+    return Sample(question, tuple(answers), length + length // 4 + 4, context=context)
 
 
 def _single(rng, haystack, tokenizer, tokens) -> Sample:
@@ -193,6 +204,16 @@ def _needles(rng, haystack, tokenizer, tokens, *, count: int) -> Sample:
     question = ask_one(keys[0])
     context = bury(rng, needles, haystack, tokenizer, tokens, head=TEXT_HEAD, question=question)
     return _sample(tokenizer, context, question, values[:1], f" {values[0]}.")
+
+
+def _multi_turn(rng, haystack, tokenizer, tokens, *, count: int = 16) -> Sample:
+    keys, values = draw_keys(rng, count), draw_values(rng, count, haystack.numbers)
+    needles = [needle(k, v) for k, v in zip(keys, values, strict=True)]
+    question = ask_one(keys[0])
+    context = bury(rng, needles, haystack, tokenizer, tokens, head=TEXT_HEAD, question=question)
+    first = _sample(tokenizer, context, question, values[:1], f" {values[0]}.")
+    later = Turn(ask_one(keys[1]), (values[1],), first.max_new_tokens)
+    return replace(first, later=later)
 
 
 def _multivalue(rng, haystack, tokenizer, tokens, *, several: int = 4, sets: int = 3) -> Sample:
@@ -258,6 +279,10 @@ TASKS: dict[str, Task] = {
             "the three words a list repeats ten times as often as its thirty others",
             _common_words,
         ),
+        Task("multi_turn", "a second code, asked for only after the first was answered", _multi_turn),
         Task("frequent_words", "the three most frequent coded words of a Zipf-like list", _frequent_words),
     )
 }
+
+# The others ask a single question.
+SINGLE_TURN = tuple(name for name in TASKS if name != "multi_turn")

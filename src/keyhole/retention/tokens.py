@@ -41,7 +41,7 @@ class BestOfLayer(Picker):
 
 def _ranks(scores: Tensor, competing: Tensor) -> Tensor:
     """The place of each slot among those of its row, 0 for the best."""
-    order = scores.masked_fill(~competing, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = scores.masked_fill(~competing, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.evaluation.haystack import Haystack
-from keyhole.evaluation.tasks import TASKS, Sample, score
+from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, score
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def evaluate(
     tokens: int,
     count: int,
     *,
-    names: Sequence[str] = tuple(TASKS),
+    names: Sequence[str] = SINGLE_TURN,
     seed: int = 0,
     batch: int = 8,
     progress: Callable[[str, float], None] | None = None,

@@ -69,8 +69,9 @@ class EvictingLayer(LayerCache):
         if self._pending:
             self._evict()
 
-    def _see(self, prompted: Prompted) -> None:
-        super()._see(prompted)
+    @lasting()
+    def see(self, prompted: Prompted) -> None:
+        super().see(prompted)
         self.retention.scorer.see(Seen(prompted.queries, self.storage, self.kept, prompted.logits))
         self._pending = True
         if not self.retention.keeping.whole_prompt:

@@ -105,14 +105,14 @@ class LayerCache:
         """
         if query.shape[2] > 1:
             out = self.prefill.attend(query, self.storage, logits, mask)
-            self._see(Prompted(query.detach(), logits))
+            self.see(Prompted(query.detach(), logits))
             return out
         if self._reader is None or self._wants_all(self._reader):
             return self._read_all(query, logits, mask)
         return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
 
-    def _see(self, prompted: Prompted) -> None:
-        """Take note of a prompt that was just attended to."""
+    def see(self, prompted: Prompted) -> None:
+        """Take note of a prompt's newest queries, which were just attended to; `attend` does so itself."""
         queries = prompted.queries[:, :, -self.remember :].clone()
         self._prompted = prompted._replace(queries=queries)
         if self.selector is not None:
@@ -122,7 +122,7 @@ class LayerCache:
         """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""
         self.append(other.storage.keys(), other.storage.values())
         if other._prompted is not None:
-            self._see(other._prompted)
+            self.see(other._prompted)
 
     def _wants_all(self, reader: Reader) -> bool:
         return reader.wants_all(self.storage.length, self.length)

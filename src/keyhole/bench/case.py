@@ -8,7 +8,6 @@ import torch
 
 from keyhole.attention import Logits
 from keyhole.budget import Budget
-from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,13 +73,9 @@ def check_dtype(dtype: str) -> None:
 
 
 def with_budget(recipe: Recipe, tokens: int) -> Recipe:
-    """The recipe, reading so many tokens beside sinks and window; 0 leaves it its own budget."""
-    if not tokens:
+    """The recipe, reading so many tokens beside sinks and window, or keeping so many; 0 changes nothing."""
+    chosen = recipe.retrieval or recipe.eviction
+    if not tokens or chosen is None:
         return recipe
-    budget = Budget(tokens=tokens)
-    return Recipe(
-        tuple(
-            replace(stage, budget=budget) if isinstance(stage, RetrievalMethod) else stage
-            for stage in recipe.stages
-        )
-    )
+    changed = replace(chosen, budget=Budget(tokens=tokens))
+    return Recipe(tuple(changed if stage is chosen else stage for stage in recipe.stages))

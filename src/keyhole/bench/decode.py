@@ -20,6 +20,8 @@ from keyhole.methods.recipe import Recipe
 def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -> list[Result]:
     """Time appending one token and attending to it. The baselines attend only, to the same keys and values.
 
+    A method that drops tokens has dropped those of the prompt before, and the baselines read what it keeps.
+
     Raises:
         ValueError: the method cannot be read, or the case does not fit into memory.
         CheckFailedError: the step is not exact over what it reads.
@@ -31,7 +33,7 @@ def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -
     token = new_token(case, source)
     check_selective_step(layer, token.query, case.logits)
     step = step_candidate(case, recipe, layer, token)
-    keys, values = layer.storage.keys(), layer.storage.values()
+    keys, values = layer.storage.keys().contiguous(), layer.storage.values().contiguous()
     baselines = dense_baselines(token.query, keys, values, scale=case.logits.scale)
     notes = [f"building the index once took {built * 1e3:.0f} ms, not counted"] if layer.indexed else []
     result = compare(

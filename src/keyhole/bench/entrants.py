@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close, check_observation
-from keyhole.bench.layers import layer_implementation
+from keyhole.bench.layers import fill, keeps_its_size, layer_implementation
 from keyhole.bench.models import (
     SDPA,
     forward,
     keyhole_cache,
     plain_cache,
-    tokens_of_layers,
+    sources_of_layers,
     use_keyhole,
     use_sdpa,
     weight_bytes,
@@ -41,8 +41,8 @@ class Entrants:
     def transformers(self) -> list[Candidate]:
         """transformers' sdpa attention and its own cache, which joins old and new tokens in every step."""
         cache: Any = plain_cache(self.model)
-        for index, held in enumerate(tokens_of_layers(self.case, self.layers)):
-            cache.update(*held, index)
+        for index, source in enumerate(sources_of_layers(self.case, self.layers)):
+            cache.update(*source.keys_values(self.case.tokens), index)
         originals = [(layer.keys, layer.values) for layer in cache.layers]
 
         def start() -> None:
@@ -67,10 +67,12 @@ class Entrants:
                 are not those of `transformers`, if that was made before.
         """
         layers = recipe.layers(self.layers)
-        for layer, held in zip(layers, tokens_of_layers(self.case, self.layers), strict=True):
-            layer.append(*held)
+        for layer, source in zip(layers, sources_of_layers(self.case, self.layers), strict=True):
+            fill(layer, *source.keys_values(self.case.tokens), self.case, source)
             layer.prepare()
         selective = self._entrant(str(recipe), layers)
+        if recipe.eviction is not None:
+            return [selective]
         dense = [LayerCache(layer.prefill, layer.storage) for layer in layers]
         everything = self._entrant(DENSE, dense)
         self._check_logits(everything)
@@ -85,7 +87,8 @@ class Entrants:
 
         def forget() -> None:
             for layer in layers:
-                layer.crop(self.case.tokens)
+                if not keeps_its_size(layer):
+                    layer.crop(self.case.tokens)
             use_sdpa(self.model)
 
         start()
@@ -126,7 +129,7 @@ def _checked_step(layers: list[LayerCache], run: Callable[[], object], case: Cas
     counts = []
     for layer, observed in zip(layers, seen, strict=True):
         if observed is None:
-            counts.append(float(layer.length))
+            counts.append(layer.usage.read)
             continue
         query, out = observed.query.unsqueeze(2), observed.read.part.out.unsqueeze(2)
         check_observation(observed, layer, query, out, case.logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from keyhole.bench.case import Case
@@ -12,7 +13,8 @@ from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.result import Sizes
 from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate
-from keyhole.layer import LayerCache, Observation
+from keyhole.evicting import EvictingLayer
+from keyhole.layer import SHOWN, LayerCache, Observation, Prompted
 from keyhole.methods.recipe import Recipe
 
 _WORKING = 512 << 20  # bytes for the eviction buffer and temporaries
@@ -34,8 +36,20 @@ def filled_layer(case: Case, recipe: Recipe, source: Synthetic) -> LayerCache:
     """
     require_layer_memory(case, copies=2)  # the drawn tokens exist twice while they are stored
     layer = recipe.layers(1)[0]
-    layer.append(*source.keys_values(case.tokens))
+    fill(layer, *source.keys_values(case.tokens), case, source)
     return layer
+
+
+def fill(layer: LayerCache, keys: Tensor, values: Tensor, case: Case, source: Synthetic) -> None:
+    """Let a layer hold a prompt's keys and values, and see the newest queries of it."""
+    layer.append(keys, values)
+    queries = [source.query(case.query_heads) for _ in range(SHOWN)]
+    layer.see(Prompted(torch.cat(queries, dim=2), case.logits))
+
+
+def keeps_its_size(layer: LayerCache) -> bool:
+    """Whether a layer drops a token for each that comes: such a step needs not be taken back."""
+    return isinstance(layer, EvictingLayer) and layer.retention.keeping.every == 1
 
 
 def require_layer_memory(case: Case, copies: int = 1) -> None:
@@ -61,7 +75,8 @@ def step_candidate(case: Case, recipe: Recipe, layer: LayerCache, token: NewToke
         return layer.attend(token.query, case.logits)
 
     def forget() -> None:
-        layer.crop(tokens)
+        if not keeps_its_size(layer):
+            layer.crop(tokens)
 
     run()
     forget()
@@ -71,8 +86,9 @@ def step_candidate(case: Case, recipe: Recipe, layer: LayerCache, token: NewToke
 
 
 def layer_implementation(layer: LayerCache) -> str:
-    """Who computes a layer's steps: torch where it selects nothing."""
-    return "torch" if layer.selector is None else implementation()
+    """Who computes a layer's steps: torch where all is read from where it came."""
+    plain = layer.selector is None and not isinstance(layer, EvictingLayer)
+    return "torch" if plain else implementation()
 
 
 def step_usage(layer: LayerCache, run: Callable[[], object]) -> tuple[float, int]:

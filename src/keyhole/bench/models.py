@@ -31,11 +31,10 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(weight.nbytes for weight in whole.parameters()) - (0 if tied else embedding.nbytes)
 
 
-def tokens_of_layers(case: Case, layers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Keys and values for each layer in turn; the same whenever it is asked."""
+def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:
+    """A stream of tokens for each layer in turn; the same whenever it is asked."""
     for index in range(layers):
-        source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed + index)
-        yield source.keys_values(case.tokens)
+        yield Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed + index)
 
 
 def plain_cache(model: PreTrainedModel) -> DynamicCache:

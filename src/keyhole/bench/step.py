@@ -42,13 +42,16 @@ def step(
     """
     case = shape_case(shape, tokens, dtype, read_tokens, seed)
     recipes = [case.recipe(method) for method in methods]
+    whole = next((recipe for recipe in recipes if recipe.eviction is None), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
     entrants = Entrants(shape.model(case.torch_dtype, tokens), case, shape.layers)
     makers: list[Callable[[], list[Candidate]]] = [entrants.transformers]
     for recipe in recipes:
-        with_dense = recipe is recipes[0]
+        with_dense = recipe is whole
         makers.append(lambda recipe=recipe, dense=with_dense: entrants.keyhole(recipe, with_dense=dense))
+    if whole is None:
+        makers.append(lambda: entrants.keyhole(Recipe.parse("dense"), with_dense=True)[1:])
     timed: list[Timed] = []
     for group in [makers] if together else [[maker] for maker in makers]:
         timed += _timed(group, rounds, evictor)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields
 
 from keyhole.errors import SpecError
-from keyhole.methods import METHODS, Method, RetrievalMethod
+from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
 from keyhole.storage import PLACES, PRECISIONS
@@ -36,7 +36,7 @@ lower-order terms are left out.
 | letter | |
 |---|---|
 | N | tokens indexed: all before the window |
-| R | tokens read: sinks, window, and what the budget allows |
+| R | tokens read: sinks, window, and what the budget allows; all that is kept where tokens are dropped |
 | D, Dv | size of a key and of a value |
 | e | bytes of one of their numbers |
 | Hkv, G | KV heads, and query heads of each |
@@ -49,8 +49,9 @@ released code. Measured accuracy is in [LOG.md](LOG.md), measured times are in
 _GLANCE = f"""\
 ## At a glance
 
-What one step reads at a context of {_CONTEXT:,} tokens with `budget={_BUDGET}`, by the formulas below.
-Sorting, softmax and what lies in the processor's cache are not in it, so it is no measure of time.
+What is held, keys and values and index, and what one step reads of it, at a context of {_CONTEXT:,} tokens
+with `budget={_BUDGET}`, by the formulas below. Sorting, softmax and what lies in the processor's cache are
+not in it, so it is no measure of time.
 """
 
 _SHARED = """\
@@ -64,6 +65,13 @@ model's heads and the machine when a model is first served, and keeps the answer
 shows it. Not measured, since one layer does not show it: {known}.
 
 Every method but {refusing} can be put on every tier and into every form that are listed at the end.
+"""
+
+_DROPPING = """\
+## Options of every method that drops tokens
+
+What is dropped is gone: a later question may need it, and cropping a cache finds only what is left. The
+budget counts all that is kept for a head. Scores are those of the prompt at its end, the question included.
 """
 
 _PLACES = f"""\
@@ -100,18 +108,23 @@ def methods_markdown() -> str:
     """The page, as Markdown."""
     sizes = {name: measure(kind(), _SHAPE) for name, kind in METHODS.items()}
     retrieving = [kind for kind in METHODS.values() if issubclass(kind, RetrievalMethod)]
+    shared, dropping = (
+        _table(("option", "default", "meaning"), _common_rows(base))
+        for base in (RetrievalMethod, EvictionMethod)
+    )
     known = ", ".join(f"{kind.pays_from} tokens for `{kind.name}`" for kind in retrieving if kind.pays_from)
     refusing = ", ".join(f"`{kind.name}`" for kind in retrieving if _refuses_places(kind))
-    shared = (_row(f"`{field.name}`", _default(field), text) for field, text in _common().items())
     parts = [
         _INTRODUCTION,
         _GLANCE,
         _table(
-            ("method", "index, bytes a token", "to select, MiB", "to attend, MiB", "of dense"),
+            ("method", "held, MiB", "of it index", "to select, MiB", "to attend, MiB", "read, of dense"),
             (_glance(kind, sizes) for kind in METHODS.values()),
         ),
         _SHARED.format(refusing=refusing, known=known),
-        _table(("option", "default", "meaning"), shared),
+        shared,
+        _DROPPING,
+        dropping,
         *(_section(kind, sizes[name]) for name, kind in METHODS.items()),
         _PLACES.format(table=_places()),
     ]
@@ -121,7 +134,7 @@ def methods_markdown() -> str:
 def _section(kind: type[Method], sizes: Sizes) -> str:
     from keyhole.cli.methods import four_answers
 
-    facts, retrieves = kind.facts, issubclass(kind, RetrievalMethod)
+    facts = kind.facts
     selecting = (_bytes(facts.scan), _a_token(sizes.scan) + _besides(sizes.once))
     attending = f"`R * ({facts.row})`", f"{_number(sizes.row)} a token read"
     computing = " + ".join(part for part in (facts.products, "G * R * (D + Dv)") if part != "0")
@@ -146,7 +159,7 @@ def _section(kind: type[Method], sizes: Sizes) -> str:
         _table(("", "formula", "measured"), costs),
         *([_wrapped(facts.letters), ""] if facts.letters else []),
     ]
-    options = list(_options(kind)) if retrieves else []
+    options = list(_options(kind))
     if options:
         lines.append(_table(("option", "default", "published", "meaning"), options))
     return "\n".join(lines)
@@ -154,8 +167,9 @@ def _section(kind: type[Method], sizes: Sizes) -> str:
 
 def _options(kind: type[Method]) -> Iterator[str]:
     """Rows for the options of a method that are its own, or that differ in its default or from the paper."""
-    common = {field.name: field for field in fields(RetrievalMethod)}
-    meanings = {field.name: text for field, text in _common().items()} | _attributes(kind)
+    base = next((base for base in (RetrievalMethod, EvictionMethod) if issubclass(kind, base)), Method)
+    common = {field.name: field for field in fields(base)}
+    meanings = {name: text for each in reversed(kind.__mro__) for name, text in _attributes(each).items()}
     differing = {differs.option: differs for differs in kind.facts.differs}
     for field in fields(kind):
         own = field.name not in common or field.default != common[field.name].default
@@ -174,12 +188,12 @@ def _published(differs: Differs | None) -> str:
     )
 
 
-def _common() -> Mapping[Field, str]:
-    texts = _attributes(RetrievalMethod)
-    return {field: texts[field.name] for field in fields(RetrievalMethod)}
+def _common_rows(base: type[Method]) -> Iterator[str]:
+    texts = _attributes(base)
+    return (_row(f"`{field.name}`", _default(field), texts[field.name]) for field in fields(base))
 
 
-def _attributes(kind: type[Method]) -> dict[str, str]:
+def _attributes(kind: type) -> dict[str, str]:
     """What a docstring says of each attribute."""
     _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
@@ -204,13 +218,17 @@ def _wrapped(text: str) -> str:
 
 def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
     own, dense = sizes[kind.name], sizes["dense"].row * _CONTEXT
-    select, attend = 0.0, dense
+    kept, select, attend = _CONTEXT, 0.0, dense
     if issubclass(kind, RetrievalMethod):
         select = own.scan * (_CONTEXT - kind.window) + own.once
         attend = own.row * (kind.sinks + kind.window + round(_BUDGET * _CONTEXT))
+    if issubclass(kind, EvictionMethod):
+        kept = round(_BUDGET * _CONTEXT)
+        attend = own.row * kept
     name = f"[{kind.name}](#{kind.name})" + (", a follower" if kind.name == "delta" else "")
-    numbers = (f"{part / 2**20:.2f}" for part in (select, attend))
-    return _row(name, _number(own.index), *numbers, f"{(select + attend) / dense:.1%}")
+    index = own.index * kept
+    numbers = (f"{part / 2**20:.2f}" for part in (own.kept * kept + index, index, select, attend))
+    return _row(name, *numbers, f"{(select + attend) / dense:.1%}")
 
 
 def _places() -> str:

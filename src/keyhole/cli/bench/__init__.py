@@ -7,6 +7,7 @@ import typer
 from keyhole.cli.bench.calibrate import calibrate
 from keyhole.cli.bench.layer import build, decode, gather, scan
 from keyhole.cli.bench.matrix import gemv
+from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
 from keyhole.cli.bench.report import report
 
@@ -17,5 +18,5 @@ app = typer.Typer(
     "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
 )
 
-for command in (decode, step, scan, gather, gemv, build, prompt, calibrate, report):
+for command in (decode, step, scan, gather, gemv, build, prompt, memory, calibrate, report):
     app.command()(command)

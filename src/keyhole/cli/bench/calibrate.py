@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyhole.cli.bench import options
-from keyhole.cli.bench.model import selecting
+from keyhole.cli.bench.model import named
 from keyhole.cli.options import Quiet, Threads
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def calibrate(
 
     check_dtype(dtype)
     sizes = _sizes(shape, model) or Attention(query_heads, kv_heads, head_dim)
-    for spec in selecting(method):
+    for spec in named(method, selecting=True):
         with progress(quiet) as report:
             tokens = break_even(
                 spec,

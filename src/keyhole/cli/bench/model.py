@@ -34,7 +34,7 @@ def step(
     run(
         lambda evictor: measure(
             taken,
-            selecting(method),
+            named(method),
             tokens=tokens,
             dtype=dtype,
             read_tokens=read_tokens,
@@ -71,9 +71,13 @@ def prompt(
     )
 
 
-def selecting(given: list[str]) -> list[str]:
-    """The methods given; `all` are those that select."""
-    from keyhole.methods import METHODS, Recipe
+def named(given: list[str], *, selecting: bool = False) -> list[str]:
+    """The methods given; `all` are all but the dense one, or those that select."""
+    from keyhole.methods import METHODS, RetrievalMethod
 
-    every = [name for name in METHODS if Recipe.parse(name).retrieval is not None]
+    every = [
+        name
+        for name, kind in METHODS.items()
+        if (issubclass(kind, RetrievalMethod) if selecting else name != "dense")
+    ]
     return list(dict.fromkeys(spec for each in given for spec in (every if each == "all" else [each])))

@@ -120,7 +120,7 @@ def _break_even(recipe: Recipe, model: PreTrainedModel) -> int:
     sizes = attention_sizes(model.config)
     if sizes is None:
         return 0
-    return break_even(recipe, **sizes._asdict(), dtype=model.dtype, device=model.device)
+    return break_even(Recipe((recipe.retrieval,)), **sizes._asdict(), dtype=model.dtype, device=model.device)
 
 
 def layer_kinds(model: PreTrainedModel) -> list[Any]:

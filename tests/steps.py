@@ -12,7 +12,9 @@ def competing(first, last, length):
     """Regions in which slots [first, last) compete; `first` is one slot for each batch row."""
     first = torch.as_tensor(first, dtype=torch.int32)
     none = torch.zeros(len(first), 0, dtype=torch.int32)
-    return Regions(length, (0,) * len(first), none, none.sum(1).int(), first, last)
+    padding = (0,) * len(first)
+    context = (length,) * len(first)
+    return Regions(length, padding, context, none, none.sum(1).int(), first, last)
 
 
 def stored(keys):

@@ -21,8 +21,8 @@ def selected(counts, mass, padding=(0, 0)):
 
 def test_everything():
     usage = Usage()
-    usage.record_everything(100, TOKEN)
-    usage.record_everything(101, TOKEN)
+    usage.record_everything(100, 100, TOKEN)
+    usage.record_everything(101, 101, TOKEN)
     assert usage == Usage(steps=2, tokens=201, read=201, mass=2, bytes=201 * TOKEN)
 
 

@@ -14,9 +14,9 @@ class Usage:
 
     Attributes:
         steps: decode steps.
-        tokens: tokens that were in the cache, summed over steps.
+        tokens: tokens of the context, evicted ones among them, summed over steps.
         read: tokens read, summed over steps.
-        mass: estimated share of the softmax read, summed over steps; 1 where everything was read.
+        mass: estimated share of the softmax read, summed over steps; 1 where all that is kept was read.
         bytes: bytes of keys, values and index read by all KV heads of a batch row, summed over steps.
         hits: reads of a token by a KV head that a block cache answered, over all batch rows.
         misses: those that went past it, to a slower tier.
@@ -30,14 +30,14 @@ class Usage:
     hits: int = 0
     misses: int = 0
 
-    def record_everything(self, tokens: float, token_bytes: float) -> None:
-        """Count a step that read all of `tokens`."""
-        self._add(tokens, tokens, 1.0, tokens * token_bytes)
+    def record_everything(self, tokens: float, kept: float, token_bytes: float) -> None:
+        """Count a step that read all that is `kept` of `tokens`."""
+        self._add(tokens, kept, 1.0, kept * token_bytes)
 
     def record_selection(self, read: Read, token_bytes: float) -> None:
         """Count a step that read a selection."""
         parts, selection = read.regions, read.selection
-        real = parts.length - sum(parts.padding) / len(parts.padding)
+        real = sum(parts.context) / len(parts.context)
         count = float(selection.counts.float().mean() + parts.always_counts.float().mean())
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, float(selection.mass.mean()), read_bytes)

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from keyhole.accounting import Usage
-from keyhole.attention import Logits, add_sink_logits, dense_attention
+from keyhole.attention import Logits, add_sink_logits
 from keyhole.errors import NonFiniteError
 from keyhole.lasting import lasting
 from keyhole.prefill import Prefill
 from keyhole.reader import Read, Reader, Reading
-from keyhole.retention import Retention
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
 
-_SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
+SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
 
 
 class Observation(NamedTuple):
@@ -33,34 +32,50 @@ class Observation(NamedTuple):
     logits: Logits
 
 
+class Prompted(NamedTuple):
+    """The newest `queries [B, H, Q, D]` of a prompt, and the way the model makes logits of them."""
+
+    queries: Tensor
+    logits: Logits
+
+
 class LayerCache:
-    """One layer's answers to the four questions, at work.
+    """One layer's answers to the questions of what to compute, where to place and what to read, at work.
 
     Tokens are appended with `append`; `attend` answers queries over all that was appended. `observer`, where
-    set, is called after each step that read a selection.
+    set, is called after each step that read a selection. `remember` is how many of a prompt's newest queries
+    are held for layer caches that `take` from this one.
     """
 
     def __init__(
         self,
         prefill: Prefill,
-        retention: Retention,
         storage: Storage,
         selector: Selector | None = None,
         *,
         reading: Reading | None = None,
     ) -> None:
-        self.prefill, self.retention, self.storage = prefill, retention, storage
-        self.selector = selector
+        self.prefill, self.storage, self.selector = prefill, storage, selector
         self.reading = reading
         self._reader = Reader(selector, reading) if selector is not None and reading is not None else None
         self.usage = Usage()
-        self._shown: Tensor | None = None  # the prompt's newest queries
+        self.remember = SHOWN
+        self._prompted: Prompted | None = None
         self.observer: Callable[[Observation], None] | None = None
 
     @property
     def length(self) -> int:
         """Tokens appended and not cropped."""
         return self.storage.length
+
+    @property
+    def newest(self) -> Tensor:
+        """The newest token's keys, `[B, Hkv, 1, D]`.
+
+        Raises:
+            ValueError: nothing was appended yet.
+        """
+        return self.storage.keys(self.storage.length - 1)
 
     @lasting()
     def append(self, keys: Tensor, values: Tensor) -> None:
@@ -76,7 +91,7 @@ class LayerCache:
         for name, tensor in (("keys", keys), ("values", values)):
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
-        self.storage.append(*self.retention.admit(keys, values))
+        self.storage.append(keys, values)
 
     @lasting()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
@@ -89,45 +104,70 @@ class LayerCache:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
         """
         if query.shape[2] > 1:
-            self._show(query[:, :, -_SHOWN:].detach().clone())
-            return self.prefill.attend(query, self.storage, logits, mask)
-        if self._reader is None or self._reader.wants_all(self.length):
+            out = self.prefill.attend(query, self.storage, logits, mask)
+            self._see(Prompted(query.detach(), logits))
+            return out
+        if self._reader is None or self._wants_all(self._reader):
             return self._read_all(query, logits, mask)
         return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
 
-    def _show(self, queries: Tensor) -> None:
-        self._shown = queries
+    def _see(self, prompted: Prompted) -> None:
+        """Take note of a prompt that was just attended to."""
+        queries = prompted.queries[:, :, -self.remember :].clone()
+        self._prompted = prompted._replace(queries=queries)
         if self.selector is not None:
-            self.selector.see(queries, self.storage.keys(self.length - 1).shape[1])
+            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
 
     def take(self, other: LayerCache) -> None:
         """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""
         self.append(other.storage.keys(), other.storage.values())
-        if other._shown is not None:
-            self._show(other._shown)
+        if other._prompted is not None:
+            self._see(other._prompted)
+
+    def _wants_all(self, reader: Reader) -> bool:
+        return reader.wants_all(self.storage.length, self.length)
 
     def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
-        unused = 0.0 if mask is None else float((~mask[:, 0, -1]).sum(-1).float().mean())
-        self.usage.record_everything(self.length - unused, self.storage.token_bytes)
+        """Attention of `query [B, H, 1, D]` over all that is stored."""
+        self._record_all(mask)
         if self._reader is not None and self._reader.leads(self.length):
             self._reader.watch(query.squeeze(2), self.storage, logits, mask)
-        keys, values = self.storage.keys(), self.storage.values()
-        return dense_attention(query, keys, values, mask=mask, **logits._asdict())
+        return self._attend_all(query, logits, mask)
+
+    def _record_all(self, mask: Tensor | None) -> None:
+        unused = 0.0 if mask is None else float((~mask[:, 0, -1]).sum(-1).float().mean())
+        tokens = self.length - unused
+        self.usage.record_everything(tokens, tokens, self.storage.token_bytes)
+
+    def _attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        return self.storage.attend_all(query, logits, mask)
 
     @torch.no_grad()
     def _read(self, reader: Reader, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         """Attention of `query [B, H, D]` over a selection."""
-        read = reader.read(query, self.storage, logits, mask)
+        read = reader.read(query, self.storage, logits, mask, self._context)
         self.usage.record_selection(read, self.storage.token_bytes)
         self.usage.record_lookups(self.storage.lookups)
         if self.observer is not None:
             self.observer(Observation(query, self.storage, read, logits))
         return add_sink_logits(read.part, logits).out
 
+    @property
+    def _context(self) -> tuple[int, ...] | None:
+        """Tokens each batch row has seen, where that is not what it holds."""
+        return None
+
     def crop(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
+        """Forget the tokens from `length` on.
+
+        Raises:
+            ValueError: a negative length.
+        """
         if length < 0:
             raise ValueError(f"cannot crop to {length} tokens; give 0 or more")
+        self._crop(length)
+
+    def _crop(self, length: int) -> None:
         self.storage.crop(length)
         if self.selector is not None:
             self.selector.crop(length)
@@ -135,13 +175,16 @@ class LayerCache:
     @lasting()
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order, repeats and omissions allowed (beam search)."""
-        if self.length == 0:
-            return
+        if self.length:
+            self._reorder(rows)
+
+    def _reorder(self, rows: Tensor) -> None:
         self.storage.reorder(rows)
         if self.selector is not None:
             self.selector.reorder(rows)
-        if self._shown is not None:
-            self._shown = self._shown.index_select(0, rows.to(self._shown.device))
+        if self._prompted is not None:
+            queries = self._prompted.queries
+            self._prompted = self._prompted._replace(queries=queries[rows.to(queries.device)])
 
     @property
     def footprint(self) -> Footprint:
@@ -163,16 +206,17 @@ class LayerCache:
 
     def restore(self, state: dict[str, Tensor], indexed: int) -> None:
         """Take over a `state`, of which `indexed` tokens were in the index."""
-        self.storage.restore(_under("storage.", state))
+        self.storage.restore(under("storage.", state))
         if self.selector is not None:
-            self.selector.restore(_under("selector.", state), indexed)
+            self.selector.restore(under("selector.", state), indexed)
 
     @lasting()
     def prepare(self, mask: Tensor | None = None) -> None:
         """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
-        if self._reader is not None and not self._reader.wants_all(self.length):
-            self._reader.index(self.storage, mask)
+        if self._reader is not None and not self._wants_all(self._reader):
+            self._reader.index(self.storage, mask, self._context)
 
 
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

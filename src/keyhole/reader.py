@@ -51,11 +51,14 @@ class Reader:
     def __init__(self, selector: Selector, reading: Reading) -> None:
         self.selector, self.reading = selector, reading
 
-    def wants_all(self, tokens: int) -> bool:
-        """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it."""
+    def wants_all(self, tokens: int, context: int) -> bool:
+        """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it.
+
+        Budgets are shares of the `context`, which is longer where tokens were evicted.
+        """
         candidates = tokens - self.reading.sinks - self.reading.window
         budget = self.reading.budget
-        allowed = budget.mass is None and candidates <= budget.limit(tokens)
+        allowed = budget.mass is None and candidates <= budget.limit(context)
         short = tokens < self.reading.dense_below or candidates < self.selector.minimum
         return self.selector.reads_all or short or allowed
 
@@ -63,9 +66,16 @@ class Reader:
         """Whether the layer is read whole for what others read by it, rather than for being short."""
         return self.selector.leads and tokens >= max(self.reading.dense_below, self.selector.minimum)
 
-    def read(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Read:
+    def read(
+        self,
+        query: Tensor,
+        storage: Storage,
+        logits: Logits,
+        mask: Tensor | None,
+        context: tuple[int, ...] | None = None,
+    ) -> Read:
         """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
-        parts = self.index(storage, mask)
+        parts = self.index(storage, mask, context)
         anchor = storage.attend(query, parts.always, parts.always_counts, logits)
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = self.selector.select(step)
@@ -77,12 +87,12 @@ class Reader:
         """Let a leading layer's selector see a step that reads everything."""
         self.selector.watch(query, storage, self.index(storage, mask), logits)
 
-    def index(self, storage: Storage, mask: Tensor | None) -> Regions:
+    def index(self, storage: Storage, mask: Tensor | None, context: tuple[int, ...] | None = None) -> Regions:
         """Index every token that has left the window; new ones wait there, so they are indexed in batches."""
         newest = storage.keys(storage.length - 1)
         padding = (0,) * newest.shape[0] if mask is None else left_padding(mask, newest.shape[0])
         reading = self.reading
-        parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device)
+        parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device, context)
         if self.selector.length == 0 or self.selector.stale:
             self.selector.build(storage.keys(), parts)
         elif self.selector.length < parts.last:

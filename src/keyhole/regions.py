@@ -15,6 +15,7 @@ class Regions(NamedTuple):
     Attributes:
         length: slots there are.
         padding: unused slots at the start of each batch row.
+        context: tokens each batch row has seen, those that were evicted since among them.
         always: int32 `[B, A]`, the slots of sinks and window, ascending; filling after `always_counts`.
         always_counts: int32 `[B]`.
         first: int32 `[B]`.
@@ -23,6 +24,7 @@ class Regions(NamedTuple):
 
     length: int
     padding: tuple[int, ...]
+    context: tuple[int, ...]
     always: Tensor
     always_counts: Tensor
     first: Tensor
@@ -30,8 +32,20 @@ class Regions(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def regions(length: int, padding: tuple[int, ...], sinks: int, window: int, device: torch.device) -> Regions:
-    """The parts of a sequence of `length` slots. All layers of a step ask the same, so answers are kept."""
+def regions(
+    length: int,
+    padding: tuple[int, ...],
+    sinks: int,
+    window: int,
+    device: torch.device,
+    context: tuple[int, ...] | None = None,
+) -> Regions:
+    """The parts of a sequence of `length` slots. All layers of a step ask the same, so answers are kept.
+
+    Where tokens were evicted, sinks and window are counted among those kept, and `context` says how many
+    there were; else it is what a row holds.
+    """
+    context = tuple(length - unused for unused in padding) if context is None else context
     starts = torch.tensor(padding, dtype=torch.int32)
     last = max(length - window, 0)
     window_start = starts.clamp(min=last)
@@ -43,7 +57,7 @@ def regions(length: int, padding: tuple[int, ...], sinks: int, window: int, devi
     slots = torch.where(index < sink_counts, starts.unsqueeze(1) + index, after_sinks)
     slots = slots.clamp(max=length - 1)
     slots, counts, first = (tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first))
-    return Regions(length, padding, slots, counts, first, last)
+    return Regions(length, padding, context, slots, counts, first, last)
 
 
 def left_padding(mask: Tensor, batch: int) -> tuple[int, ...]:

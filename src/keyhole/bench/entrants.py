@@ -71,7 +71,7 @@ class Entrants:
             layer.append(*held)
             layer.prepare()
         selective = self._entrant(str(recipe), layers)
-        dense = [LayerCache(layer.prefill, layer.retention, layer.storage) for layer in layers]
+        dense = [LayerCache(layer.prefill, layer.storage) for layer in layers]
         everything = self._entrant(DENSE, dense)
         self._check_logits(everything)
         return [selective, everything] if with_dense else [selective]

@@ -105,7 +105,7 @@ def _resize(layer: LayerCache, tokens: int, source: Synthetic) -> None:
 
 def _point(layer: LayerCache, source: Synthetic, heads: Heads, evictor: Evictor) -> Point | None:
     """Time a step of `layer`, and one that reads everything from the same storage; None if both do that."""
-    dense = LayerCache(layer.prefill, layer.retention, layer.storage)
+    dense = LayerCache(layer.prefill, layer.storage)
     query, (key, value) = source.query(heads.query_heads), source.keys_values(1)
     tokens, logits = layer.length, Logits(heads.head_dim**-0.5)
 

@@ -38,15 +38,21 @@ def methods(
 
 def four_answers(kind: type[Method]) -> tuple[str, ...]:
     """The names of a method's answers to compute, retain, place and select."""
+    from keyhole.evicting import EvictingLayer
     from keyhole.methods import Recipe
 
     layer = Recipe((kind(),)).layers(1)[0]
-    made = (layer.prefill, layer.retention, layer.storage)
-    return (*map(_name, made), _name(layer.selector) if layer.selector else "everything")
+    scorer = layer.retention.scorer if isinstance(layer, EvictingLayer) else None
+    return (
+        _name(layer.prefill),
+        _name(scorer) if scorer else "everything",
+        _name(layer.storage),
+        _name(layer.selector) if layer.selector else "everything",
+    )
 
 
 def _name(answer: object) -> str:
     """`ProductSelector` is `product`: the words of the class without those of the question."""
     words = re.findall("[A-Z][a-z0-9]*", type(answer).__name__)
-    asked = {"Keep", "Prefill", "Retention", "Storage", "Selector"}
+    asked = {"Prefill", "Storage", "Selector"}
     return " ".join(word.lower() for word in words if word not in asked)

@@ -17,7 +17,7 @@ from keyhole.evaluation.decoding import prefill, synchronize
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
 
-_OWN_PREFILL = ("prefill", "retention", "storage")
+_OWN_PREFILL = ("prefill", "retention", "storage")  # TODO
 
 
 @dataclass(frozen=True)

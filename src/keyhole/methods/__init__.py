@@ -9,6 +9,7 @@ from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS
+from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.tokenselect import TokenSelect
 
@@ -23,6 +24,7 @@ __all__ = [
     "Quest",
     "Recipe",
     "RetrievalMethod",
+    "Sale",
     "ShadowKV",
     "TokenSelect",
 ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _FULL = "(D + Dv) * e"
+EVICTED = _FULL
 
 # Why options that methods have in common differ from the published ones.
 ALIKE = "the same for all methods, so that they compare"

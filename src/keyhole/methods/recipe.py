@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keyhole.errors import SpecError
+from keyhole.evicting import EvictingLayer
 from keyhole.layer import LayerCache
 from keyhole.methods.base import Method, RetrievalMethod
+from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.spec import parse_stages
 from keyhole.prefill import DensePrefill
 from keyhole.reader import Reading
-from keyhole.retention import KeepEverything
 from keyhole.setting import Setting
-from keyhole.storage import DeviceStorage
+from keyhole.storage import DeviceStorage, PooledStorage
 
 _QUESTIONS = {"prefill": "compute", "retention": "retain", "storage": "place", "selectors": "select"}
 _NOWHERE = Setting.of(0)
@@ -49,6 +50,11 @@ class Recipe:
         return cls(parse_stages(method))
 
     @property
+    def eviction(self) -> EvictionMethod | None:
+        """The stage that drops tokens, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, EvictionMethod)), None)
+
+    @property
     def retrieval(self) -> RetrievalMethod | None:
         """The stage that selects, if there is one."""
         return next((stage for stage in self.stages if isinstance(stage, RetrievalMethod)), None)
@@ -57,14 +63,21 @@ class Recipe:
         """Fresh caches of one batch for the layers of a setting, or for so many layers."""
         setting = Setting.of(setting)
         count, reading = len(setting), self._reading(setting)
+        retentions = self._answer("retention", setting)
+        plain = DeviceStorage if retentions is None else PooledStorage
         answers = zip(
             self._answer("prefill", setting) or [DensePrefill() for _ in range(count)],
-            self._answer("retention", setting) or [KeepEverything() for _ in range(count)],
-            self._answer("storage", setting) or [DeviceStorage() for _ in range(count)],
+            self._answer("storage", setting) or [plain() for _ in range(count)],
+            retentions or [None] * count,
             self._answer("selectors", setting) or [None] * count,
             strict=True,
         )
-        return [LayerCache(*answer, reading=reading) for answer in answers]
+        return [
+            LayerCache(prefill, storage, selector, reading=reading)
+            if retention is None
+            else EvictingLayer(prefill, storage, retention, selector, reading=reading)
+            for prefill, storage, retention, selector in answers
+        ]
 
     def _reading(self, setting: Setting) -> Reading | None:
         stage = self.retrieval

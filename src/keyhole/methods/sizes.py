@@ -83,7 +83,7 @@ def _held(layer: LayerCache, part: str) -> int:
 def _scanned(layer: LayerCache, method: RetrievalMethod) -> tuple[int, int]:
     """Bytes read to select, and the tokens among which."""
     assert layer.selector is not None
-    newest = layer.storage.keys(layer.length - 1)
+    newest = layer.newest
     parts = regions(layer.length, (0,), method.sinks, method.window, newest.device)
     query, logits = newest[:, :, 0], Logits(newest.shape[-1] ** -0.5)
     lse = torch.zeros(query.shape[:2])

@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
     def limits(self) -> list[int]:
         """The most tokens each batch row may read; padding is no part of its context."""
-        return [self.budget.limit(self.regions.length - unused) for unused in self.regions.padding]
+        return [self.budget.limit(tokens) for tokens in self.regions.context]
 
 
 class Selector(ABC):

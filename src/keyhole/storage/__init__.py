@@ -2,20 +2,27 @@
 
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage.chosen import Chosen
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
-from keyhole.storage.places import PLACES, PRECISIONS, make_storage
+from keyhole.storage.places import PLACES, PRECISIONS, make_rows, make_storage
+from keyhole.storage.pooled import PooledStorage
+from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident import EVICTIONS
 
 __all__ = [
     "EVICTIONS",
     "PLACES",
     "PRECISIONS",
+    "Chosen",
     "DeviceStorage",
     "Footprint",
     "GrowingBuffer",
     "Lookups",
     "LowRankStorage",
+    "PooledStorage",
+    "RenumberedStorage",
     "Storage",
+    "make_rows",
     "make_storage",
 ]

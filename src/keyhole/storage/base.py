@@ -5,10 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, Part
+from keyhole import kernels
+from keyhole.attention import Logits, Part, dense_attention
+from keyhole.kernels.pq_tables import softcapped
 from keyhole.regions import Regions
+from keyhole.storage.chosen import Chosen
 
 
 class Footprint(NamedTuple):
@@ -61,6 +65,25 @@ class Storage(ABC):
             The part, out `[B, H, Dv]` and lse `[B, H]`.
         """
 
+    def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        """Attention of one `query [B, H, 1, D]`, sink logits included, over all slots; `[B, H, 1, Dv]`.
+
+        Args:
+            mask: bool `[B or 1, 1 or Hkv, 1, length]`, true where it may look; None is everywhere.
+        """
+        return dense_attention(query, self.keys(), self.values(), mask=mask, **logits._asdict())
+
+    def weigh_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`attend_all`, and the logits float32 `[B, H, length]`, -inf where it may not look."""
+        keys = self.keys()
+        folded = query.reshape(-1, query.shape[1] // keys.shape[1], query.shape[3])
+        products = kernels.exact_scores(folded, keys.flatten(0, 1), 0, self.length, scale=logits.scale)
+        weights = softcapped(products, logits.softcap).view(*query.shape[:2], -1)
+        if mask is not None:
+            seen = mask.squeeze(2).repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+            weights = weights.masked_fill(~seen, -torch.inf)
+        return self.attend_all(query, logits, mask), weights
+
     @property
     @abstractmethod
     def token_bytes(self) -> float:
@@ -77,6 +100,20 @@ class Storage(ABC):
     @abstractmethod
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
+
+    def keep(self, kept: Chosen) -> None:
+        """Forget all but `kept`, whose slots ascend for each KV head; what is left is numbered anew.
+
+        The newest token stays the last slot of every head, so heads that keep fewer get filling first:
+        finite keys and values without meaning.
+        """
+        slots = kept.aligned().clamp(min=0).long().unsqueeze(-1)
+        keys, values = (
+            held.gather(2, slots.expand(*slots.shape[:3], held.shape[3]))
+            for held in (self.keys(), self.values())
+        )
+        self.crop(0)
+        self.append(keys, values)
 
     @abstractmethod
     def reorder(self, rows: Tensor) -> None:

@@ -64,7 +64,7 @@ class KeyholeLayer(DynamicLayer):
     prefetch = offload
 
     def _rows(self) -> Tensor:
-        return torch.arange(self.inner.storage.keys(self.inner.length - 1).shape[0])
+        return torch.arange(self.inner.newest.shape[0])
 
 
 def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:

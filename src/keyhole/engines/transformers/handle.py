@@ -24,8 +24,7 @@ class KVHandle:
 
     def to(self, place: object) -> KVHandle:
         """Some models move what they were given to where it is already; all else is refused."""
-        newest = self.layer.storage.keys(self.layer.length - 1)
-        if not isinstance(place, torch.device) or place != newest.device:
+        if not isinstance(place, torch.device) or place != self.layer.newest.device:
             _refuse(f"moves them to {place}")
         return self
 

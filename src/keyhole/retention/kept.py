@@ -1,0 +1,131 @@
+"""Which tokens of a sequence are kept, by batch row and KV head.
+
+Legend: B batch, Hkv KV heads, N slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole.storage import Chosen, GrowingBuffer
+
+_SPARE = 64  # tokens
+_NONE = -1
+
+
+def of_kept(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffer:
+    """What a buffer `[B, Hkv, N, 1]` holds for the slots that are kept; `filling` where there is no token."""
+    slots = kept.aligned().unsqueeze(-1)
+    rows = held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling)
+    fresh = GrowingBuffer(_SPARE)
+    fresh.append(rows)
+    return fresh
+
+
+class Kept:
+    """The position in the text of each slot, ascending; the last slot of every head is the newest token.
+
+    Heads that keep fewer tokens than others have filling first.
+
+    Attributes:
+        seen: tokens there were, evicted ones and padding among them.
+        padding: unused positions at the start of each batch row.
+        filling: int64 `[B, Hkv]`, slots without a token.
+        ragged: whether there is any.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seen = 0
+        self.padding: tuple[int, ...] = ()
+        self.filling = torch.zeros(0, dtype=torch.long)
+        self.ragged = False
+        self._positions = GrowingBuffer(_SPARE)
+
+    def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
+        """So many tokens came, for each of the heads."""
+        if self.seen == 0:
+            self.clear()
+            self.padding = (0,) * batch
+            self.filling = torch.zeros(batch, heads, dtype=torch.long, device=device)
+        new = torch.arange(self.seen, self.seen + tokens, dtype=torch.int32, device=device)
+        self._positions.append(new.view(1, 1, -1, 1).expand(batch, heads, -1, -1))
+        self.seen += tokens
+
+    @property
+    def slots(self) -> int:
+        """N."""
+        return self._positions.length
+
+    @property
+    def positions(self) -> Tensor:
+        """Int32 `[B, Hkv, N]`, -1 for filling."""
+        return self._positions.view().squeeze(-1)
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Tokens each batch row has seen, without padding."""
+        return tuple(self.seen - unused for unused in self.padding)
+
+    @property
+    def average(self) -> float:
+        """Tokens kept, a mean over batch rows and heads."""
+        return self.slots - float(self.filling.float().mean())
+
+    def valid(self) -> Tensor:
+        """Bool `[B, Hkv, N]`, false for filling."""
+        return torch.arange(self.slots, device=self.filling.device) >= self.filling.unsqueeze(-1)
+
+    def mask(self, queries: int) -> Tensor | None:
+        """Which slots each of the newest so many tokens sees, `[B, 1 or Hkv, queries, N]`; None is causal."""
+        if not self.ragged:
+            return None
+        same = bool((self.filling == self.filling[:, :1]).all())
+        filling = self.filling[:, :1] if same else self.filling
+        slots = torch.arange(self.slots, device=filling.device)
+        own = slots.new_tensor(self.slots - queries) + torch.arange(queries, device=filling.device)
+        return (slots <= own.view(-1, 1)) & (slots >= filling[..., None, None])
+
+    def keep(self, kept: Chosen) -> None:
+        """The other slots are gone."""
+        self._positions = of_kept(self._positions, kept, _NONE)
+        self.filling = self.slots - kept.counts.long()
+        self.ragged = bool(self.filling.any())
+
+    def forget(self, length: int) -> None:
+        """There were only so many tokens; the slots of later ones are gone already."""
+        self.seen = min(self.seen, length)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take the batch rows `rows`, in that order."""
+        self._positions.reorder(rows)
+        self.filling = self.filling[rows.to(self.filling.device)]
+        self.padding = tuple(self.padding[row] for row in rows.tolist())
+        self.ragged = bool(self.filling.any())
+
+    def state(self) -> dict[str, Tensor]:
+        """As named tensors."""
+        if not self.seen:
+            return {}
+        return {"positions": self.positions, "padding": torch.tensor([self.seen, *self.padding])}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        self.clear()
+        if not state:
+            return
+        positions = state["positions"]
+        self.seen, *padding = state["padding"].tolist()
+        self.padding = tuple(padding)
+        self._positions.append(positions.unsqueeze(-1))
+        self.filling = (positions < 0).sum(-1)
+        self.ragged = bool(self.filling.any())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._positions.nbytes

@@ -1,0 +1,79 @@
+"""Tokens are worth the attention that the newest ones pay to them (SnapKV).
+
+Source: "SnapKV: LLM Knows What You Are Looking for Before Generation", arXiv 2404.14469.
+
+Legend: B batch, H query heads, Hkv KV heads, N slots, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole.attention import Logits, column_sums
+from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.kept import Kept
+from keyhole.storage import Storage
+
+
+class Observed(Scorer):
+    """The attention of the newest `window` tokens, summed over them and the heads of a group.
+
+    With a `kernel`, a token is worth the most that one of so many around it gets, so that neighbours come
+    along.
+    """
+
+    def __init__(self, window: int, kernel: int = 1) -> None:
+        self.window, self.kernel = window, kernel
+        self.clear()
+
+    def clear(self) -> None:
+        self._queries: Tensor | None = None  # `[B, H, at most window, D]`
+        self._logits = Logits(1.0)
+
+    def see(self, seen: Seen) -> None:
+        queries = seen.query[:, :, -self.window :]
+        if self._queries is not None and queries.shape[2] < self.window:
+            queries = torch.cat([self._queries, queries], 2)[:, :, -self.window :]
+        self._queries, self._logits = queries.clone(), seen.logits
+
+    def scores(self, storage: Storage, kept: Kept) -> Tensor:
+        if self._queries is None or not self._queries.shape[2]:
+            return kept.positions.float()
+        filling = kept.filling if kept.ragged else None
+        sums = column_sums(self._queries, storage.keys(), self._logits, filling=filling)
+        if self.kernel == 1:
+            return sums
+        # What the window itself gets is not to lift its neighbours.
+        sums[..., -self.window :] = 0
+        return F.max_pool1d(sums, self.kernel, stride=1, padding=self.kernel // 2)
+
+    def crop(self, tokens: int) -> None:
+        if self._queries is not None:
+            self._queries = self._queries[:, :, : max(self._queries.shape[2] - tokens, 0)]
+
+    def reorder(self, rows: Tensor) -> None:
+        if self._queries is not None:
+            self._queries = self._queries[rows.to(self._queries.device)]
+
+    def state(self) -> dict[str, Tensor]:
+        if self._queries is None:
+            return {}
+        sinks, softcap = self._logits.sink_logits, self._logits.softcap or 0.0
+        held = {
+            "queries": self._queries,
+            "logits": torch.tensor([self._logits.scale, softcap], dtype=torch.float64),
+        }
+        return held if sinks is None else held | {"sinks": sinks}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.clear()
+        if state:
+            scale, softcap = state["logits"].tolist()
+            self._queries = state["queries"]
+            self._logits = Logits(scale, softcap or None, state.get("sinks"))
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._queries is None else self._queries.nbytes

@@ -1,0 +1,22 @@
+"""The newest tokens are worth most (StreamingLLM).
+
+Source: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.kept import Kept
+from keyhole.storage import Storage
+
+
+class Recency(Scorer):
+    """A token is worth its position."""
+
+    def see(self, seen: Seen) -> None:
+        """Nothing is noted."""
+
+    def scores(self, storage: Storage, kept: Kept) -> Tensor:  # noqa: ARG002
+        return kept.positions.float()

@@ -1,66 +1,9 @@
 // Exact attention over selected slots: all query heads of a KV head in one pass over the rows it reads.
 #pragma once
 
-#include "simd.hpp"
+#include "tile.hpp"
 
 namespace kh {
-
-// Keys or values of all rows. Row r, slot s is at data + row(r) + slot(s), in elements; with a block table, slot
-// s lives in block table[r / heads][s / block_size], and row strides step over the heads inside a block.
-struct Side {
-  const void* data;
-  const float* scales;  // one for each slot of int8 data, or null
-  int64_t row_stride, slot_stride, block_stride;
-  int64_t scale_row, scale_slot, scale_block;
-};
-
-struct Pages {
-  const int32_t* table;  // null: slots are contiguous
-  int64_t table_stride, block_size, blocks, heads;
-};
-
-struct Attention {
-  const float* query;  // [R, G, D]
-  Side keys, values;
-  int type;
-  Pages pages;
-  const int32_t *slots, *counts;  // [R, slots_stride], [R]
-  int64_t slots_stride, capacity;
-  const float* sinks;  // [R, G] or null
-  int64_t rows;
-  int heads, size;
-  float scale, softcap;
-  float *out, *lse;  // [R, G, D], [R, G]
-};
-
-constexpr int kTile = 16;  // slots handled together: keys of one tile and values of another fit the first cache
-
-// Fetches rows into the cache, a line at each step, so that misses overlap with the arithmetic between steps.
-class Fetcher {
- public:
-  Fetcher(const void* const* rows, int count, int64_t bytes) : rows_(rows), last_(rows + count), bytes_(bytes) {
-    open();
-  }
-  void step() {
-    if (at_ >= end_) return;
-    __builtin_prefetch(at_);
-    at_ += 64;
-    if (at_ >= end_) rows_++, open();
-  }
-  void finish() {
-    while (at_ < end_) step();
-  }
-
- private:
-  void open() {
-    at_ = end_ = nullptr;
-    if (rows_ < last_) at_ = static_cast<const char*>(*rows_), end_ = at_ + bytes_;
-  }
-  const void* const* rows_;
-  const void* const* last_;
-  int64_t bytes_;
-  const char *at_, *end_;
-};
 
 // Adds the products of one stretch of two keys with H queries, `stride` floats apart.
 template <int H>
@@ -168,42 +111,6 @@ struct Partial {
   float *acc, *most, *total;  // [G, stride], [G], [G]
 };
 
-template <class T>
-class Reader {
- public:
-  Reader(const Attention& a, int64_t row) : a_(a) {
-    const Pages& pages = a.pages;
-    int64_t inner = pages.table ? row % pages.heads : row;
-    table_ = pages.table ? pages.table + row / pages.heads * pages.table_stride : nullptr;
-    key_ = static_cast<const T*>(a.keys.data) + inner * a.keys.row_stride;
-    value_ = static_cast<const T*>(a.values.data) + inner * a.values.row_stride;
-    key_scale_ = a.keys.scales ? a.keys.scales + inner * a.keys.scale_row : nullptr;
-    value_scale_ = a.values.scales ? a.values.scales + inner * a.values.scale_row : nullptr;
-  }
-
-  // Addresses (and scales) of one slot; false if it lies outside the cache.
-  bool find(int64_t slot, const T** key, const T** value, float* key_scale, float* value_scale) const {
-    if (slot < 0 || slot >= a_.capacity) return false;
-    int64_t block = 0;
-    if (table_) {
-      block = table_[slot / a_.pages.block_size];
-      slot %= a_.pages.block_size;
-      if (block < 0 || block >= a_.pages.blocks) return false;
-    }
-    *key = key_ + block * a_.keys.block_stride + slot * a_.keys.slot_stride;
-    *value = value_ + block * a_.values.block_stride + slot * a_.values.slot_stride;
-    *key_scale = key_scale_ ? key_scale_[block * a_.keys.scale_block + slot * a_.keys.scale_slot] : 1.0f;
-    *value_scale = value_scale_ ? value_scale_[block * a_.values.scale_block + slot * a_.values.scale_slot] : 1.0f;
-    return true;
-  }
-
- private:
-  const Attention& a_;
-  const int32_t* table_;
-  const T *key_, *value_;
-  const float *key_scale_, *value_scale_;
-};
-
 // Turns a tile of raw products into weights exp(logit - most), and updates the running softmax.
 inline void weigh_tile(const Attention& a, float* logits, const float* key_scale, const float* value_scale, int count,
                        int g, float* alpha, Partial& part) {
@@ -226,62 +133,44 @@ inline void weigh_tile(const Attention& a, float* logits, const float* key_scale
   part.total[g] = total;
 }
 
-template <class T>
-struct Tile {
-  int count = 0;
-  const T *keys[kTile], *values[kTile];
-  float key_scale[kTile], value_scale[kTile];
-
-  // Looks up the slots; false if one lies outside the cache. Rows beyond the count repeat the last one.
-  bool fill(const Reader<T>& reader, const int32_t* slots, int64_t left) {
-    count = int(std::min<int64_t>(kTile, left));
-    for (int i = 0; i < count; i++)
-      if (!reader.find(slots[i], &keys[i], &values[i], &key_scale[i], &value_scale[i])) return false;
-    for (int i = count; i < kTile; i++) keys[i] = keys[count - 1];
-    return true;
-  }
-
-  Fetcher fetch(const T* const* rows, int64_t bytes) const {
-    return {reinterpret_cast<const void* const*>(rows), count, bytes};
-  }
-};
-
 // Attends over slots[from, to) of one row. While the keys of a tile are multiplied its values are fetched, and
 // while its values are added the keys of the next tile.
-template <class T>
+template <class Tile>
 inline int attend(const Attention& a, const float* q, int64_t stride, int64_t row, int64_t from, int64_t to,
                   Partial& part) {
   if (from >= to) return kOk;
   Frame frame;
   float* logits = frame.take<float>(int64_t(a.heads) * kTile);
   float* alpha = frame.take<float>(a.heads);
-  Reader<T> reader(a, row);
+  typename Tile::Source source(a, row, frame);
   const int32_t* slots = a.slots + row * a.slots_stride;
-  const int64_t bytes = int64_t(a.size) * sizeof(T);
-  Tile<T> tiles[2], *tile = tiles, *next = tiles + 1;
-  if (!tile->fill(reader, slots + from, to - from)) return kBadSlot;
-  tile->fetch(tile->keys, bytes).finish();
+  Tile tiles[2], *tile = tiles, *next = tiles + 1;
+  if (!tile->fill(source, slots + from, to - from)) return kBadSlot;
+  tile->fetch_keys().finish();
   for (int64_t start = from; start < to; start += kTile, std::swap(tile, next)) {
-    int64_t left = to - start - kTile;
-    if (left > 0 && !next->fill(reader, slots + start + kTile, left)) return kBadSlot;
-    Fetcher fetch = tile->fetch(tile->values, bytes);
+    if (!next->fill(source, slots + start + kTile, to - start - kTile)) return kBadSlot;
+    Fetcher fetch = tile->fetch_values();
+    auto keys = tile->keys(source);
     for (int i = 0; i < tile->count; i += 2)
-      dot_any(tile->keys[i], tile->keys[i + 1], q, stride, a.size, a.heads, fetch, logits + i);
+      dot_any(keys[i], keys[i + 1], q, stride, a.size, a.heads, fetch, logits + i);
     fetch.finish();
     for (int g = 0; g < a.heads; g++)
       weigh_tile(a, logits + g * kTile, tile->key_scale, tile->value_scale, tile->count, g, alpha, part);
-    fetch = next->fetch(next->keys, left > 0 ? bytes : 0);
-    add_any(tile->values, tile->count, logits, alpha, part.acc, stride, a.size, a.heads, fetch);
+    fetch = next->fetch_keys();
+    add_any(tile->values(source), tile->count, logits, alpha, part.acc, stride, a.size, a.heads, fetch);
+    fetch.finish();
   }
   return kOk;
 }
 
 inline int attend_any(const Attention& a, const float* q, int64_t stride, int64_t row, int64_t from, int64_t to,
                       Partial& part) {
-  if (a.type == kFloat32) return attend<float>(a, q, stride, row, from, to, part);
-  if (a.type == kBFloat16) return attend<bf16>(a, q, stride, row, from, to, part);
-  if (a.type == kFloat16) return attend<fp16>(a, q, stride, row, from, to, part);
-  return attend<int8_t>(a, q, stride, row, from, to, part);
+  if (a.type == kFloat32) return attend<PlainTile<float>>(a, q, stride, row, from, to, part);
+  if (a.type == kBFloat16) return attend<PlainTile<bf16>>(a, q, stride, row, from, to, part);
+  if (a.type == kFloat16) return attend<PlainTile<fp16>>(a, q, stride, row, from, to, part);
+  if (a.type == kCodes8) return attend<PackedTile<8>>(a, q, stride, row, from, to, part);
+  if (a.type == kCodes4) return attend<PackedTile<4>>(a, q, stride, row, from, to, part);
+  return attend<PlainTile<int8_t>>(a, q, stride, row, from, to, part);
 }
 
 // Merges the partial results of a row and divides.
@@ -307,10 +196,7 @@ inline void finish(const Attention& a, const Partial* parts, int64_t count, int6
 inline int gather_attention(const Attention& a, int64_t longest, int threads) {
   Frame frame;
   int64_t stride = round_up(a.size, 16), cuts = pieces(a.rows, threads, longest, 128);
-  float* queries = frame.take<float>(a.rows * a.heads * stride);
-  memset(queries, 0, sizeof(float) * a.rows * a.heads * stride);
-  for (int64_t i = 0; i < a.rows * a.heads; i++)
-    memcpy(queries + i * stride, a.query + i * a.size, sizeof(float) * a.size);
+  const float* queries = padded_queries(a.query, a.rows * a.heads, a.size, stride, frame);
   Partial* parts = frame.take<Partial>(a.rows * cuts);
   for (int64_t i = 0; i < a.rows * cuts; i++) {
     parts[i] = {frame.take<float>(a.heads * stride), frame.take<float>(a.heads), frame.take<float>(a.heads)};

@@ -5,7 +5,8 @@
 #include "codes.hpp"
 #include "dot8.hpp"
 #include "matvec.hpp"
-#include "scores.hpp"
+#include "sale.hpp"
+#include "pool.hpp"
 #include "select_rows.hpp"
 
 #if defined(_WIN32)
@@ -27,7 +28,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 1; }
+KH_API int kh_abi_version() { return 2; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -94,8 +95,19 @@ KH_API int kh_gather_attention(const float* query, int64_t rows, int heads, int 
                                const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
                                const float* sinks, float scale, float softcap, float* out, float* lse, int threads) {
   return guarded([&] {
-    return kh::gather_attention({query, *keys, *values, type, *pages, slots, counts, slots_stride, capacity, sinks,
-                                 rows, heads, size, scale, softcap, out, lse},
+    return kh::gather_attention({query, *keys, *values, {}, {}, 0, type, *pages, slots, counts, slots_stride, capacity,
+                                 sinks, rows, heads, size, scale, softcap, out, lse},
+                                width, threads);
+  });
+}
+
+KH_API int kh_packed_attention(const float* query, int64_t rows, int heads, int size, const kh::CodeSide* keys,
+                               const kh::CodeSide* values, int bits, int64_t grouped, int64_t capacity,
+                               const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
+                               float scale, float softcap, float* out, float* lse, int threads) {
+  return guarded([&] {
+    return kh::gather_attention({query, {}, {}, *keys, *values, grouped, bits == 4 ? kh::kCodes4 : kh::kCodes8, {}, slots,
+                                 counts, slots_stride, capacity, nullptr, rows, heads, size, scale, softcap, out, lse},
                                 width, threads);
   });
 }
@@ -105,21 +117,33 @@ KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size
   return guarded([&] {
     kh::Frame frame;
     int64_t padded = kh::round_up(size, 16), step = 1024, pieces = (n + step - 1) / step;
-    float* queries = frame.take<float>(rows * heads * padded);
-    memset(queries, 0, sizeof(float) * rows * heads * padded);
-    for (int64_t i = 0; i < rows * heads; i++) memcpy(queries + i * padded, query + i * size, sizeof(float) * size);
+    const float* queries = kh::padded_queries(query, rows * heads, size, padded, frame);
     return kh::parallel(rows * pieces, threads, [&](int64_t i) {
       int64_t row = i / pieces, from = i % pieces * step, to = std::min(n, from + step);
       const float* q = queries + row * heads * padded;
       float* to_row = out + row * heads * n;
       auto run = [&](auto* data) {
-        kh::exact(q, padded, heads, data + row * row_stride, slot_stride, from, to, n, size, scale, to_row);
+        kh::products(q, padded, heads, data + row * row_stride, slot_stride, from, to, size, scale, to_row, n);
       };
       if (type == kh::kFloat32) run(static_cast<const float*>(keys));
       else if (type == kh::kBFloat16) run(static_cast<const kh::bf16*>(keys));
       else run(static_cast<const kh::fp16*>(keys));
       return int(kh::kOk);
     });
+  });
+}
+
+KH_API int kh_pooled_attention(const kh::Pooling* pooling, int threads) {
+  return guarded([&] {
+    kh::Frame frame;
+    return kh::Pool(*pooling, frame).run(threads);
+  });
+}
+
+KH_API int kh_top_slots(const float* scores, int64_t rows, int64_t n, int64_t count, int64_t* places, int threads) {
+  return kh::parallel(rows, threads, [&](int64_t row) {
+    kh::top_slots(scores + row * n, n, count, places + row * count);
+    return int(kh::kOk);
   });
 }
 
@@ -150,4 +174,8 @@ KH_API int kh_int8_dot(const int8_t* a, const int8_t* b, int64_t batch, int64_t 
                             out + i * rows * columns, threads);
     return status;
   });
+}
+
+KH_API int kh_sale_attention(const kh::sale::Job* job, int type, int threads) {
+  return guarded([&] { return kh::sale::attention(*job, type, threads); });
 }

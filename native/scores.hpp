@@ -29,16 +29,23 @@ inline int estimate(const float* query, int heads, int64_t row, const Codebook& 
   return kOk;
 }
 
-// out [G, n] of one row: scale * query . key for n keys `stride` apart.
+// out[g * out_stride + t] = scale * query g . key t, for the keys [from, to) of one row, which are `stride` apart.
 template <class T>
-inline void exact(const float* query, int64_t padded, int heads, const T* keys, int64_t stride, int64_t from,
-                  int64_t to, int64_t n, int size, float scale, float* out) {
+inline void products(const float* query, int64_t padded, int heads, const T* keys, int64_t stride, int64_t from,
+                     int64_t to, int size, float scale, float* out, int64_t out_stride) {
   Frame frame;
   float* dots = frame.take<float>(int64_t(heads) * kTile);
-  Fetcher none(nullptr, 0, 0);
-  for (int64_t t = from; t < to; t++) {
-    dot_any(keys + t * stride, keys + t * stride, query, padded, size, heads, none, dots);
-    for (int g = 0; g < heads; g++) out[g * n + t] = dots[g * kTile] * scale;
+  Span next[kTile];
+  for (int64_t start = from; start < to; start += kTile) {
+    int count = int(std::min<int64_t>(kTile, to - start)), after = int(std::min<int64_t>(kTile, to - start - count));
+    for (int i = 0; i < after; i++) next[i] = {keys + (start + kTile + i) * stride, int64_t(size * sizeof(T))};
+    Fetcher fetch(next, after);
+    for (int i = 0; i < count; i += 2) {
+      const T* key = keys + (start + i) * stride;
+      dot_any(key, i + 1 < count ? key + stride : key, query, padded, size, heads, fetch, dots + i);
+    }
+    for (int g = 0; g < heads; g++)
+      for (int i = 0; i < count; i++) out[g * out_stride + start + i] = dots[g * kTile + i] * scale;
   }
 }
 

@@ -39,6 +39,7 @@ using vd = Vector<double, kLanes / 2>::type;
 using half_f = Vector<float, kLanes / 2>::type;
 using half_u16 = Vector<uint16_t, kLanes>::type;
 using quarter_i8 = Vector<int8_t, kLanes>::type;
+using quarter_u8 = Vector<uint8_t, kLanes>::type;
 
 template <class V>
 inline V load(const void* p) {
@@ -105,7 +106,7 @@ inline vf largest(vf a, vf b) {
 #endif
 }
 
-// kLanes 16-bit integers as 32-bit ones; GCC 12 spends four instructions on it by itself.
+// kLanes shorter integers as 32-bit ones; GCC 12 spends four instructions on it by itself.
 inline vu widen(const uint16_t* p) {
 #if defined(__AVX512F__) && !defined(KH_WIDTH)
   return reinterpret_cast<vu>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -113,6 +114,16 @@ inline vu widen(const uint16_t* p) {
   return reinterpret_cast<vu>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   return __builtin_convertvector(load<half_u16>(p), vu);
+#endif
+}
+
+inline vu widen(const uint8_t* p) {
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  return reinterpret_cast<vu>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__) && !defined(KH_WIDTH)
+  return reinterpret_cast<vu>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(load<quarter_u8>(p), vu);
 #endif
 }
 
@@ -223,6 +234,28 @@ inline vf load_float(const T* p, int count) {
   T padded[kLanes] = {};
   __builtin_memcpy(padded, p, count * sizeof(T));
   return load_float(padded);
+}
+
+// kLanes unsigned codes as float32; of 4-bit codes the even ones are the low halves of bytes.
+template <int Bits>
+inline vf load_codes(const uint8_t* p) {
+  static_assert(Bits == 8 || Bits == 4, "bits of a code");
+  vu codes;
+  if constexpr (Bits == 8) {
+    codes = widen(p);
+  } else {
+    uint32_t words[2] = {};
+    __builtin_memcpy(words, p, kLanes / 2);
+    codes = kLanes > 8 ? (iota() < 8 ? vu{} + words[0] : vu{} + words[1]) : vu{} + words[0];
+    codes = codes >> as<vu>(iota() % 8 * 4) & 15u;
+  }
+  return __builtin_convertvector(as<vi>(codes), vf);
+}
+template <int Bits>
+inline vf load_codes(const uint8_t* p, int count) {
+  uint8_t padded[kLanes] = {};
+  __builtin_memcpy(padded, p, (count * Bits + 7) / 8);
+  return load_codes<Bits>(padded);
 }
 
 inline float to_float(float x) { return x; }

@@ -6,11 +6,13 @@
 namespace kh {
 
 // Wanted: every element greater than `value`, and the first `ties` elements equal to it.
-struct Threshold {
-  float value;
+template <class T>
+struct Cut {
+  T value;
   int64_t ties;
   int64_t count;  // elements wanted altogether
 };
+using Threshold = Cut<float>;
 
 // Elements wanted: the largest `count`, or the fewest largest whose sum reaches `mass`.
 struct Goal {
@@ -34,7 +36,8 @@ inline int walk(const int64_t* counts, const double* sums, int bins, Goal& goal)
 }
 
 // `same` elements equal `value`, of which the goal still wants some; those above it are counted off already.
-inline Threshold conclude(float value, int64_t same, int64_t wanted, Goal goal) {
+template <class T>
+inline Cut<T> conclude(T value, int64_t same, int64_t wanted, Goal goal) {
   if (!goal.by_mass) return {value, goal.count, wanted};
   bool all = goal.mass >= double(value) * double(same);
   int64_t ties = all ? same : int64_t(std::ceil(goal.mass / value));
@@ -42,13 +45,14 @@ inline Threshold conclude(float value, int64_t same, int64_t wanted, Goal goal) 
 }
 }  // namespace radix
 
-// p: n values that are not negative. goal.count <= n by count; by mass, goal.count is 0.
-inline Threshold find_threshold(const float* p, int64_t n, Goal goal, Frame& frame) {
+// p: n floats that are not negative, or unsigned integers. goal.count <= n by count; by mass, goal.count is 0.
+template <class T>
+inline Cut<T> find_threshold(const T* p, int64_t n, Goal goal, Frame& frame) {
   if (!goal.by_mass && n > 0 && goal.count >= n) return {*std::min_element(p, p + n), n, n};
   const int64_t wanted = goal.count;
   int64_t* counts = frame.take<int64_t>(radix::kBins);
   double* sums = frame.take<double>(radix::kBins);
-  float* same = frame.take<float>(n + 1);  // the elements that share the digits known so far
+  T* same = frame.take<T>(n + 1);  // the elements that share the digits known so far
   uint32_t prefix = 0;
   for (int level = 0;; level++) {
     int shift = radix::kShift[level], bins = 1 << radix::kBits[level];
@@ -61,7 +65,7 @@ inline Threshold find_threshold(const float* p, int64_t n, Goal goal, Frame& fra
     }
     uint32_t bin = uint32_t(radix::walk(counts, sums, bins, goal));
     prefix |= bin << shift;
-    if (level == 2) return radix::conclude(as<float>(prefix), counts[bin], wanted, goal);
+    if (level == 2) return radix::conclude(as<T>(prefix), counts[bin], wanted, goal);
     int64_t left = 0;
     for (int64_t i = 0; i < n; i++) {
       same[left] = p[i];
@@ -72,7 +76,8 @@ inline Threshold find_threshold(const float* p, int64_t n, Goal goal, Frame& fra
 }
 
 // Indexes of the wanted elements, in order; returns how many. places: room for n + 1.
-inline int64_t pick(const float* p, int64_t n, Threshold cut, int32_t* places) {
+template <class T>
+inline int64_t pick(const T* p, int64_t n, Cut<T> cut, int32_t* places) {
   int64_t count = 0, ties = cut.ties;
   for (int64_t i = 0; i < n; i++) {
     places[count] = int32_t(i);
@@ -81,6 +86,24 @@ inline int64_t pick(const float* p, int64_t n, Threshold cut, int32_t* places) {
     count += p[i] > cut.value || tie;
   }
   return count;
+}
+
+// An integer for each float, ordered as they are; both zeros are alike, and NaN is as low as can be.
+inline uint32_t rank_of(float x) {
+  if (x != x) x = -INFINITY;
+  uint32_t bits = as<uint32_t>(x + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// Indexes of the `count` greatest of n scores, ascending; of equal ones the lower.
+inline void top_slots(const float* scores, int64_t n, int64_t count, int64_t* out) {
+  if (count == 0) return;
+  Frame frame;
+  uint32_t* ranks = frame.take<uint32_t>(n);
+  int32_t* places = frame.take<int32_t>(n + 1);
+  for (int64_t i = 0; i < n; i++) ranks[i] = rank_of(scores[i]);
+  pick(ranks, n, find_threshold(ranks, n, {count, 0, false}, frame), places);
+  std::copy(places, places + count, out);
 }
 
 }  // namespace kh

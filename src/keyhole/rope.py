@@ -8,6 +8,7 @@ Legend: B batch, H heads, T tokens, D head size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ class Rope(ABC):
     def unrotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
         """Vectors `[B, H, T, D]` at `positions [B or 1, T]` as they would be at position 0; float32."""
         return self.rotate(vectors, -positions)
+
+    def rotate_each(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """Vectors `[B, H, T, D]` moved on by `positions [B, H, T]`, other ones for each head; float32."""
+        if torch.equal(positions, positions[:, :1].expand(positions.shape)):
+            # Angles are what takes time, and these are the same for all heads.
+            return self.rotate(vectors, positions[:, 0])
+        moved = self.rotate(vectors.flatten(0, 1).unsqueeze(1), positions.flatten(0, 1))
+        return moved.view(vectors.shape)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Rope:
         """The same one: it is the layer's, not a request's, and holds no state."""
@@ -53,3 +62,22 @@ class PlainRope(Rope):
         cos, sin = angles.cos(), angles.sin()
         left, right = vectors.float().split(half, dim=-1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+class FixedDistance(NamedTuple):
+    """Ranking as if every key lay `distance` positions back, the far ones within the range of a model.
+
+    Windowed RoPE of A2ATS (arXiv 2502.12665), and the scoring of TokenSelect (arXiv 2411.02886).
+    """
+
+    rope: Rope
+    distance: int
+
+    def keys(self, keys: Tensor, slots: Tensor, padding: Tensor) -> Tensor:
+        """Keys `[B, H, T, D]` of `slots [T]` or `[B, T]`, with `padding [B]` before them, at position 0."""
+        return self.rope.unrotate(keys, slots - padding.unsqueeze(1))
+
+    def query(self, query: Tensor, slot: int, padding: Tensor) -> Tensor:
+        """`query [B, H, D]` of a slot, at the position of that distance; float32."""
+        moves = self.distance - (slot - padding)
+        return self.rope.rotate(query.unsqueeze(2), moves.unsqueeze(1)).squeeze(2)

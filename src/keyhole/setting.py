@@ -33,5 +33,9 @@ class Setting:
         """A setting itself, or one of so many layers that are all a model has."""
         return cls(tuple(range(setting))) if isinstance(setting, int) else setting
 
+    def share(self, nbytes: int) -> int:
+        """Of so many bytes for all layers together, what one layer gets."""
+        return -(-nbytes // max(1, len(self)))
+
     def __len__(self) -> int:
         return len(self.layers)

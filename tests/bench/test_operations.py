@@ -95,8 +95,10 @@ def test_scan_by_mass(case, evictor):
 
 
 def test_gather(case, evictor):
-    row = checked_rows(gather(case, rounds=1, evictor=evictor))[0]
-    assert row["bytes"] == 100 * case.token_bytes + 2 * 100 * 4
+    rows = checked_rows(gather(case, rounds=1, evictor=evictor))
+    assert rows[0]["bytes"] == 100 * case.token_bytes + 2 * 100 * 4
+    assert {row["method"] for row in rows} == {"gather_attention", "storage of int8", "storage of int4"}
+    assert rows[2]["bytes"] < rows[0]["bytes"]
 
 
 def test_gemv(evictor):

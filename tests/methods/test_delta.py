@@ -1,6 +1,7 @@
 """Which layers read everything, lead and follow."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,3 +98,22 @@ def follow(model, method, prompts, steps=5):
             found[at].append(int(nexts[at]))
     keyhole.detach(model)
     return found
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+@pytest.mark.parametrize("keys", ["full", "int8"])
+def test_layers_read_whole_stay_on_the_device(place, keys):
+    """Whole reads of a slower tier in each step are what a method that reads little is to spare."""
+    caches = Recipe((Delta(full=(0, 3), place=place, keys=keys, dense_below=0),)).layers(5)
+    rows = torch.randn(1, 2, 300, 16)
+    for cache in caches:
+        cache.append(rows, rows)
+    held = [getattr(cache.footprint, place) for cache in caches]
+    assert [bool(count) for count in held] == [False, True, True, False, True]
+    assert all(cache.footprint.device for cache in (caches[0], caches[3]))
+
+
+def test_layers_are_told_apart_as_the_model_counts_them():
+    setting = Setting((1, 3, 5, 7))
+    storages = Delta(full=(1, 5), place="host").storage(setting)
+    assert [storage.buffer.tier for storage in storages] == ["device", "host", "device", "host"]

@@ -8,9 +8,10 @@ import keyhole
 from keyhole.attention import Logits
 from keyhole.budget import Budget
 from keyhole.prefill import ChunkedPrefill
+from keyhole.rope import FixedDistance, PlainRope
 from keyhole.selection import Vote
 from keyhole.storage import DeviceStorage
-from tests import oracles, oracles_pages
+from tests import oracles, oracles_pages, oracles_positions
 from tests.engines.transformers.running import answer, assert_same, left_padded
 from tests.layers import Layer, check_dense
 from tests.tiny import prompt, tiny_model
@@ -26,26 +27,46 @@ def filled(tokens, *, batch=1, seed=0):
     return storage, 3 * torch.randn(batch, 6, tokens, 8, generator=generator)
 
 
-def chunked(budget, **options):
-    vote = Vote(**{"per_head": False, "scaled": True} | options)
-    return ChunkedPrefill(vote, CHUNK, Budget.parse(budget), SINKS, WINDOW)
+def chunked(budget, *, per_head=False, renumber=False, distance=None):
+    return ChunkedPrefill(
+        Vote(per_head=per_head, scaled=True),
+        CHUNK,
+        Budget.parse(budget),
+        SINKS,
+        WINDOW,
+        scoring=None if distance is None else FixedDistance(PlainRope(), distance),
+        renumber=PlainRope() if renumber else None,
+    )
 
 
-def expected(storage, query, padding, budget, *, per_head=False, queries=None):
-    """Query by query: sinks, what its chunk's mean query elects, the window before the chunk up to itself."""
+def expected(storage, query, padding, budget, *, per_head=False, queries=None, renumber=False, distance=None):
+    """Query by query: sinks, what its chunk's mean query elects, the window before the chunk up to itself.
+
+    Where there is a distance, the chunk's queries are moved to it and what follows, and keys to position 0.
+    """
     length, rows = storage.length, []
     queries = queries or length
     for row, start in enumerate(padding):
         q, k, v = (oracles.array(part[row]) for part in (query, storage.keys(), storage.values()))
         out = np.zeros((len(q), queries, 8))
+        scored = k if distance is None else oracles_positions.unrotated_keys(k, start)
         for slot in range(max(start, length - queries), length):
             begin = max(slot // CHUNK * CHUNK, length - queries)
             end = min((slot // CHUNK + 1) * CHUNK, length)
             mean = q[:, max(begin, start) - length + queries : end - length + queries].mean(1)
+            if distance is not None:
+                shift = distance - (begin - start)
+                mean = np.array([oracles_positions.rotated(head, shift) for head in mean])
             early, middle, late = oracles.regions(start, end, SINKS, WINDOW + end - begin)
-            read = [early + late + _elected(mean, k, middle, budget, per_head)[head] for head in range(2)]
-            read = [[s for s in slots if s <= slot] for slots in read]
+            chosen = _elected(mean, scored, middle, budget, per_head)
+            read = [early + sorted(chosen[head]) + late for head in range(2)]
             at = slot - length + queries
+            if renumber:
+                out[:, at] = oracles_positions.renumbered_attention(
+                    q[:, at], slot, k, v, read, start, scale=SCALE
+                )
+                continue
+            read = [[s for s in slots if s <= slot] for slots in read]
             out[:, at], _ = oracles.attention(q[:, at], k, v, read, scale=SCALE)
         rows.append(out)
     return np.stack(rows)
@@ -67,6 +88,29 @@ def test_a_prompt(tokens, per_head):
     out = chunked(6, per_head=per_head).attend(query, storage, Logits(SCALE), None)
     wanted = expected(storage, query, [0], 6, per_head=per_head)
     np.testing.assert_allclose(out, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"renumber": True}, {"distance": 9}, {"renumber": True, "distance": 30}], ids=str
+)
+@pytest.mark.parametrize("tokens", [7, 31, 45])
+def test_positions_as_published(tokens, options):
+    storage, query = filled(tokens, batch=2)
+    padding = [0, 11 % tokens]
+    slots = torch.arange(tokens)
+    mask = (slots <= slots.view(-1, 1)) & (slots >= torch.tensor(padding).view(-1, 1, 1, 1))
+    out = chunked(4, **options).attend(query, storage, Logits(SCALE), mask)
+    wanted = expected(storage, query, padding, 4, **options)
+    for row, unused in enumerate(padding):
+        np.testing.assert_allclose(out[row, :, unused:], wanted[row, :, unused:], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"renumber": True}, {"distance": 9}], ids=str)
+def test_a_later_piece_has_positions_as_published(options):
+    storage, query = filled(45)
+    out = chunked(4, **options).attend(query[:, :, -13:], storage, Logits(SCALE), None)
+    wanted = expected(storage, query[:, :, -13:], [0], 4, queries=13, **options)
+    np.testing.assert_allclose(out, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("queries", [2, 8, 13, 40])

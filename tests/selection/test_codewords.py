@@ -66,7 +66,7 @@ class Case:
             self.padding[row],
             codewords,
             coded,
-            distance=self.selector.distance,
+            distance=self.selector.ranking.distance,
             scale=self.scale,
         )
 
@@ -293,7 +293,7 @@ def test_a_copy_shares_what_is_the_models():
     held.build(keys, regions(40, (0, 9), 2, 3, torch.device("cpu")))
     copied = deepcopy(held)
     assert copied._book is held._book
-    assert copied.rope is held.rope
+    assert copied.ranking.rope is held.ranking.rope
     copied.append(keys[:, :, :3])
     assert (held.length, copied.length) == (40, 43)
     assert torch.equal(held.state()["labels"], copied.state()["labels"][:, :, :40])

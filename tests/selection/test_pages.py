@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyhole.budget import Budget
-from keyhole.selection.pages import page_count, page_sums, pick_pages, ranked, spans
+from keyhole.kernels.pooled_attention import page_sums
+from keyhole.selection.pages import page_count, pick_pages, ranked, spans
 from tests import oracles, oracles_pages
 from tests.steps import make_step
 

@@ -145,6 +145,35 @@ def test_what_was_counted_outlives_a_crop():
         assert storage.lookups == (0, 20)
 
 
+def test_a_crop_of_what_is_compressed_loses_nothing_more():
+    """The keys that stay are what they were, also when tokens that follow are compressed, too."""
+    storage, *_ = filled(3, tokens=200)
+    before = storage.keys()
+    storage.crop(100)
+    assert torch.equal(storage.keys(), before[:, :, :100])
+    keys = draw(1, 2, 90, 8, seed=7)
+    storage.append(keys, draw(1, 2, 90, 6))
+    torch.testing.assert_close(storage.keys(), torch.cat([before[:, :, :100], keys], 2))
+    storage.settle(regions(190, (0,), 2, 10, CPU))
+    assert storage._settled == 180
+    torch.testing.assert_close(storage.keys()[:, :, :100], before[:, :, :100], rtol=1e-4, atol=1e-4)
+
+
+def test_outliers_that_were_cropped_do_not_come_back():
+    """Their slots belong to other tokens now."""
+    storage, keys, _ = filled(3, tokens=200, outliers=3)
+    exact = (storage.keys() == keys)[0].all(-1)
+    kept = exact[:, 100:190].any(0).nonzero().flatten() + 100
+    assert len(kept), "this text has outliers in its later half"
+    storage.crop(100)
+    new = draw(1, 2, 100, 8, seed=7)
+    storage.append(new, draw(1, 2, 100, 6))
+    storage.settle(regions(200, (0,), 2, 10, CPU))
+    found = storage.keys()[:, :, kept]
+    assert not bool((found == keys[:, :, kept]).all(-1).any())
+    assert not bool((found == new[:, :, kept - 100]).all(-1).any())
+
+
 def test_another_text_gets_another_basis():
     storage, *_ = filled(3)
     storage.crop(1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from keyhole.attention import Logits
 from keyhole.storage import DeviceStorage, Footprint, make_storage
+from keyhole.storage.chosen import Chosen
 from tests import oracles
 from tests.layers import Layer
 from tests.storage.histories import drawing, histories, play
@@ -148,3 +149,15 @@ def test_a_layer_in_and_out_of_inference_mode(spec):
         layer.step()
     layer.crop(250)
     layer.step()
+
+
+def test_filling_is_slot_zero_wherever_the_chosen_lie():
+    """A head that chose fewer is filled up; what it chose elsewhere must not be asked of this place."""
+    chosen = Chosen(torch.tensor([[[1, 2, 3], [4, 900, -5]]]), torch.tensor([[3, 2]]))
+    for wanted in (chosen.slots < 500, chosen.slots != 2):
+        found = chosen.where(wanted)
+        for slots, count, own in zip(found.slots[0], found.counts[0], (0, 1), strict=True):
+            meant = chosen.slots[0, own, : int(chosen.counts[0, own])]
+            expected = meant[wanted[0, own, : len(meant)]].tolist()
+            assert slots.tolist() == expected + [0] * (found.slots.shape[-1] - len(expected))
+            assert int(count) == len(expected)

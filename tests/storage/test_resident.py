@@ -118,11 +118,36 @@ def test_filling_is_not_counted_nor_fetched():
     assert resident.lookups == (0, 1)
 
 
-def test_too_small_for_a_block_says_what_it_takes():
+def test_too_small_for_a_block_keeps_none():
     cached = Cached(3 * BLOCK, 1, "lfu")
     cached.resident = ResidentBlocks(BLOCK_BYTES - 1, "lfu", 1)
-    with pytest.raises(ValueError, match=f"takes {BLOCK_BYTES} bytes"):
-        cached.read([1])
+    for _ in range(3):
+        assert cached.read([1, BLOCK, BLOCK + 1]) == 0
+    assert cached.resident.lookups == (0, 9)
+    assert cached.resident.nbytes == 0
+    assert cached.resident.rows is None
+
+
+@pytest.mark.parametrize("precision", ["full", "int8"])
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_a_larger_batch_may_be_too_large_for_a_block(place, precision):
+    """What fits for one row does not for three: requests go on without blocks, and with them again."""
+    storage, hits = make_storage(place, precision, 28_000), []
+    for batch in (1, 3, 1):
+        rows = drawing(batch=batch, width=8)(500)
+        storage.append(rows, rows)
+        slots = torch.arange(0, 300).int().expand(batch, -1)
+        before = storage.lookups.hits
+        parts = [
+            storage.attend(torch.ones(batch, 3, 8), slots, torch.full((batch,), 300), Logits(1.0))
+            for _ in range(3)
+        ]
+        torch.testing.assert_close(parts[2].out, parts[0].out)
+        hits.append(storage.lookups.hits - before)
+        storage.crop(0)
+    assert hits[0] > 0
+    assert hits[1] == 0
+    assert hits[2] > 0
 
 
 @pytest.mark.parametrize("eviction", ["lfu", "lru"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.attention import attend_slots
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
 from keyhole.bench.dense import dense_baselines
@@ -14,12 +15,12 @@ from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
 from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate, Evictor
-from keyhole.storage import DeviceStorage
+from keyhole.storage import PRECISIONS, DeviceStorage, Storage, make_storage
 
 
 @torch.no_grad()
 def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> list[Result]:
-    """Time `gather_attention` over random slots against torch's dense calls over all.
+    """Time `gather_attention` over random slots, and storages of fewer bits, against torch's dense calls.
 
     Raises:
         ValueError: nothing to read, or the case does not fit into memory.
@@ -48,9 +49,37 @@ def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> 
     check_close("its log-sum-exp", found.lse, expected.lse, case.torch_dtype)
     name = implementation() if impl == "auto" else impl
     moved = read * case.token_bytes + slots.nbytes
-    candidate = Candidate("gather_attention", name, lambda: attend(impl), moved, read)
+    candidates = [Candidate("gather_attention", name, lambda: attend(impl), moved, read)]
+    candidates += [_quantised(precision, case, storage, query, slots) for precision in PRECISIONS[1:]]
     baselines = dense_baselines(query, keys, values, case.logits.scale)
-    return [compare("gather", layer_sizes(case), [candidate], baselines, rounds=rounds, evictor=evictor)]
+    return [compare("gather", layer_sizes(case), candidates, baselines, rounds=rounds, evictor=evictor)]
+
+
+def _quantised(precision: str, case: Case, plain: Storage, query: Tensor, slots: Tensor) -> Candidate:
+    """Attention over the slots of what `plain` holds, in a storage of fewer bits.
+
+    Raises:
+        CheckFailedError: the attention is not that over the numbers that are stored.
+    """
+    storage = make_storage("device", precision)
+    storage.append(plain.keys(), plain.values())
+    rows, chosen, counts = (
+        query.squeeze(2),
+        slots.unsqueeze(0),
+        torch.full((1, case.kv_heads), slots.shape[1]),
+    )
+    found = storage.attend(rows, chosen, counts, case.logits)
+    expected = attend_slots(rows, storage.keys(), storage.values(), chosen, counts, case.logits)
+    check_close(f"attention over {precision}", found.out, expected.out, case.torch_dtype)
+    moved = case.read_tokens * storage.token_bytes + slots.nbytes
+    name = f"storage of {precision}"
+    return Candidate(
+        name,
+        implementation(),
+        lambda: storage.attend(rows, chosen, counts, case.logits),
+        moved,
+        slots.shape[1],
+    )
 
 
 def _random_slots(case: Case) -> Tensor:

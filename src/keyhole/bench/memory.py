@@ -1,4 +1,4 @@
-"""`bench memory`: what a long prompt does to the memory of a process, with a cache that drops tokens and without.
+"""`bench memory`: what a long prompt does to the memory of a process, with and without dropping tokens.
 
 Each method runs in a process of its own, so that nothing it left behind is counted to the next.
 """

@@ -64,7 +64,8 @@ Selecting pays from some length on. `dense_below="auto"` measures it for the met
 model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate`
 shows it. Not measured, since one layer does not show it: {known}.
 
-Every method but {refusing} can be put on every tier and into every form that are listed at the end.
+Every method can be put on every tier, and every one but {refusing} into every form, that are listed at the
+end.
 """
 
 _DROPPING = """\
@@ -99,8 +100,8 @@ Bytes of a token's keys and values for one KV head, on the tier and read from it
   or least recently. Hits and misses are counted with what was read.
 
 The index stays on the device in every case. Prompts, steps below `dense_below` and layers that are read
-whole read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score, and the
-layers of `full` in `delta`: those gain memory from a slower tier, not time.
+whole read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score: those gain
+memory from a slower tier, not time. The layers of `full` in `delta` stay on the device.
 """
 
 
@@ -113,7 +114,7 @@ def methods_markdown() -> str:
         for base in (RetrievalMethod, EvictionMethod)
     )
     known = ", ".join(f"{kind.pays_from} tokens for `{kind.name}`" for kind in retrieving if kind.pays_from)
-    refusing = ", ".join(f"`{kind.name}`" for kind in retrieving if _refuses_places(kind))
+    refusing = ", ".join(f"`{kind.name}`" for kind in retrieving if _refuses_forms(kind))
     parts = [
         _INTRODUCTION,
         _GLANCE,
@@ -240,9 +241,9 @@ def _places() -> str:
     return _table(("place", *(f"keys={keys}" for keys in PRECISIONS)), (*rows, formulas)).rstrip("\n")
 
 
-def _refuses_places(kind: type[RetrievalMethod]) -> bool:
+def _refuses_forms(kind: type[RetrievalMethod]) -> bool:
     try:
-        kind(place="host")
+        kind(keys="int8")
     except SpecError:
         return True
     return False

@@ -8,9 +8,7 @@ Legend: H query heads, Q queries, N tokens, D head size, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers import detach, make_cache, served_layers
+from keyhole.engines.transformers.recording import record
 from keyhole.errors import UnsupportedModelError
-from keyhole.evaluation.decoding import prefill
-from keyhole.methods import Method, Recipe
 from keyhole.methods.delta import Delta, default_full, roles
-from keyhole.prefill import DensePrefill, Prefill
+from keyhole.prefill import DensePrefill
 from keyhole.regions import regions
 from keyhole.selection.shared import Role, attention_shares
-from keyhole.setting import Setting
 from keyhole.storage import Storage
 
 QUERIES = 32  # newest ones of a text, whose attention is compared
@@ -35,8 +30,7 @@ QUERIES = 32  # newest ones of a text, whose attention is compared
 class _Recorder(DensePrefill):
     """Computes densely, and keeps what the newest queries attend to beside sinks and window, `[Q, N]`."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self) -> None:
         self.seen = torch.empty(0)
 
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
@@ -53,16 +47,6 @@ class _Recorder(DensePrefill):
             ]
         )
         return super().attend(query, storage, logits, mask)
-
-
-@dataclass(frozen=True)
-class _Recording(Method):
-    """Dense attention that is recorded."""
-
-    name: ClassVar[str] = "recording"
-
-    def prefill(self, setting: Setting) -> list[Prefill]:
-        return [_Recorder(layer) for layer in setting.layers]
 
 
 def attention_shift(
@@ -86,31 +70,26 @@ def attention_shift(
     if not texts or min(text.shape[1] for text in texts) < least:
         raise ValueError(f"calibration needs texts of at least {least} tokens; give longer ones")
     total: dict[int, float] = {}
-    try:
-        for done, text in enumerate(texts):
-            if progress is not None:
-                progress("reading", done, len(texts))
-            for layer, shift in _shift(model, text).items():
-                total[layer] = total.get(layer, 0.0) + shift / len(texts)
-    finally:
-        detach(model)
+    for done, text in enumerate(texts):
+        if progress is not None:
+            progress("reading", done, len(texts))
+        for layer, shift in _shift(model, text).items():
+            total[layer] = total.get(layer, 0.0) + shift / len(texts)
     return total
 
 
-@torch.no_grad()
 def _shift(model: PreTrainedModel, text: Tensor) -> dict[int, float]:
-    cache = make_cache(model, Recipe((_Recording(),)))
-    made = (layer.prefill for layer in served_layers(cache))
-    recorders = [recorder for recorder in made if isinstance(recorder, _Recorder)]
+    recorders: dict[int, _Recorder] = {}
+    record(model, text, lambda place: recorders.setdefault(place, _Recorder()))
     if len(recorders) < 2:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {len(recorders)} layers that attend to the whole sequence; "
             "sharing pages needs two"
         )
-    prefill(model, text, cache)
-    found = {recorders[0].layer: 0.0}
+    found = dict.fromkeys(recorders, 0.0)
     for before, here in pairwise(recorders):
-        found[here.layer] = 1 - float(F.cosine_similarity(before.seen, here.seen).mean())
+        alike = F.cosine_similarity(recorders[before].seen, recorders[here].seen)
+        found[here] = 1 - float(alike.mean())
     return found
 
 

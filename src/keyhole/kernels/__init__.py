@@ -6,16 +6,30 @@ from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
 from keyhole.kernels.paged_attention import paged_gather_attention
+from keyhole.kernels.pooled_attention import Pooled, Pooling, Span, pooled_attention
 from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
 from keyhole.kernels.pq_scores import pq_scores
 from keyhole.kernels.pq_select import pq_select
 from keyhole.kernels.pq_select_reference import Picked
+from keyhole.kernels.sale_attention import sale_attention, sale_pays
+from keyhole.kernels.sale_tiles import ROWS as TILE_ROWS
+from keyhole.kernels.sale_tiles import Reach, SparseAttended
 from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows
+from keyhole.kernels.top_slots import top_slots
 
 __all__ = [
+    "TILE_ROWS",
     "Attended",
+    "Codes",
+    "Layout",
     "Picked",
+    "Pooled",
+    "Pooling",
+    "Reach",
+    "Span",
+    "SparseAttended",
     "allocate_codes",
     "cpu_level",
     "cpu_levels",
@@ -27,10 +41,15 @@ __all__ = [
     "matvec_skip_columns",
     "matvec_skip_rows",
     "native_available",
+    "packed_attention",
     "paged_gather_attention",
+    "pooled_attention",
     "pq_encode",
     "pq_scores",
     "pq_select",
     "read_codes",
+    "sale_attention",
+    "sale_pays",
+    "top_slots",
     "write_codes",
 ]

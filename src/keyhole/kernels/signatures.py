@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -29,11 +29,18 @@ SIGNATURES = {
         _pointer, _long, _int, _int, _pointer, _pointer, _int, _pointer, _long, _pointer, _long, _long,
         _pointer, _pointer, _float, _float, _pointer, _pointer, _int,
     ],
+    "kh_packed_attention": [
+        _pointer, _long, _int, _int, _pointer, _pointer, _int, _long, _long, _pointer, _long, _long,
+        _pointer, _float, _float, _pointer, _pointer, _int,
+    ],
+    "kh_pooled_attention": [_pointer, _int],
+    "kh_top_slots": [_pointer, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _long, _long, _long, _float, _pointer, _int,
     ],
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
+    "kh_sale_attention": [_pointer, _int, _int],
     "kh_int8_dot": [_pointer, _pointer, _long, _long, _long, _int, _pointer, _int],
 }  # fmt: skip
 
@@ -62,4 +69,51 @@ class Pages(ctypes.Structure):
         ("block_size", _long),
         ("blocks", _long),
         ("heads", _long),
+    )
+
+
+class CodeSide(ctypes.Structure):
+    """Keys or values as codes: addresses of codes, scales and lows, strides in bytes and in numbers."""
+
+    _fields_ = (
+        ("codes", _pointer),
+        ("scale", _pointer),
+        ("low", _pointer),
+        ("row", _long),
+        ("group", _long),
+        ("token", _long),
+        ("range_row", _long),
+        ("range_group", _long),
+    )
+
+
+class PoolingCall(ctypes.Structure):
+    """Operands of `pooled_attention`."""
+
+    _fields_ = (
+        ("query", _pointer),
+        ("keys", _pointer),
+        ("type", _int),
+        ("batch_stride", _long),
+        ("head_stride", _long),
+        ("slot_stride", _long),
+        ("batches", _long),
+        ("kv_heads", _int),
+        ("heads", _int),
+        ("size", _int),
+        ("begin", _pointer),
+        ("end", _long),
+        ("first", _pointer),
+        ("last", _long),
+        ("page", _long),
+        ("scale", _float),
+        ("softcap", _float),
+        ("sharpness", _float),
+        ("per_head", ctypes.c_bool),
+        ("largest", ctypes.c_bool),
+        ("score_extra", _pointer),
+        ("share_extra", _pointer),
+        ("scores", _pointer),
+        ("shares", _pointer),
+        ("lse", _pointer),
     )

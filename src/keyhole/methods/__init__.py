@@ -10,6 +10,7 @@ from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS
+from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
@@ -29,6 +30,7 @@ __all__ = [
     "Quest",
     "Recipe",
     "RetrievalMethod",
+    "Sale",
     "ShadowKV",
     "SnapKV",
     "StreamingLLM",

@@ -12,6 +12,7 @@ from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.selection import Selector, SharedPageSelector
 from keyhole.selection.shared import Board, Role
 from keyhole.setting import Setting
+from keyhole.storage import Storage, make_storage
 
 _DENSE, _LEADERS = 2, 3  # at most
 _LAYERS_A_LEADER, _LAYERS_A_DENSE = 9, 4
@@ -23,7 +24,8 @@ class Delta(RetrievalMethod):
     """Entezari Zarch et al., "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context
     Reasoning", 2025.
 
-    Layers read whole do not keep to the budget; `keyhole calibrate delta` finds which they should be. The
+    Layers read whole do not keep to the budget; `keyhole calibrate delta` finds which they should be. They
+    stay on the device, whatever the `place`: to fetch them whole in each step costs more than it saves. The
     paper counts its window of 8 pages among 64: `delta(budget=896, window=128, sinks=0)`.
 
     Attributes:
@@ -74,6 +76,16 @@ class Delta(RetrievalMethod):
         for layer in self.full:
             check_range(self.name, "a layer of full", layer, 0)
         object.__setattr__(self, "full", tuple(sorted(set(self.full))))
+
+    def storage(self, setting: Setting) -> list[Storage] | None:
+        placed = super().storage(setting)
+        if not placed:
+            return placed
+        full = self._full(setting.layers)
+        return [
+            make_storage("device", self.keys) if layer in full else storage
+            for layer, storage in zip(setting.layers, placed, strict=True)
+        ]
 
     def selectors(self, setting: Setting) -> list[Selector]:
         if not setting.layers:

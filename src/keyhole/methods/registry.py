@@ -9,12 +9,16 @@ from keyhole.methods.dense import Dense
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
+from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta)
+_PREFILL = (Sale,)
 _EVICTION = (StreamingLLM, SnapKV, PyramidKV, AdaKV)
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Dense, *_RETRIEVAL, *_EVICTION)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Dense, *_RETRIEVAL, *_PREFILL, *_EVICTION)
+}

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from keyhole.errors import SpecError
 from keyhole.methods.base import RetrievalMethod, check_range
-from keyhole.methods.facts import ALIKE, Differs, Facts
+from keyhole.methods.facts import ALIKE, ON_DEVICE, Differs, Facts
 from keyhole.selection import LandmarkSelector, Selector
 from keyhole.setting import Setting
-from keyhole.storage import LowRankStorage, Storage
+from keyhole.storage import LowRankStorage, Storage, make_rows
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class ShadowKV(RetrievalMethod):
     """Sun et al., "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference", ICML 2025.
 
     Keys are kept as coefficients in a basis that is fitted on the prompt, before their rotation and for all
-    heads together, so even a full budget is dense attention only up to what the rank leaves out.
+    heads together, so even a full budget is dense attention only up to what the rank leaves out. `place`,
+    `cache` and `eviction` are about the values; low-rank keys stay on the device.
 
     Attributes:
         rank: numbers that a key of all heads together is kept as.
@@ -34,7 +35,8 @@ class ShadowKV(RetrievalMethod):
         stored="Values as they are. Keys behind the window as `rank` numbers for all KV heads together. "
         "Sums of the keys of each chunk, as 32-bit floats. Once for each KV head: the basis `4 * D * (rank "
         "+ 1)`, and exact keys of sinks and outliers, `(sinks + outliers * chunk) * D * e` at most; after "
-        "a step also the keys it rebuilt, `R * D * e` at most. All on the device.",
+        "a step also the keys it rebuilt, `R * D * e` at most. All on the device, but for the values with "
+        "place=host or place=disk.",
         select="Products with one landmark for each chunk, and a ranking of N / chunk chunks. Keys read "
         "are rebuilt, but for those that the step before had rebuilt: `rank * D` products each.",
         best_for="Memory that is short: keys take a fraction of their bytes. Neighbouring tokens that "
@@ -53,7 +55,7 @@ class ShadowKV(RetrievalMethod):
             Differs(
                 "sinks", "0, the first chunk being an outlier", "sinks are read without having to stand out"
             ),
-            Differs("place", "values on the host", "not offered for this method yet"),
+            Differs("place", "host", ON_DEVICE),
         ),
     )
 
@@ -67,15 +69,21 @@ class ShadowKV(RetrievalMethod):
         check_range(self.name, "rank", self.rank, 1)
         check_range(self.name, "chunk", self.chunk, 1)
         check_range(self.name, "outliers", self.outliers, 0)
-        if (self.place, self.keys) != ("device", "full"):
+        if self.keys != "full":
             raise SpecError(
-                f"{self.name}: place={self.place}, keys={self.keys} go with other methods; this one keeps "
-                "low-rank keys on the device"
+                f"{self.name}: keys={self.keys} goes with other methods; here keys are kept as {self.rank} "
+                "numbers for all heads together, so give a smaller rank to make them smaller"
             )
 
     def storage(self, setting: Setting) -> list[Storage]:
         return [
-            LowRankStorage(setting.rope(place), rank=self.rank, chunk=self.chunk, outliers=self.outliers)
+            LowRankStorage(
+                setting.rope(place),
+                rank=self.rank,
+                chunk=self.chunk,
+                outliers=self.outliers,
+                values=make_rows(self.place, setting.share(int(self.cache)), self.eviction),
+            )
             for place in setting.layers
         ]
 

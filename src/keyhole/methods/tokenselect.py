@@ -9,8 +9,10 @@ from keyhole.errors import SpecError
 from keyhole.methods.base import RetrievalMethod, check_flag, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.prefill import ChunkedPrefill, Prefill
-from keyhole.selection import Selector, Vote, VoteSelector
+from keyhole.rope import FixedDistance
+from keyhole.selection import DistantVoteSelector, Selector, Vote, VoteSelector
 from keyhole.setting import Setting
+from keyhole.storage import RenumberedStorage, Storage
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,9 @@ class TokenSelect(RetrievalMethod):
     """Wu et al., "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
     Token-Level KV Cache Selection", 2025.
 
-    The paper: `tokenselect(budget=2048, sinks=128, window=512, scaled_vote=false, sparse_prefill=true)`. It
-    scores keys before RoPE and counts positions anew; here both are as the model has them.
+    The paper: `tokenselect(budget=2048, sinks=128, window=512, distance=512, renumber=true,
+    scaled_vote=false, sparse_prefill=true)`. It renumbers and scores from one distance because its contexts
+    exceed the range of its models; where a model handles the length, true positions are what it has learnt.
 
     Attributes:
         per_head: each KV head reads tokens of its own; else a layer reads one list.
@@ -27,13 +30,18 @@ class TokenSelect(RetrievalMethod):
         reuse: cosine of queries above which the last elected tokens are read again; None elects in each step.
         sparse_prefill: elect for prompts too, once for each chunk of queries, within the same budget.
         chunk: queries of such a chunk; the window is in addition.
+        renumber: move what is read to positions without gaps, up to the newest token's, for contexts beyond
+            the model's range. Prompts need `sparse_prefill` for that, too. Votes are not affected.
+        distance: score keys before RoPE, as if all lay so many positions back; None scores them where they
+            are. It must be within the range of the model.
     """
 
     name: ClassVar[str] = "tokenselect"
     paper: ClassVar[str] = "TokenSelect, arXiv 2411.02886"
     summary: ClassVar[str] = "exact logits, one soft vote of each query head, the same tokens for all heads"
     facts: ClassVar[Facts] = Facts(
-        stored="No index: the keys themselves are scored. With `reuse`, the last query and what it elected.",
+        stored="No index: the keys themselves are scored. With `reuse`, the last query and what it elected. "
+        "With `distance`, a copy of the keys before RoPE, `D * e` for each token.",
         select="Exact logits of every key, a vote of each query head, and a ranking of N tokens for the "
         "layer; nothing in steps that `reuse` answers.",
         best_for="One list of tokens for all heads of a layer, as paged attention wants it. Prompts that "
@@ -50,6 +58,8 @@ class TokenSelect(RetrievalMethod):
             Differs("scaled_vote", "false", "votes are the attention paid, not all for the best few tokens"),
             Differs("reuse", "0.9; off in the released code", "elections go stale, see what it is bad at"),
             Differs("sparse_prefill", "true", "prompts are computed exactly unless that is asked for"),
+            Differs("renumber", "true", "a model that handles the length has learnt true positions"),
+            Differs("distance", "512, the window", "as that, and keys are scored where they lie"),
         ),
     )
 
@@ -58,26 +68,65 @@ class TokenSelect(RetrievalMethod):
     reuse: float | None = None
     sparse_prefill: bool = False
     chunk: int = 512
+    renumber: bool = False
+    distance: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self.name, "chunk", self.chunk, 1)
-        for option in ("per_head", "scaled_vote", "sparse_prefill"):
+        for option in ("per_head", "scaled_vote", "sparse_prefill", "renumber"):
             check_flag(self.name, option, getattr(self, option))
         if self.reuse is not None and not -1 <= self.reuse <= 1:
             raise SpecError(f"{self.name}: reuse={self.reuse!r} is no cosine; give a number in [-1, 1]")
+        if self.distance is not None:
+            check_range(self.name, "distance", self.distance, self.window)
+        if self.renumber:
+            self._check_renumbering()
 
     def prefill(self, setting: Setting) -> list[Prefill] | None:
         if not self.sparse_prefill:
             return None
         return [
-            ChunkedPrefill(self._vote, self.chunk, self.budget, self.sinks, self.window)
-            for _ in setting.layers
+            ChunkedPrefill(
+                self._vote,
+                self.chunk,
+                self.budget,
+                self.sinks,
+                self.window,
+                scoring=self._scoring(setting, place),
+                renumber=setting.rope(place) if self.renumber else None,
+            )
+            for place in setting.layers
         ]
 
+    def storage(self, setting: Setting) -> list[Storage] | None:
+        if not self.renumber:
+            return super().storage(setting)
+        return [RenumberedStorage(setting.rope(place), self.budget) for place in setting.layers]
+
     def selectors(self, setting: Setting) -> list[Selector]:
-        return [VoteSelector(self._vote, self.reuse) for _ in setting.layers]
+        return [self._selector(self._scoring(setting, place)) for place in setting.layers]
+
+    def _selector(self, scoring: FixedDistance | None) -> Selector:
+        if scoring is None:
+            return VoteSelector(self._vote, self.reuse)
+        return DistantVoteSelector(self._vote, scoring, self.reuse)
+
+    def _scoring(self, setting: Setting, place: int) -> FixedDistance | None:
+        return None if self.distance is None else FixedDistance(setting.rope(place), self.distance)
 
     @property
     def _vote(self) -> Vote:
         return Vote(per_head=self.per_head, scaled=self.scaled_vote)
+
+    def _check_renumbering(self) -> None:
+        if self.budget.mass is not None:
+            raise SpecError(
+                f"{self.name}: renumber=true needs to know how many tokens are read before they are "
+                f"elected; give a number or a share of them as budget, in place of mass={self.budget.mass}"
+            )
+        if (self.place, self.keys) != ("device", "full"):
+            raise SpecError(
+                f"{self.name}: renumber=true goes with place=device, keys=full: what is read is moved "
+                f"in each step; place={self.place}, keys={self.keys} go without it"
+            )

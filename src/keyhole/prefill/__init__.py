@@ -3,5 +3,6 @@
 from keyhole.prefill.base import Prefill
 from keyhole.prefill.chunked import ChunkedPrefill
 from keyhole.prefill.dense import DensePrefill
+from keyhole.prefill.sale import SalePrefill
 
-__all__ = ["ChunkedPrefill", "DensePrefill", "Prefill"]
+__all__ = ["ChunkedPrefill", "DensePrefill", "Prefill", "SalePrefill"]

@@ -9,17 +9,30 @@ Legend: B batch, H query heads, Hkv KV heads, Q queries, C of them in a chunk, N
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, dense_attention
+from keyhole.attention import Logits, attend_slots, dense_attention
 from keyhole.budget import Budget
 from keyhole.prefill.base import Prefill
 from keyhole.regions import Regions, left_padding, regions
+from keyhole.renumber import closing_moves
+from keyhole.rope import FixedDistance, Rope
 from keyhole.selection.base import Step
+from keyhole.selection.distant import BareKeys
 from keyhole.selection.vote import Vote
 from keyhole.storage import Storage
+from keyhole.storage.form import at
+
+
+class _Read(NamedTuple):
+    """What a chunk reads: slots `[B, Hkv, S]`, which entries are meant, how far each is moved if they are."""
+
+    slots: Tensor
+    valid: Tensor
+    moves: Tensor
 
 
 class ChunkedPrefill(Prefill):
@@ -35,16 +48,30 @@ class ChunkedPrefill(Prefill):
         budget: tokens read beside sinks, window and the chunk itself.
         sinks: first tokens of a sequence that are always read.
         window: tokens before the chunk that are always read.
+        scoring: elect as if the chunk began so far behind every key; None takes keys as they are.
+        renumber: the layer's rotation, to move what a chunk reads to positions without gaps; None leaves it.
     """
 
-    def __init__(self, vote: Vote, chunk: int, budget: Budget, sinks: int, window: int) -> None:
+    def __init__(
+        self,
+        vote: Vote,
+        chunk: int,
+        budget: Budget,
+        sinks: int,
+        window: int,
+        *,
+        scoring: FixedDistance | None = None,
+        renumber: Rope | None = None,
+    ) -> None:
         self.vote, self.chunk, self.budget, self.sinks, self.window = vote, chunk, budget, sinks, window
+        self.scoring, self.renumber = scoring, renumber
 
     @torch.no_grad()
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
         batch, _, queries, _ = query.shape
         padding = (0,) * batch if mask is None else left_padding(mask[:, :, -1:], batch)
         begin, parts = storage.length - queries, []
+        scored: Storage | None = None
         for start, stop in _chunks(begin, storage.length, self.chunk):
             unused = tuple(min(slots, stop) for slots in padding)
             where = regions(stop, unused, self.sinks, self.window + stop - start, query.device)
@@ -54,20 +81,49 @@ class ChunkedPrefill(Prefill):
                 keys, values = storage.keys()[:, :, :stop], storage.values()[:, :, :stop]
                 parts.append(dense_attention(query[:, :, rows], keys, values, mask=seen, **logits._asdict()))
             else:
-                slots, valid = self._read(query[:, :, rows], storage, logits, where)
-                parts.append(_attend(query[:, :, rows], storage, slots, valid, logits, where))
+                scored = scored or self._scored(storage, padding)
+                read = self._read(query[:, :, rows], storage, scored, logits, where)
+                parts.append(self._attend(query[:, :, rows], storage, read, logits, where))
         return torch.cat(parts, dim=2)
 
-    def _read(self, query: Tensor, storage: Storage, logits: Logits, where: Regions) -> tuple[Tensor, Tensor]:
-        """The slots `[B, Hkv, S]` that the chunk `query [B, H, C, D]` reads, and which entries are meant."""
+    def _scored(self, storage: Storage, padding: tuple[int, ...]) -> Storage:
+        """The keys that votes are on."""
+        if self.scoring is None:
+            return storage
+        keys = storage.keys()
+        bare = BareKeys(self.scoring, torch.tensor(padding, device=keys.device))
+        bare.extend(keys)
+        return bare
+
+    def _read(
+        self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
+    ) -> _Read:
+        """What the chunk `query [B, H, C, D]` reads."""
         mean = _mean_query(query, where)
-        anchor = logits.with_sinks(storage.attend(mean, where.always, where.always_counts, logits).lse)
-        elected = self.vote.elect(Step(mean, storage, where, anchor, logits, self.budget))
+        # Not as the storage attends in decode steps: the chunk is read as one.
+        keys, values = storage.keys(), storage.values()
+        anchor = attend_slots(mean, keys, values, where.always, where.always_counts, logits)
+        step = Step(mean, scored, where, logits.with_sinks(anchor.lse), logits, self.budget)
+        if self.scoring is not None:
+            padding, begin = torch.tensor(where.padding, device=mean.device), where.length - query.shape[2]
+            step = step._replace(query=self.scoring.query(mean, begin, padding).to(mean.dtype))
+        elected = self.vote.elect(step)
         always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
         always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)
         pairs = ((always, always_counts), (elected.slots, elected.counts))
         valid = [torch.arange(s.shape[-1], device=s.device) < n.unsqueeze(-1) for s, n in pairs]
-        return torch.cat([always, elected.slots], -1).long(), torch.cat(valid, -1)
+        moves = [closing_moves(slots, elected.counts, where) for slots, _ in pairs]
+        slots = torch.cat([always, elected.slots], -1).long()
+        return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
+
+    def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
+        """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
+        keys, values = (at(part, read.slots) for part in (storage.keys(), storage.values()))
+        if self.renumber is not None:
+            keys = self.renumber.rotate_each(keys, read.moves).to(values.dtype)
+        own = torch.arange(where.length - query.shape[2], where.length, device=query.device)
+        mask = read.valid.unsqueeze(2) & (read.slots.unsqueeze(2) <= own.view(-1, 1))
+        return dense_attention(query, keys, values, mask=mask, **logits._asdict())
 
     def _reads_all(self, where: Regions) -> bool:
         candidates = [max(where.last - first, 0) for first in where.first.tolist()]
@@ -90,16 +146,3 @@ def _mean_query(query: Tensor, where: Regions) -> Tensor:
     real = (slots >= torch.tensor(where.padding, device=query.device).view(-1, 1)).float()
     total = torch.einsum("bhcd,bc->bhd", query.float(), real)
     return (total / real.sum(-1).clamp(min=1).view(-1, 1, 1)).to(query.dtype)
-
-
-def _attend(
-    query: Tensor, storage: Storage, slots: Tensor, valid: Tensor, logits: Logits, where: Regions
-) -> Tensor:
-    """Causal attention of the newest queries `[B, H, C, D]` over the `valid` ones of `slots [B, Hkv, S]`."""
-    keys, values = (
-        part.gather(2, slots.unsqueeze(-1).expand(*slots.shape, part.shape[3]))
-        for part in (storage.keys(), storage.values())
-    )
-    own = torch.arange(where.length - query.shape[2], where.length, device=query.device)
-    mask = valid.unsqueeze(2) & (slots.unsqueeze(2) <= own.view(-1, 1))
-    return dense_attention(query, keys, values, mask=mask, **logits._asdict())

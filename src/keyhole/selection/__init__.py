@@ -3,6 +3,7 @@
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.codewords import CodewordSelector
+from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.product import ProductSelector
@@ -12,6 +13,7 @@ from keyhole.selection.vote import Vote, VoteSelector
 __all__ = [
     "BoxSelector",
     "CodewordSelector",
+    "DistantVoteSelector",
     "ExactSelector",
     "LandmarkSelector",
     "ProductSelector",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keyhole.kernels.pq_tables import softcapped
 from keyhole.regions import Regions
-from keyhole.rope import Rope
+from keyhole.rope import FixedDistance, Rope
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.codebook import Codebook, fit_codebook
 from keyhole.selection.groups import Groups, pick_groups
@@ -54,7 +54,7 @@ class CodewordSelector(Selector):
         iterations: int,
         sample: int,
     ) -> None:
-        self.rope, self.distance, self.union = rope, distance, union
+        self.ranking, self.union = FixedDistance(rope, distance), union
         self.codewords, self.iterations, self.sample = codewords, iterations, sample
         self._fits = book is None
         self._book = book
@@ -98,8 +98,7 @@ class CodewordSelector(Selector):
     def _logits(self, step: Step) -> Tensor:
         """Those of a token of each codeword, at the constant distance, float32 `[B, Hkv, G, C]`."""
         book = self._known()
-        moved = self.distance - (step.regions.length - 1 - self._paddings())
-        query = self.rope.rotate(step.query.unsqueeze(2), moved.unsqueeze(1)).squeeze(2)
+        query = self.ranking.query(step.query, step.regions.length - 1, self._paddings())
         query = query.unflatten(1, (book.points.shape[1], -1))
         return softcapped(book.products(query, step.logits.scale), step.logits.softcap)
 
@@ -156,7 +155,7 @@ class CodewordSelector(Selector):
 
     def _unrotated(self, keys: Tensor, slots: Tensor) -> Tensor:
         """Keys `[B, Hkv, T, D]` of `slots [T]` or `[B, T]`, without their rotation."""
-        return self.rope.unrotate(keys, slots - self._paddings().unsqueeze(1))
+        return self.ranking.keys(keys, slots, self._paddings())
 
     def _placed(self, device: torch.device) -> Codebook:
         return self._known().map(lambda tensor: tensor.to(device))

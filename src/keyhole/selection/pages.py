@@ -10,9 +10,9 @@ S slots.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
 
@@ -30,12 +30,6 @@ def spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
     begins = edges.maximum(regions.first.unsqueeze(1))
     ends = (edges + page).clamp(max=regions.last)
     return begins, (ends - begins).clamp(min=0)
-
-
-def page_sums(values: Tensor, page: int) -> Tensor:
-    """Sums over the pages of `values [..., N]`."""
-    padded = F.pad(values, (0, -values.shape[-1] % page))
-    return padded.unflatten(-1, (padded.shape[-1] // page, page)).sum(-1)
 
 
 def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, page: int) -> Selection:
@@ -73,12 +67,7 @@ def ranked(scores: Tensor, most: int) -> Tensor:
     NaN ranks last. Only what may be among the greatest is sorted.
     """
     scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    if most == scores.shape[-1]:
-        return scores.argsort(dim=-1, descending=True, stable=True)
-    least = scores.topk(most).values[..., -1:]
-    above, equal = scores > least, scores == least
-    chosen = above | (equal & (equal.cumsum(-1) <= most - above.sum(-1, keepdim=True)))
-    places = chosen.nonzero()[:, -1].view(*scores.shape[:-1], most)
+    places = kernels.top_slots(scores, most)
     return places.gather(-1, scores.gather(-1, places).argsort(dim=-1, descending=True, stable=True))
 
 

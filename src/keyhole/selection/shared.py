@@ -2,7 +2,7 @@
 
 Source: "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context Reasoning", arXiv 2510.09883.
 
-Legend: B batch, H query heads, N tokens, P pages, D head size.
+Legend: B batch, H query heads, Hkv KV heads, N tokens, P pages, D head size.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step, Unindexed
 from keyhole.selection.exact import key_logits
-from keyhole.selection.pages import page_sums, pick_pages, spans
+from keyhole.selection.pages import pick_pages, spans
 from keyhole.storage import Storage
 
 
@@ -117,12 +118,16 @@ def _for_heads(picked: Selection, kv_heads: int) -> Selection:
 
 
 def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, page: int) -> Ranking:
-    keys = storage.keys()
-    every = attention_shares(query, keys, regions, logits)[..., : regions.last]
-    for row, first in zip(every, regions.first.tolist(), strict=True):
-        row[:, :first] = 0.0
-    shares = page_sums(every.unflatten(1, (keys.shape[1], -1)).mean(2), page)
-    return Ranking(page_sums(every.amax(1, keepdim=True), page), shares, 1 - shares.sum(-1), regions.length)
+    sinks = None if logits.sink_logits is None else logits.sink_logits.expand(query.shape[:2])
+    pooled = kernels.pooled_attention(
+        query,
+        storage.keys(),
+        kernels.Span(torch.tensor(regions.padding), regions.length, regions.first, regions.last),
+        kernels.Pooling(logits.scale, logits.softcap, page=page, largest=True),
+        score_extra=sinks,
+        share_extra=sinks,
+    )
+    return Ranking(pooled.scores, pooled.shares, 1 - pooled.shares.sum(-1), regions.length)
 
 
 def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits) -> Tensor:

@@ -1,12 +1,10 @@
 """Soft vote (TokenSelect): every query head spreads one vote over all tokens, the most voted for are read.
 
 Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
-Token-Level KV Cache Selection", arXiv 2411.02886, equation 7. There, keys are scored before RoPE, and
-positions are counted anew within what is read, so that contexts may exceed the model's range; here they are
-true.
+Token-Level KV Cache Selection", arXiv 2411.02886, equation 7. There, keys are scored before RoPE
+(`distant.py`), and positions are counted anew within what is read (`keyhole.renumber`).
 
-Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, L lists of tokens, one for each KV head or one for
-all, N tokens, S slots.
+Legend: B batch, H query heads, D head size.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
-from keyhole.selection.exact import ExactSelector, key_logits
+from keyhole.selection.exact import ExactSelector
 from keyhole.selection.pages import pick_pages
 
 
@@ -37,30 +36,22 @@ class Vote:
 
     def elect(self, step: Step) -> Selection:
         """The competing tokens of most votes that the budget allows, for each KV head."""
-        logits = key_logits(step.query, step.storage.keys()[:, :, : step.regions.last], step.logits)
-        for row, first in zip(logits, step.regions.first.tolist(), strict=True):
-            row[..., :first] = -torch.inf
-        # A row in which nothing competes has no greatest logit, and no votes.
-        greatest = logits.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
-        logits -= greatest
-        weights = logits.exp()
-        total = weights.sum(-1)
-        anchor = step.anchor_lse.view(total.shape) - greatest.squeeze(-1)
-        anchored = (anchor - torch.logaddexp(total.log(), anchor)).exp()
-        total = total.clamp(min=1)  # the greatest logit alone counts 1
-        shares = _group_mean((1 - anchored) / total, weights)
-        if self.scaled:
-            votes = _group_mean(1 / total, weights)
-        else:
-            sharp = logits.div_(step.logits.scale).exp_()
-            votes = _group_mean(1 / sharp.sum(-1).clamp(min=1), sharp)
-        votes = votes if self.per_head else votes.mean(1, keepdim=True)
-        return pick_pages(votes, shares, anchored.mean(-1), step, 1)
-
-
-def _group_mean(weight: Tensor, rows: Tensor) -> Tensor:
-    """The mean `[B, Hkv, N]` over each group of `rows [B, Hkv, G, N]` times their `weight [B, Hkv, G]`."""
-    return (weight.unsqueeze(2) @ rows).squeeze(2) / rows.shape[2]
+        first, how = step.regions.first, step.logits
+        pooled = kernels.pooled_attention(
+            step.query,
+            step.storage.keys(),
+            kernels.Span(first, step.regions.last, first, step.regions.last),
+            kernels.Pooling(
+                how.scale,
+                how.softcap,
+                sharpness=1.0 if self.scaled else 1 / how.scale,
+                per_head=self.per_head,
+            ),
+            share_extra=step.anchor_lse,
+        )
+        anchored = (step.anchor_lse - torch.logaddexp(step.anchor_lse, pooled.lse)).exp()
+        anchored = anchored.unflatten(1, (pooled.shares.shape[1], -1)).mean(-1)
+        return pick_pages(pooled.scores, pooled.shares, anchored, step, 1)
 
 
 class Kept(NamedTuple):

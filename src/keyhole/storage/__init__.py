@@ -5,8 +5,9 @@ from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
-from keyhole.storage.places import PLACES, PRECISIONS, make_storage
+from keyhole.storage.places import PLACES, PRECISIONS, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
+from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident import EVICTIONS
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Lookups",
     "LowRankStorage",
     "PooledStorage",
+    "RenumberedStorage",
     "Storage",
+    "make_rows",
     "make_storage",
 ]

@@ -39,5 +39,9 @@ class Chosen(NamedTuple):
         """Those for which `wanted [B, Hkv, S]` holds, in the same order; slot 0 fills."""
         wanted = wanted & self.meant()
         counts = wanted.sum(-1)
-        order = wanted.byte().argsort(dim=-1, descending=True, stable=True)[..., : max(1, int(counts.max()))]
-        return Chosen(self.slots.masked_fill(~wanted, 0).gather(-1, order), counts)
+        places = torch.arange(max(1, int(counts.max())), device=counts.device) < counts.unsqueeze(-1)
+        if torch.equal(wanted[..., : places.shape[-1]], places):
+            return Chosen(self.slots[..., : places.shape[-1]].masked_fill(~places, 0), counts)
+        slots = torch.zeros(places.shape, dtype=self.slots.dtype, device=counts.device)
+        slots[places] = self.slots[wanted]
+        return Chosen(slots, counts)

@@ -6,13 +6,16 @@ D and E size of keys and of values.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from keyhole.attention import Logits, Part, attend_slots
+from keyhole.kernels.rows import at
+
+__all__ = ["Form", "Full", "Kind", "at"]
 
 
 class Kind(NamedTuple):
@@ -47,6 +50,12 @@ class Form(ABC):
         """Values, as `keys`."""
 
     @abstractmethod
+    def attend(
+        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+    ) -> Part:
+        """Attention of `query [B, G * H, D]` over the first `counts [B, H]` of `slots [B, H, S]`."""
+
+    @abstractmethod
     def token_bytes(self, kind: Kind) -> float:
         """Bytes of one token for one head."""
 
@@ -65,26 +74,14 @@ class Full(Form):
     def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
         return _chosen(rows[..., kind.keys :], slots)
 
+    def attend(
+        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+    ) -> Part:
+        return attend_slots(query, self.keys(rows, kind), self.values(rows, kind), slots, counts, logits)
+
     def token_bytes(self, kind: Kind) -> float:
         return (kind.keys + kind.values) * kind.dtype.itemsize
 
 
 def _chosen(rows: Tensor, slots: Tensor | None) -> Tensor:
     return rows if slots is None else at(rows, slots)
-
-
-def at(tensor: Tensor, *places: Tensor) -> Tensor:
-    """Rows `[B, H, S, D]` of a tensor `[B, H, ..., D]`, of any strides.
-
-    `places` are integers `[B, H, S]`, one tensor for each dimension between H and D.
-    """
-    sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
-    batch = torch.arange(sizes[0], device=tensor.device).view(-1, 1, 1)
-    heads = torch.arange(sizes[1], device=tensor.device).view(1, -1, 1)
-    # A selection along one dimension copies whole rows; torch's indexing by several tensors is far slower.
-    unit = math.gcd(*strides) or 1
-    index = (batch, heads, *places)
-    offset = reduce(torch.add, (part.long() * stride for part, stride in zip(index, strides, strict=True)))
-    count = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) // unit
-    rows = tensor.as_strided((count, tensor.shape[-1]), (unit, tensor.stride(-1)))
-    return rows.index_select(0, offset.flatten() // unit).view(*places[0].shape, -1)

@@ -32,6 +32,10 @@ class KeptKeys(NamedTuple):
         found = self.slots.gather(-1, places) == slots
         return self.keys.gather(2, places.unsqueeze(-1).expand(*places.shape, self.keys.shape[-1])), found
 
+    def crop(self, length: int) -> KeptKeys:
+        """Without the slots from `length` on."""
+        return self._replace(slots=self.slots.masked_fill(self.slots >= length, _NONE))
+
     def reorder(self, rows: Tensor) -> KeptKeys:
         """Of the batch rows `rows`, in that order."""
         return KeptKeys(*(tensor.index_select(0, rows) for tensor in self))

@@ -18,6 +18,7 @@ from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.basis import Basis, fit_basis
 from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import Chosen
+from keyhole.storage.fetched import FetchedRows
 from keyhole.storage.form import at
 from keyhole.storage.kept import KeptKeys
 
@@ -27,7 +28,7 @@ _TOKENS_PER_AXIS = 2  # a prompt shorter than that says too little about what is
 
 
 class LowRankStorage(Storage):
-    """Full values; keys that left the window as `R` numbers for all heads together.
+    """Full values on any tier; keys that left the window as `R` numbers for all heads together.
 
     The basis is that of the prompt, fitted when a selective step first asks, and generated tokens are kept in
     it too. Keys of sinks, of outlier chunks and of the newest tokens stay as they are. The keys rebuilt for a
@@ -38,11 +39,14 @@ class LowRankStorage(Storage):
         rank: R; at most Hkv * D are taken, which lose nothing.
         chunk: slots of a chunk.
         outliers: chunks of the prompt whose keys stay as they are, for each KV head.
+        values: where values go; None keeps them on the device.
     """
 
-    def __init__(self, rope: Rope, *, rank: int, chunk: int, outliers: int) -> None:
+    def __init__(
+        self, rope: Rope, *, rank: int, chunk: int, outliers: int, values: FetchedRows | None = None
+    ) -> None:
         self.rope, self.rank, self.chunk, self.outliers = rope, rank, chunk, outliers
-        self._values = GrowingBuffer()
+        self._values = values or FetchedRows(GrowingBuffer())
         self._hits = self._misses = 0
         self._clear()
 
@@ -78,33 +82,34 @@ class LowRankStorage(Storage):
         return torch.cat([*parts, recent], dim=2)
 
     def values(self, start: int = 0) -> Tensor:
-        return self._values.view()[:, :, start:]
+        return self._values.view(start)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
-        if self._basis is None:
-            return attend_slots(query, self.keys(), self.values(), slots, counts, logits)
-        chosen = Chosen.of(slots, counts, self.values().shape[1])
-        places = torch.arange(slots.shape[-1], device=slots.device).expand(slots.shape)
-        keys, values = self._chosen_keys(chosen), at(self.values(), chosen.slots)
-        return attend_slots(query, keys, values, places, counts, logits)
+        chosen = Chosen.of(slots, counts, self._recent.view().shape[1])
+        keys = at(self._recent.view(), chosen.slots) if self._basis is None else self._chosen_keys(chosen)
+        places = torch.arange(slots.shape[-1], device=slots.device).expand(chosen.slots.shape)
+        return attend_slots(query, keys, self._values.fetch(chosen), places, chosen.counts, logits)
 
     @property
     def token_bytes(self) -> float:
         """A row of coefficients is read for each KV head, since heads choose for themselves."""
-        value = self.values()[0, :, :1]
+        value = self.values(self.length - 1)[0]
         if self._basis is None:
-            return value.nbytes + self.keys()[0, :, :1].nbytes
+            return value.nbytes + self.keys(self.length - 1)[0].nbytes
         return value.nbytes + len(value) * self._coefficients.view()[0, 0, :1].nbytes
 
     @property
     def lookups(self) -> Lookups:
-        """Keys that an earlier step had rebuilt, and keys that had to be."""
-        return Lookups(self._hits, self._misses)
+        """Values that resident blocks gave, and others; without such blocks keys that an earlier step had
+        rebuilt, and keys that had to be.
+        """
+        resident = self._values.resident
+        return Lookups(self._hits, self._misses) if resident is None else resident.lookups
 
     def settle(self, regions: Regions) -> None:
         waiting = regions.last - self._settled
         if self._basis is None:
-            if waiting <= 0 or not self._tells_enough(regions):
+            if waiting <= 0 or not self._tells_enough(regions.last - max(regions.padding)):
                 return
             self._fit(regions)
         elif waiting < _BATCH:
@@ -113,19 +118,34 @@ class LowRankStorage(Storage):
 
     def crop(self, length: int) -> None:
         if 0 < length < self._settled:
-            # What follows may be another text, so that the basis is fitted anew when it is there.
-            keys, values = self.keys()[:, :, :length], self.values()[:, :, :length].clone()
-            self._clear()
-            self._values.crop(0)
-            self.append(keys, values)
-            return
+            self._crop_settled(length)
         self._values.crop(length)
         self._recent.crop(max(length - self._settled, 0))
         if length == 0:
             self._clear()
 
+    def _crop_settled(self, length: int) -> None:
+        """Forget coefficients; the basis goes, too, where little is left of the text that it is of.
+
+        What follows may be another text then, and the basis is fitted anew when it is there.
+        """
+        if self._tells_enough(length - int(self._padding.max())):
+            newest = self.keys(length - 1)[:, :, :1]
+            # The newest token is never among them.
+            self._coefficients.crop(length - 1)
+            self._recent.crop(0)
+            self._recent.append(newest)
+            self._exact = None if self._exact is None else self._exact.crop(length)
+            self._rebuilt = None
+            return
+        keys = self.keys()[:, :, :length]
+        self._clear()
+        self._recent.append(keys)
+
     def reorder(self, rows: Tensor) -> None:
-        rows = rows.to(self.values().device)
+        if self.length == 0:
+            return
+        rows = rows.to(self._recent.view().device)
         for buffer in (self._values, self._recent, self._coefficients):
             buffer.reorder(rows)
         if self._basis is not None:
@@ -158,13 +178,12 @@ class LowRankStorage(Storage):
     def footprint(self) -> Footprint:
         kept = [kept.nbytes for kept in (self._exact, self._rebuilt) if kept is not None]
         basis = () if self._basis is None else (tensor.nbytes for tensor in self._basis)
-        buffers = (buffer.nbytes for buffer in (self._values, self._recent, self._coefficients))
-        return Footprint(device=sum([*kept, *basis, *buffers]))
+        buffers = (buffer.nbytes for buffer in (self._recent, self._coefficients))
+        return self._values.footprint + Footprint(device=sum([*kept, *basis, *buffers]))
 
-    def _tells_enough(self, regions: Regions) -> bool:
+    def _tells_enough(self, shortest: int) -> bool:
         """Whether the shortest row does, for each has a basis of its own; any does where no rank is lost."""
         _, heads, _, size = self._recent.view().shape
-        shortest = regions.last - max(regions.padding)
         return heads * size <= self.rank or shortest >= _TOKENS_PER_AXIS * self.rank
 
     def _fit(self, regions: Regions) -> None:
@@ -211,7 +230,9 @@ class LowRankStorage(Storage):
         missing = chosen.where(~known)
         self._misses += int(missing.counts.sum())
         if missing.counts.any():
-            keys[~known] = self._rebuild(missing.slots.long())[missing.meant()]
+            # Filling may be any slot.
+            slots_missing = missing.slots.long().clamp(max=self._settled - 1)
+            keys[~known] = self._rebuild(slots_missing)[missing.meant()]
             settled = (meant & (slots < self._settled)).sum(-1)
             self._rebuilt = KeptKeys.of(slots, settled, keys)
         return keys
@@ -228,9 +249,7 @@ class LowRankStorage(Storage):
         coefficients = self._coefficients.view()
         keys = self._known().rebuild(at(coefficients.expand(-1, slots.shape[1], -1, -1), slots))
         positions = slots - self._padding.view(-1, 1, 1)
-        # To a rotation all heads of a row are at the same positions; here each is a row.
-        rotated = self.rope.rotate(keys.flatten(0, 1).unsqueeze(1), positions.flatten(0, 1))
-        return rotated.view(keys.shape).to(coefficients.dtype)
+        return self.rope.rotate_each(keys, positions).to(coefficients.dtype)
 
     def _unrotated(self, keys: Tensor, start: int) -> Tensor:
         return self.rope.unrotate(keys, self._slots(start, keys) - self._padding.unsqueeze(1))

@@ -62,6 +62,7 @@ class PlacedStorage(Storage):
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         kind = self._known()
         sources = self._sources(Chosen.of(slots, counts, kind.heads))
+        sources = [source for source in sources if source[2].counts.any()] or sources[:1]
         part = reduce(merge, (_attend(query, *source, kind, logits) for source in sources))
         if self.resident is not None:
             self.resident.admit(self.buffer, kind.device)
@@ -172,8 +173,8 @@ class PlacedStorage(Storage):
 def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: Kind, logits: Logits) -> Part:
     """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
     slots, counts = chosen
-    if form.keeps and rows.device == query.device:
-        return attend_slots(query, form.keys(rows, kind), form.values(rows, kind), slots, counts, logits)
+    if rows.device == query.device:
+        return form.attend(query, rows, kind, slots, counts, logits)
     there = slots.to(rows.device)
     keys, values = (_moved(read(rows, kind, there), query.device) for read in (form.keys, form.values))
     places = torch.arange(slots.shape[-1], device=query.device).expand(slots.shape)

@@ -9,28 +9,15 @@ Legend: B batch, H KV heads, n rows, g tokens of a row, S slots, D size of keys 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from keyhole.storage.form import Form, Kind, at
+from keyhole import kernels
+from keyhole.attention import Logits, Part
+from keyhole.kernels.packed_attention import decoded, keys_at, values_at
+from keyhole.storage.form import Form, Kind
 
 _FLOAT = torch.float32.itemsize
-
-
-class _Codes(NamedTuple):
-    """A number x is stored as round((x - low) / scale).
-
-    Attributes:
-        codes: uint8 `[B, H, n, g, bytes]`.
-        scale: float32 `[B, H, n, D]` for each channel, or `[B, H, n, g]` for each token.
-        low: as `scale`.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    low: Tensor
 
 
 class Quantised(Form):
@@ -51,19 +38,32 @@ class Quantised(Form):
         return torch.cat([part.contiguous().view(torch.uint8).flatten(3) for part in parts], dim=-1)
 
     def keys(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
-        codes, scale, low = self._fields(rows, kind)[0]
-        if slots is None:
-            return self._decode(codes, scale.unsqueeze(-2), low.unsqueeze(-2), kind.keys).flatten(2, 3)
-        row, token = slots // self.group, slots % self.group
-        return self._decode(at(codes, row, token), at(scale, row), at(low, row), kind.keys)
+        held = self._sides(rows, kind)[0]
+        if slots is not None:
+            return keys_at(held, self._layout(kind), slots)
+        held = held._replace(scale=held.scale.unsqueeze(-2), low=held.low.unsqueeze(-2))
+        return decoded(held, self.bits, kind.keys).flatten(2, 3)
 
     def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
-        codes, scale, low = self._fields(rows, kind)[1]
-        if slots is None:
-            return self._decode(codes, scale.unsqueeze(-1), low.unsqueeze(-1), kind.values).flatten(2, 3)
-        row, token = slots // self.group, slots % self.group
-        scale, low = (at(part.unsqueeze(-1), row, token) for part in (scale, low))
-        return self._decode(at(codes, row, token), scale, low, kind.values)
+        held = self._sides(rows, kind)[1]
+        if slots is not None:
+            return values_at(held, self._layout(kind), slots)
+        held = held._replace(scale=held.scale.unsqueeze(-1), low=held.low.unsqueeze(-1))
+        return decoded(held, self.bits, kind.values).flatten(2, 3)
+
+    def attend(
+        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+    ) -> Part:
+        attended = kernels.packed_attention(
+            query.reshape(-1, query.shape[1] // kind.heads, kind.keys),
+            *self._sides(rows, kind),
+            self._layout(kind),
+            slots.flatten(0, 1),
+            counts.flatten(),
+            scale=logits.scale,
+            softcap=logits.softcap,
+        )
+        return Part(attended.out.view(*query.shape[:2], -1), attended.lse.view(query.shape[:2]))
 
     def token_bytes(self, kind: Kind) -> float:
         return sum(self._widths(kind)) / self.group
@@ -73,16 +73,19 @@ class Quantised(Form):
         keys, values = (self.group * -(-size * self.bits // 8) for size in (kind.keys, kind.values))
         return [keys, *[_FLOAT * kind.keys] * 2, values, *[_FLOAT * self.group] * 2]
 
-    def _fields(self, rows: Tensor, kind: Kind) -> tuple[_Codes, _Codes]:
-        """Keys and values of `rows [B, H, n, W]`, as views."""
-        key_codes, key_scale, key_low, codes, scale, low = rows.split(self._widths(kind), dim=-1)
-        group = (self.group, -1)
-        return (
-            _Codes(key_codes.unflatten(-1, group), key_scale.view(torch.float), key_low.view(torch.float)),
-            _Codes(codes.unflatten(-1, group), scale.view(torch.float), low.view(torch.float)),
-        )
+    def _layout(self, kind: Kind) -> kernels.Layout:
+        return kernels.Layout(self.bits, kind.keys, kind.values)
 
-    def _encode(self, numbers: Tensor, dim: int) -> _Codes:
+    def _sides(self, rows: Tensor, kind: Kind) -> tuple[kernels.Codes, kernels.Codes]:
+        """Keys and values of `rows [B, H, n, W]`, as views."""
+        parts = rows.split(self._widths(kind), dim=-1)
+        keys, values = (
+            kernels.Codes(codes.unflatten(-1, (self.group, -1)), *(part.view(torch.float) for part in ranges))
+            for codes, *ranges in (parts[:3], parts[3:])
+        )
+        return keys, values
+
+    def _encode(self, numbers: Tensor, dim: int) -> kernels.Codes:
         """Codes of `numbers [B, H, n, g, D]`, with one range over dimension `dim`."""
         low, high = numbers.aminmax(dim=dim, keepdim=True)
         scale = (high - low) / (2**self.bits - 1)
@@ -92,10 +95,4 @@ class Quantised(Form):
                 torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
             )
             codes = even | odd << 4
-        return _Codes(codes, scale.squeeze(dim), low.squeeze(dim))
-
-    def _decode(self, codes: Tensor, scale: Tensor, low: Tensor, size: int) -> Tensor:
-        """The float32 numbers `[..., size]` that codes stand for."""
-        if self.bits == 4:
-            codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)[..., :size]
-        return torch.addcmul(low, scale, codes.float())
+        return kernels.Codes(codes, scale.squeeze(dim), low.squeeze(dim))

@@ -27,7 +27,8 @@ class ResidentBlocks:
 
     Blocks are fetched after the read that missed them, those with most misses first, so they serve the reads
     that follow. They take the place of the least frequently ("lfu") or least recently ("lru") read ones, of
-    equals the oldest, never of blocks that the same read found or brought.
+    equals the oldest, never of blocks that the same read found or brought. Where not even one block fits,
+    as is known when the first is to be fetched, none is kept and every read is a miss.
     """
 
     def __init__(self, nbytes: int, eviction: str, group: int) -> None:
@@ -51,6 +52,11 @@ class ResidentBlocks:
 
     def look_up(self, chosen: Chosen, tokens: int) -> tuple[Chosen, Chosen]:
         """Part slots `chosen` among `tokens`: those resident, numbered as in `rows`, and the others."""
+        there, found = self.locate(chosen, tokens)
+        return Chosen(there, chosen.counts).where(found), chosen.where(~found)
+
+    def locate(self, chosen: Chosen, tokens: int) -> tuple[Tensor, Tensor]:
+        """Slots of `rows` for slots `chosen` among `tokens`, both `[B, H, S]`; bool, which are resident."""
         self._extend(tokens // BLOCK)
         blocks = (chosen.slots // BLOCK).cpu()
         meant, blocks_read = chosen.meant().cpu(), blocks.numpy()
@@ -59,8 +65,7 @@ class ResidentBlocks:
         found = torch.from_numpy(places != _NOWHERE).logical_and(meant)
         self._count(blocks_read[meant.numpy()])
         there = torch.from_numpy(places).to(chosen.slots.device) * BLOCK + chosen.slots % BLOCK
-        found = found.to(chosen.slots.device)
-        return Chosen(there, chosen.counts).where(found), chosen.where(~found)
+        return there, found.to(chosen.slots.device)
 
     def admit(self, buffer: Buffer, device: torch.device) -> None:
         """Fetch the blocks that the last `look_up` missed most."""
@@ -68,7 +73,8 @@ class ResidentBlocks:
             return
         if self._rows is None:
             self._allocate(buffer.view(buffer.length), device)
-        assert self._rows is not None
+        if self._rows is None:
+            return
         places = self._vacate(len(self._missed))
         blocks, self._missed = self._missed[: len(places)], self._missed[:0]
         rows = BLOCK // self._group
@@ -101,16 +107,13 @@ class ResidentBlocks:
         self._uses = np.zeros(places, np.int64)
 
     def _allocate(self, like: Tensor, device: torch.device) -> None:
-        """Make room for blocks of rows as those of `like [B, H, 0, W]`."""
+        """Make room for blocks of rows as those of `like [B, H, 0, W]`, if one fits."""
         batch, heads, _, width = like.shape
         rows = BLOCK // self._group
         block_bytes = batch * heads * rows * width * like.dtype.itemsize
         places = self._limit // block_bytes
         if places == 0:
-            raise ValueError(
-                f"a cache of {self._limit} bytes a layer holds no block of {BLOCK} tokens, which takes "
-                f"{block_bytes} bytes; give at least that for each layer, or none"
-            )
+            return
         self._rows = empty((batch, heads, places * rows, width), like.dtype, device)
         self._block_at, self._last = np.full((2, places), _NOWHERE)
         self._uses = np.zeros(places, np.int64)

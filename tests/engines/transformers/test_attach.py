@@ -48,6 +48,22 @@ def test_leaves_no_trace_when_the_method_cannot_be_read(model):
     assert traces(model) == before
 
 
+def test_a_cache_has_its_layers_made_once(model, monkeypatch):
+    """What a method reads to make them, such as codebooks, is not read twice."""
+    keyhole.make_cache(model, PART)
+    made, layers = [], keyhole.Recipe.layers
+    monkeypatch.setattr(keyhole.Recipe, "layers", lambda *given: made.append(given) or layers(*given))
+    keyhole.make_cache(model, PART)
+    assert len(made) == 1
+
+
+def test_a_method_refused_by_make_cache_leaves_no_trace(model):
+    before = traces(model)
+    with pytest.raises(ValueError, match="no codebooks in"):
+        keyhole.make_cache(model, 'a2ats(codebook="/nowhere")')
+    assert traces(model) == before
+
+
 def test_reports_the_latest_request(model):
     with keyhole.attach(model, PART) as attached:
         assert attached.layers == []

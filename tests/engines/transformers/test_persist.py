@@ -19,7 +19,9 @@ METHODS = [
     "quest(budget=20, sinks=2, window=6, page=5)",
     "tokenselect(budget=20, sinks=2, window=6, reuse=0.5)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2)",
+    "tokenselect(budget=20, sinks=2, window=6, distance=20, renumber=true, reuse=0.5)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=0)",
+    "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2, place=disk)",
 ]
 
 

@@ -9,6 +9,7 @@ from keyhole.cli.bench.layer import build, decode, gather, scan
 from keyhole.cli.bench.matrix import gemv
 from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
+from keyhole.cli.bench.prefill import prefill
 from keyhole.cli.bench.report import report
 
 app = typer.Typer(
@@ -18,5 +19,5 @@ app = typer.Typer(
     "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
 )
 
-for command in (decode, step, scan, gather, gemv, build, prompt, memory, calibrate, report):
+for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, calibrate, report):
     app.command()(command)

@@ -6,6 +6,7 @@ import typer
 
 from keyhole.cli.calibrate.a2ats import a2ats
 from keyhole.cli.calibrate.delta import delta
+from keyhole.cli.calibrate.sale import sale
 
 app = typer.Typer(
     name="calibrate",
@@ -14,5 +15,5 @@ app = typer.Typer(
 )
 
 
-for command in (a2ats, delta):
+for command in (a2ats, delta, sale):
     app.command()(command)

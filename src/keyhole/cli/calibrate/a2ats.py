@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from keyhole.cli import options
 from keyhole.cli.outputs import check_writable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from keyhole.cli.inputs import Loaded
 
 _SETTINGS = "codebooks.json"
 _CHARACTERS = 16  # of a random identifier to a token, surely more than there are
@@ -37,6 +32,7 @@ def a2ats(
 ) -> None:
     """Fit the codebooks of a model for the method a2ats, on text like that it will read."""
     check_writable(out / _SETTINGS, "--out")
+    from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
     from keyhole.cli.inputs import load, read_text, training_context
     from keyhole.engines.transformers.codebooks import fit_codebooks
@@ -47,8 +43,8 @@ def a2ats(
     texts = [read_text(str(path)) for path in text]
     loaded = load(model, threads)
     size = min(context, training_context(loaded.model))
-    prompts = _prompts(loaded, texts, tokens, size)
-    prompts += _prompts(loaded, _identifiers(identifiers), identifiers, size)
+    prompts = prompts_of(loaded, texts, tokens, size)
+    prompts += prompts_of(loaded, _identifiers(identifiers), identifiers, size)
     with progress(quiet) as report:
         report("layers", 0, None)
         found = fit_codebooks(
@@ -73,16 +69,6 @@ def a2ats(
         stderr().print(f"relative error of logits, by layer: {errors}", highlight=False)
     method = A2ATS(codebook=str(out), distance=distance)
     stdout().print(str(method), highlight=False, soft_wrap=True, markup=False)
-
-
-def _prompts(loaded: Loaded, texts: list[str], tokens: int, context: int) -> list[Tensor]:
-    """Token ids `[1, T]` of texts in their order, cut at the context, no more than so many tokens in all."""
-    prompts = []
-    for text in texts:
-        ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
-        tokens -= ids.shape[1]
-        prompts += [part for part in ids.split(context, dim=1) if part.shape[1]]
-    return prompts
 
 
 def _identifiers(tokens: int) -> list[str]:

@@ -71,6 +71,7 @@ def attach(model: PreTrainedModel, method: str | Method | Recipe) -> Iterator[At
     if not can_serve_layers(model):
         yield attachment
         return
+    check_method(recipe, model)
     parameters = list(inspect.signature(model.forward).parameters)
     hook = partial(_take_over, attachment, parameters)
     with switched(model):
@@ -92,19 +93,18 @@ def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> Dynamic
         UnsupportedModelError: the model cannot be served, with the reason.
     """
     recipe = _checked(model, method)
-    if can_serve_layers(model):
-        keep_switched(model)
     cache = DynamicCache(config=model.config)
     adopt(cache, recipe, model)
+    # Last, so that a method that is refused leaves the model as it was.
+    if can_serve_layers(model):
+        keep_switched(model)
     return cache
 
 
 def _checked(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
     recipe = Recipe.parse(method)
     check_supported(model)
-    if can_serve_layers(model):
-        check_method(recipe, model)
-    else:
+    if not can_serve_layers(model):
         name = type(model).__name__
         warnings.warn(
             f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4

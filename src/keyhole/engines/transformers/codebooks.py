@@ -8,19 +8,16 @@ Legend: B batch, H query heads, Hkv KV heads, T tokens, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.cache import KeyholeLayer, adopt
-from keyhole.engines.transformers.registration import switched
+from keyhole.engines.transformers.recording import record
 from keyhole.engines.transformers.rope import layer_rope
-from keyhole.engines.transformers.support import check_supported
-from keyhole.methods.recipe import Recipe
-from keyhole.prefill import DensePrefill, Prefill
+from keyhole.prefill import DensePrefill
 from keyhole.rope import Rope
 from keyhole.selection.codebook import Codebook, fit_codebook
 from keyhole.storage import Storage
@@ -35,14 +32,14 @@ class Fitted(NamedTuple):
     error: float
 
 
-class Recorder(Prefill):
+class Recorder(DensePrefill):
     """Dense attention that notes keys without their rotation, and the second moment of queries.
 
     Queries are moved to the constant position at which the codebook will be asked.
     """
 
     def __init__(self, rope: Rope, distance: int) -> None:
-        self.rope, self.distance, self.dense = rope, distance, DensePrefill()
+        self.rope, self.distance = rope, distance
         self.keys: list[Tensor] = []  # each `[1, Hkv, T, D]`
         self.moment = torch.zeros(())  # `[1, Hkv, D, D]`, summed over the heads of a group and all tokens
 
@@ -53,7 +50,7 @@ class Recorder(Prefill):
         moved = self.rope.rotate(query, (self.distance - positions).unsqueeze(0))
         grouped = moved.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
         self.moment = self.moment + (grouped.transpose(-1, -2) @ grouped).cpu()
-        return self.dense.attend(query, storage, logits, mask)
+        return super().attend(query, storage, logits, mask)
 
 
 @torch.no_grad()
@@ -76,7 +73,6 @@ def fit_codebooks(
         UnsupportedModelError: the model cannot be served, or its rotations are not understood.
         ValueError: fewer keys than codewords.
     """
-    check_supported(model)
     recorders = _record(model, prompts, distance)
     found: dict[int, Fitted] = {}
     for place in sorted(recorders):
@@ -88,18 +84,15 @@ def fit_codebooks(
 
 def _record(model: PreTrainedModel, prompts: Iterable[Tensor], distance: int) -> dict[int, Recorder]:
     recorders: dict[int, Recorder] = {}
-    with switched(model):
-        for ids in prompts:
-            if ids.shape[1] < 2:
-                continue
-            cache = DynamicCache(config=model.config)
-            adopt(cache, Recipe.parse("dense"), model)
-            for place, layer in enumerate(cache.layers):
-                if isinstance(layer, KeyholeLayer):
-                    rope = layer_rope(model, place)
-                    layer.inner.prefill = recorders.setdefault(place, Recorder(rope, distance))
-            forward = cast(Callable[..., Any], model.base_model.forward)
-            forward(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+
+    def recorder(place: int) -> Recorder:
+        if place not in recorders:
+            recorders[place] = Recorder(layer_rope(model, place), distance)
+        return recorders[place]
+
+    for ids in prompts:
+        if ids.shape[1] > 1:
+            record(model, ids, recorder)
     return recorders
 
 

@@ -1,0 +1,20 @@
+"""Texts as the prompts that a model is calibrated on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from keyhole.cli.inputs import Loaded
+
+
+def prompts_of(loaded: Loaded, texts: list[str], tokens: int, context: int) -> list[Tensor]:
+    """Token ids `[1, T]` of texts in their order, cut at the context, no more than so many tokens in all."""
+    prompts = []
+    for text in texts:
+        ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
+        tokens -= ids.shape[1]
+        prompts += [part for part in ids.split(context, dim=1) if part.shape[1]]
+    return prompts

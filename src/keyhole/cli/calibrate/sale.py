@@ -1,0 +1,73 @@
+"""`keyhole calibrate sale`."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyhole.cli import options
+from keyhole.cli.outputs import check_writable
+
+_SETTINGS = "thresholds.json"
+
+
+def sale(
+    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Directory the thresholds go to.")],
+    model: options.Model = None,
+    error: Annotated[float, typer.Option(min=0.0, help="Error of a head's output that is allowed.")] = 0.01,
+    kind: Annotated[
+        str,
+        typer.Option(help="`relative` to the norm of the output, or `absolute`, the paper's, of a token."),
+    ] = "relative",
+    tile: Annotated[int, typer.Option(help="Keys read or left out together, a power of two to 32.")] = 1,
+    pooled: Annotated[
+        bool, typer.Option(help="Shares are of the whole context, not of sinks and window alone.")
+    ] = True,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of text taken at most.")] = 65_536,
+    context: Annotated[int, typer.Option(min=2, help="Tokens of one prompt at most.")] = 16_384,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the thresholds of a model's heads for the method sale, on text like that it will read."""
+    check_writable(out / _SETTINGS, "--out")
+    from keyhole.cli.calibrate.prompts import prompts_of
+    from keyhole.cli.console import progress, stderr, stdout
+    from keyhole.cli.inputs import load, read_text
+    from keyhole.engines.transformers.fingerprint import fingerprint
+    from keyhole.engines.transformers.thresholds import fit_thresholds
+    from keyhole.methods import Sale
+    from keyhole.prefill.salefile import write_thresholds
+
+    method = Sale(thresholds=str(out), tile=tile, pooled=pooled)
+    texts = [read_text(str(path)) for path in text]
+    loaded = load(model, threads)
+    prompts = prompts_of(loaded, texts, tokens, context)
+    with progress(quiet) as report:
+        done = count(1)
+        report("layers of prompts", 0, None)
+        found = fit_thresholds(
+            loaded.model,
+            prompts,
+            reach=method.reach,
+            error=error,
+            kind=kind,
+            fitted=lambda: report("layers of prompts", next(done), None),
+        )
+    write_thresholds(
+        out,
+        found,
+        model=fingerprint(loaded.model),
+        reach=method.reach,
+        error=error,
+        kind=kind,
+        tokens=sum(ids.shape[1] for ids in prompts),
+    )
+    if not quiet:
+        dense = sum(int((tau == 0).sum()) for tau in found.values())
+        heads = sum(len(tau) for tau in found.values())
+        stderr().print(f"{dense} of {heads} heads read everything", highlight=False)
+    stdout().print(str(method), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,72 @@
+"""Thresholds for a model's heads (SALE), from prompts that it computes.
+
+Source: arXiv 2505.24179; see `keyhole.prefill.salefit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keyhole.attention import Logits
+from keyhole.engines.transformers.recording import record
+from keyhole.errors import UnsupportedModelError
+from keyhole.kernels import Reach
+from keyhole.prefill import DensePrefill
+from keyhole.prefill.salefit import ThresholdFit
+from keyhole.storage import Storage
+
+
+class _Fitter(DensePrefill):
+    """Computes densely, so that errors do not add up over layers, and fits thresholds to what it sees."""
+
+    def __init__(self, fit: ThresholdFit, fitted: Callable[[], object]) -> None:
+        self.fit, self.fitted = fit, fitted
+
+    def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        if logits.softcap is not None or logits.sink_logits is not None:
+            raise UnsupportedModelError(
+                "the model's logits are soft-capped or have sinks, so its prompts are always computed whole; "
+                "leave `sale` out"
+            )
+        out = super().attend(query, storage, logits, mask)
+        self.fit.see(query, storage.keys(), storage.values(), logits, out)
+        self.fitted()
+        return out
+
+
+def fit_thresholds(
+    model: PreTrainedModel,
+    prompts: Iterable[Tensor],
+    *,
+    reach: Reach,
+    error: float,
+    kind: str = "relative",
+    fitted: Callable[[], object] = lambda: None,
+) -> dict[int, Tensor]:
+    """float32 `[H]` for each served layer, by its place in the model.
+
+    Args:
+        prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
+        error: how large a head's error may be, see `ThresholdFit`.
+        fitted: told whenever a layer has seen a prompt.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served, or has soft-capped logits or sink logits.
+        ValueError: no prompt is of two tokens.
+    """
+    fits: dict[int, ThresholdFit] = {}
+
+    def fitter(place: int) -> _Fitter:
+        if place not in fits:
+            fits[place] = ThresholdFit(reach, error, kind=kind)
+        return _Fitter(fits[place], fitted)
+
+    for ids in prompts:
+        if ids.shape[1] > 1:
+            record(model, ids, fitter)
+    if not fits:
+        raise ValueError("no prompt has two tokens; give more text")
+    return {place: fit.tau for place, fit in fits.items()}

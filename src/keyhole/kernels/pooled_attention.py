@@ -1,0 +1,145 @@
+"""Attention weights of every key, gathered to scores and shares of pages in one pass over the keys.
+
+Shapes: B batch, Hkv KV heads, G query heads of a KV head, H = Hkv * G, D head size, cap slots of a row,
+P pages, L lists of scores: Hkv, or 1 for all heads.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.native import FLOATS, TYPES, call
+from keyhole.kernels.pq_tables import softcapped
+from keyhole.kernels.signatures import PoolingCall
+
+_Extras = tuple[Tensor | None, Tensor | None]
+
+
+class Span(NamedTuple):
+    """Slots in [begin[b], end) make the denominators; of these, slots in [first[b], last) are pooled."""
+
+    begin: Tensor  # int [B]
+    end: int
+    first: Tensor  # int [B]
+    last: int
+
+
+class Pooling(NamedTuple):
+    """What a weight is, and how weights become scores.
+
+    Attributes:
+        scale: what products of query and key are multiplied by.
+        softcap: logits become `softcap * tanh(logits / softcap)`, where given.
+        sharpness: scores are made of the softmax of logits times this.
+        page: slots of a page; page u is the slots [u * page, (u + 1) * page).
+        per_head: scores for each KV head, of its own query heads; else one list, of all heads.
+        largest: a slot's score is the largest weight any head gives it; else the mean over the heads.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sharpness: float = 1.0
+    page: int = 1
+    per_head: bool = False
+    largest: bool = False
+
+
+class Pooled(NamedTuple):
+    scores: Tensor  # float32 [B, L, P], sums over the slots of a page; zero for slots that are not pooled
+    shares: Tensor  # float32 [B, Hkv, P], mean over the query heads of a KV head
+    lse: Tensor  # float32 [B, H], log-sum-exp of the logits in [begin, end)
+
+
+def pooled_attention(
+    query: Tensor,
+    keys: Tensor,
+    span: Span,
+    how: Pooling,
+    *,
+    score_extra: Tensor | None = None,
+    share_extra: Tensor | None = None,
+    impl: str = "auto",
+) -> Pooled:
+    """Softmax weights of query [B, H, D] over keys [B, Hkv, cap, D], pooled; head h reads KV head h // G.
+
+    score_extra and share_extra [B, H] are logarithms of mass that the denominators of scores and of shares
+    hold beside the span's.
+
+    Raises:
+        ValueError: shapes do not fit, or the span does not lie in the keys.
+    """
+    _check(query, keys, span, how)
+    supported = keys.dtype in FLOATS and keys.stride(-1) == 1
+    run = _native if use_native(impl, query, keys, supported=supported) else _reference
+    return run(query, keys, span, how, (score_extra, share_extra))
+
+
+def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
+    fits = query.dim() == 3 and keys.dim() == 4
+    fits = fits and query.shape[::2] == keys.shape[::3] and query.shape[1] % keys.shape[1] == 0
+    if not fits:
+        raise ValueError(f"keys {list(keys.shape)} do not fit query {list(query.shape)}")
+    begin, first = span.begin, span.first
+    if begin.shape != query.shape[:1] or first.shape != query.shape[:1]:
+        raise ValueError(f"begin {list(begin.shape)} and first {list(first.shape)}, expected one a batch row")
+    if not (0 <= span.last <= span.end <= keys.shape[2]) or not ((begin >= 0) & (begin <= first)).all():
+        raise ValueError(f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, last <= end")
+    if how.page < 1 or not how.sharpness > 0:
+        raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")
+
+
+def _native(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+    batch, heads, size = query.shape
+    kv_heads, pages = keys.shape[1], -(-span.last // how.page)
+    query = query.float().contiguous()
+    begin, first = span.begin.long().contiguous(), span.first.long().contiguous()
+    logs = [None if each is None else each.float().contiguous() for each in extras]
+    scores = torch.empty(batch, kv_heads if how.per_head else 1, pages)
+    shares, lse = torch.empty(batch, kv_heads, pages), torch.empty(batch, heads)
+    operands = PoolingCall(
+        query.data_ptr(), keys.data_ptr(), TYPES[keys.dtype], *keys.stride()[:3],
+        batch, kv_heads, heads // kv_heads, size,
+        begin.data_ptr(), span.end, first.data_ptr(), span.last, how.page,
+        how.scale, how.softcap or 0.0, how.sharpness, how.per_head, how.largest,
+        *(None if each is None else each.data_ptr() for each in logs),
+        scores.data_ptr(), shares.data_ptr(), lse.data_ptr(),
+    )  # fmt: skip
+    call("kh_pooled_attention", ctypes.addressof(operands))
+    return Pooled(scores, shares, lse)
+
+
+def _reference(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+    score_extra, share_extra = extras
+    kv_heads = keys.shape[1]
+    grouped = query.float().unflatten(1, (kv_heads, -1))
+    logits = softcapped(grouped @ keys[:, :, : span.end].float().transpose(2, 3) * how.scale, how.softcap)
+    for row, begin in zip(logits, span.begin.tolist(), strict=True):
+        row[..., :begin] = -torch.inf
+    lse = logits.logsumexp(-1).flatten(1)
+    pooled = logits[..., : span.last]
+    shares = _weights(pooled, lse, share_extra, span)
+    sharp = lse if how.sharpness == 1 else (logits * how.sharpness).logsumexp(-1).flatten(1)
+    scores = _weights(pooled * how.sharpness, sharp, score_extra, span)
+    scores = scores if how.per_head else scores.flatten(1, 2).unsqueeze(1)
+    scores = scores.amax(2) if how.largest else scores.mean(2)
+    return Pooled(page_sums(scores, how.page), page_sums(shares.mean(2), how.page), lse)
+
+
+def _weights(logits: Tensor, lse: Tensor, extra: Tensor | None, span: Span) -> Tensor:
+    """Softmax [B, Hkv, G, N] of logits, zero before `first`; a row without mass has no weights."""
+    total = lse if extra is None else torch.logaddexp(lse, extra.float())
+    total = total.masked_fill(total == -torch.inf, 0.0).view(logits.shape[:3])
+    weights = (logits - total.unsqueeze(-1)).exp()
+    for row, first in zip(weights, span.first.tolist(), strict=True):
+        row[..., :first] = 0.0
+    return weights
+
+
+def page_sums(values: Tensor, page: int) -> Tensor:
+    """Sums over the pages of `values [..., N]`."""
+    padded = F.pad(values, (0, -values.shape[-1] % page))
+    return padded.unflatten(-1, (padded.shape[-1] // page, page)).sum(-1)

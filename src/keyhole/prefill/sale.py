@@ -1,0 +1,75 @@
+"""Block-sparse attention of prompts by an estimate from small integers (SALE).
+
+Source: "SALE: Low-bit Estimation for Efficient Sparse Attention in Long-context LLM Prefilling",
+arXiv 2505.24179.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.attention import Logits
+from keyhole.kernels import Reach
+from keyhole.prefill.base import Prefill
+from keyhole.prefill.dense import DensePrefill
+from keyhole.regions import left_padding
+from keyhole.storage import Storage
+
+
+class SalePrefill(Prefill):
+    """Tiles of 64 queries read sinks, a window, and what may have a share of attention above a threshold.
+
+    Attention is exact and dense where that is not known to pay, or not known to be right: in contexts shorter
+    than `dense_below`, of fewer than 64 new queries, where every threshold is 0, with soft-capped logits or
+    sink logits, where a mask hides more than padding on the left, and, unless `impl` asks for the reference,
+    where there is no native code for the tensors at hand.
+
+    Args:
+        tau: a threshold for each query head, or one for all of them; 0 reads everything.
+        reach: what is always read, and the runs of keys that are read or left out together.
+        dense_below: tokens below which everything is read.
+        impl: who computes it: "auto" or "reference".
+    """
+
+    def __init__(
+        self, tau: float | Tensor, reach: Reach, *, dense_below: int = 0, impl: str = "auto"
+    ) -> None:
+        self.tau = torch.as_tensor(tau, dtype=torch.float32)
+        self.reach, self.dense_below, self.impl = reach, dense_below, impl
+        self._dense = DensePrefill()
+
+    @torch.no_grad()
+    def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        batch, heads, queries, _ = query.shape
+        padding = _padding(mask, batch)
+        plain = logits.softcap is None and logits.sink_logits is None
+        long = storage.length >= self.dense_below and queries >= kernels.TILE_ROWS
+        if not (plain and long and padding is not None and bool((self.tau > 0).any())):
+            return self._dense.attend(query, storage, logits, mask)
+        keys, values = storage.keys(), storage.values()
+        if self.impl == "auto" and not kernels.sale_pays(query, keys, values):
+            return self._dense.attend(query, storage, logits, mask)
+        return kernels.sale_attention(
+            query,
+            keys,
+            values,
+            self.tau.to(query.device).expand(heads),
+            scale=logits.scale,
+            reach=self.reach,
+            padding=padding,
+            impl=self.impl,
+        ).out
+
+
+def _padding(mask: Tensor | None, batch: int) -> tuple[int, ...] | None:
+    """Unused slots at the start of each batch row; None where a mask hides others."""
+    if mask is None:
+        return (0,) * batch
+    if mask.shape[1] > 1:
+        return None
+    try:
+        return left_padding(mask[:, :, -1:], batch)
+    except ValueError:
+        return None

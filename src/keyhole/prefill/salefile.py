@@ -1,0 +1,46 @@
+"""SALE's thresholds on disk: `thresholds.safetensors` and `thresholds.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from keyhole.fitted import FittedFiles
+from keyhole.kernels import Reach
+from keyhole.setting import Setting
+
+_FILES = FittedFiles("thresholds", method="sale", format=1)
+
+
+def write_thresholds(
+    directory: str | Path, thresholds: dict[int, Tensor], *, model: str, reach: Reach, **made: Any
+) -> None:
+    """Write thresholds float32 `[H]` by their layers' places in the model.
+
+    Args:
+        model: its fingerprint.
+        reach: what was always read when they were found.
+        made: what else there is to say about how they were made.
+    """
+    tensors = {str(place): tau for place, tau in thresholds.items()}
+    told = {"reach": reach._asdict(), "layers": sorted(thresholds)}
+    _FILES.write(directory, tensors, model=model, **told, **made)
+
+
+def read_thresholds(directory: str | Path, setting: Setting, reach: Reach) -> list[Tensor]:
+    """The thresholds of a setting's layers; without a model the first ones of the file, in order.
+
+    Raises:
+        ValueError: there are none, they are damaged, or made for another model or reach.
+    """
+    settings = _FILES.settings(directory, setting)
+    if settings["reach"] != reach._asdict():
+        raise ValueError(
+            f"{directory}: the thresholds were made for {Reach(**settings['reach'])}, not {reach}; "
+            "give those options, or calibrate again with these"
+        )
+    _FILES.written(directory)  # that there are any
+    held = {int(place): tau for place, tau in _FILES.tensors(directory).items()}
+    return _FILES.of_layers(directory, held, setting)

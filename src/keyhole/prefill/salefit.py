@@ -1,0 +1,81 @@
+"""Thresholds of SALE for the heads of a layer, by the error that they make in its output.
+
+Source: arXiv 2505.24179, which halves a threshold until a head's error is small enough. Its error is the
+absolute one of a token, summed over the size of a value: it depends on how large values are. Here a relative
+one is the default: the same for all heads, layers and models.
+
+Shapes: B batch, H query heads, Q queries, D size of a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.attention import Logits
+from keyhole.kernels import Reach
+
+FIRST = 0.512  # the paper begins with 0.008, which is on the same grid
+_LEAST = 1e-5  # a threshold of no more keeps nearly everything: 0 then, without the estimate
+KINDS = ("relative", "absolute")
+
+
+def grid(first: float = FIRST) -> list[float]:
+    """The thresholds that are tried, from the largest, and 0 at last."""
+    taus = [first]
+    while taus[-1] / 2 > _LEAST:
+        taus.append(taus[-1] / 2)
+    return [*taus, 0.0]
+
+
+class ThresholdFit:
+    """The largest threshold for each head whose error is no more than `error` on any prompt seen.
+
+    Args:
+        reach: what a tile reads for certain.
+        error: "relative": the norm of the output's error over the norm of the output; "absolute": the error
+            of a token's output, summed over its D numbers, a mean over tokens.
+        first: the largest threshold tried.
+    """
+
+    def __init__(self, reach: Reach, error: float, *, kind: str = "relative", first: float = FIRST) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+        if not error >= 0:
+            raise ValueError(f"error={error} is out of range; give at least 0")
+        self.reach, self.error, self.kind, self.grid = reach, error, kind, grid(first)
+        self._found = torch.zeros((), dtype=torch.long)  # `[H]`, places in the grid
+
+    @property
+    def tau(self) -> Tensor:
+        """float32 `[H]`."""
+        return torch.tensor(self.grid)[self._found]
+
+    @torch.no_grad()
+    def see(self, query: Tensor, keys: Tensor, values: Tensor, logits: Logits, out: Tensor) -> None:
+        """Take in a prompt without padding, and the dense `out [B, H, Q, D]` of it.
+
+        Each prompt is judged by itself, so their order does not matter.
+        """
+        places = torch.zeros(query.shape[1], dtype=torch.long)
+        open_heads = torch.ones_like(places, dtype=torch.bool)
+        # What is settled is made cheap: nothing beside what is always read.
+        settled = torch.tensor(torch.finfo(torch.float32).max)
+        while open_heads.any():
+            tau = torch.where(open_heads, torch.tensor(self.grid)[places], settled)
+            found = kernels.sale_attention(
+                query, keys, values, tau.to(query.device), scale=logits.scale, reach=self.reach
+            )
+            good = self._error(found.out, out) <= self.error
+            open_heads &= ~good
+            places += open_heads
+            open_heads &= places < len(self.grid) - 1
+        self._found = torch.maximum(self._found, places)
+
+    def _error(self, found: Tensor, out: Tensor) -> Tensor:
+        difference = found.float() - out.float()
+        if self.kind == "absolute":
+            return difference.abs().sum(-1).mean((0, 2)).cpu()
+        size = out.float().square().sum((0, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
+        return (difference.square().sum((0, 2, 3)) / size).sqrt().cpu()

@@ -1,0 +1,54 @@
+"""Keys that are moved to positions without gaps where they are read (TokenSelect).
+
+Legend: B batch, H query heads, Hkv KV heads, S slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, Part, attend_slots
+from keyhole.budget import Budget
+from keyhole.regions import Regions
+from keyhole.renumber import closing_moves
+from keyhole.rope import Rope
+from keyhole.storage.chosen import Chosen
+from keyhole.storage.device import DeviceStorage
+from keyhole.storage.form import at
+
+
+class RenumberedStorage(DeviceStorage):
+    """Attends in parts as if nothing lay between the tokens that a step reads; `keys` are as they came.
+
+    The sinks come first, before the step elects, so how many it will elect is taken from the budget.
+
+    Args:
+        rope: the layer's rotation.
+        budget: of the steps, a number of tokens or a share of the context.
+    """
+
+    def __init__(self, rope: Rope, budget: Budget) -> None:
+        super().__init__()
+        self.rope, self.budget = rope, budget
+        self._regions: Regions | None = None
+
+    def settle(self, regions: Regions) -> None:
+        self._regions = regions
+
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        if self._regions is None:
+            raise ValueError("it is not known what a step reads; call settle first")
+        chosen = Chosen.of(slots, counts, self.keys().shape[1])
+        moves = closing_moves(chosen.slots, self._elected(self._regions, chosen.counts), self._regions)
+        keys, values = (at(part, chosen.slots) for part in (self.keys(), self.values()))
+        keys = self.rope.rotate_each(keys, moves).to(values.dtype)
+        places = torch.arange(keys.shape[2], device=keys.device).expand(chosen.slots.shape)
+        return attend_slots(query, keys, values, places, chosen.counts, logits)
+
+    def _elected(self, regions: Regions, counts: Tensor) -> Tensor:
+        """Tokens read beside sinks and window, shaped as `counts [B, Hkv]`."""
+        limits = [self.budget.limit(tokens) for tokens in regions.context]
+        competing = (regions.last - regions.first).clamp(min=0)
+        elected = torch.tensor(limits, device=competing.device).minimum(competing)
+        return elected.unsqueeze(1).expand(counts.shape)

@@ -1,0 +1,195 @@
+"""Attention weights gathered to pages, against the definition in plain numpy loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyhole import kernels
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def lse(logits):
+    if not len(logits) or max(logits) == -np.inf:
+        return -np.inf
+    return max(logits) + np.log(np.sum(np.exp(np.asarray(logits) - max(logits))))
+
+
+def by_definition(query, keys, span, how, score_extra, share_extra):
+    """Scores [B, L, P], shares [B, Hkv, P] and lse [B, H] in float64, head by head and slot by slot."""
+    batch, heads, kv_heads = *query.shape[:2], keys.shape[1]
+    group, pages = heads // kv_heads, -(-span.last // how.page)
+    scores = np.zeros((batch, kv_heads if how.per_head else 1, pages))
+    shares, lses = np.zeros((batch, kv_heads, pages)), np.zeros((batch, heads))
+    for b in range(batch):
+        begin, first = int(span.begin[b]), int(span.first[b])
+        votes, held = np.zeros((heads, span.last)), np.zeros((heads, span.last))
+        for h in range(heads):
+            rows = keys[b, h // group, begin : span.end].double().numpy()
+            logits = rows @ query[b, h].double().numpy() * how.scale
+            if how.softcap is not None:
+                logits = how.softcap * np.tanh(logits / how.softcap)
+            lses[b, h] = lse(logits)
+            extra = [-np.inf if each is None else float(each[b, h]) for each in (score_extra, share_extra)]
+            sharp = np.logaddexp(lse(logits * how.sharpness), extra[0])
+            total = np.logaddexp(lses[b, h], extra[1])
+            for slot in range(first, span.last):
+                votes[h, slot] = np.exp(logits[slot - begin] * how.sharpness - sharp)
+                held[h, slot] = np.exp(logits[slot - begin] - total)
+        for kv in range(kv_heads):
+            own = slice(kv * group, (kv + 1) * group)
+            shares[b, kv] = paged(held[own].mean(0), how.page)
+            if how.per_head:
+                scores[b, kv] = paged(gathered(votes[own], how), how.page)
+        if not how.per_head:
+            scores[b, 0] = paged(gathered(votes, how), how.page)
+    return scores, shares, lses
+
+
+def gathered(votes, how):
+    return votes.max(0) if how.largest else votes.mean(0)
+
+
+def paged(weights, page):
+    return [sum(weights[at : at + page]) for at in range(0, len(weights), page)]
+
+
+def poisoned(keys, span):
+    """The keys with odd strides, and NaN wherever the span does not reach."""
+    batch, heads, slots, size = keys.shape
+    wide = torch.full((batch, heads, slots + 5, size + 3), torch.nan, dtype=keys.dtype)
+    wide[:, :, 2 : slots + 2, 1 : size + 1] = keys
+    for row, begin in enumerate(span.begin.tolist()):
+        wide[row, :, : begin + 2] = torch.nan
+        wide[row, :, span.end + 2 :] = torch.nan
+    return wide[:, :, 2 : slots + 2, 1 : size + 1]
+
+
+def check(
+    impl, *, batch=1, kv_heads=2, group=4, size=16, span, how, extra=(False, False), seed=0, dtype=None
+):
+    make = torch.Generator().manual_seed(seed)
+    query = 2 * torch.randn(batch, kv_heads * group, size, generator=make)
+    keys = torch.randn(batch, kv_heads, span.end + 3, size, generator=make).to(dtype)
+    extras = [torch.randn(query.shape[:2], generator=make) if wanted else None for wanted in extra]
+    expected = by_definition(query, keys, span, how, *extras)
+    found = kernels.pooled_attention(
+        query, poisoned(keys, span), span, how, score_extra=extras[0], share_extra=extras[1], impl=impl
+    )
+    for one, right in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, right, rtol=3e-4, atol=1e-6)
+
+
+def span(begin, end, first, last):
+    return kernels.Span(torch.tensor(begin), end, torch.tensor(first, dtype=torch.int32), last)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 15, 16, 17, 31, 33, 63, 100, 1023, 1024, 1025, 2000])
+def test_lengths(impl, length):
+    check(impl, span=span([0], length, [0], length), how=kernels.Pooling(0.3))
+
+
+@pytest.mark.parametrize("page", [1, 3, 16, 100, 1500])
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_pages(impl, page, largest, per_head):
+    how = kernels.Pooling(0.3, page=page, largest=largest, per_head=per_head)
+    check(impl, batch=2, span=span([0, 1100], 2050, [3, 1170], 2001), how=how, extra=(True, True))
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 17, 64, 96, 131])
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 8])
+def test_heads(impl, size, group):
+    check(impl, size=size, group=group, span=span([5], 70, [9], 61), how=kernels.Pooling(0.2), seed=size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_are_read_in_their_own_dtype(impl, dtype):
+    check(impl, span=span([2], 300, [2], 250), how=kernels.Pooling(0.2), dtype=dtype, extra=(False, True))
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("sharpness", [1.0, 11.3, 0.25])
+def test_softcap_and_sharpness(impl, softcap, sharpness):
+    how = kernels.Pooling(0.4, softcap, sharpness=sharpness)
+    check(impl, span=span([4], 1200, [30], 1100), how=how, extra=(True, True))
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(1, 40), st.data(), st.integers(0, 99)
+)
+def test_any_case(batch, kv_heads, group, size, data, seed):
+    end = data.draw(st.integers(1, 1100))
+    last = data.draw(st.integers(0, end))
+    begin = data.draw(st.lists(st.integers(0, end), min_size=batch, max_size=batch))
+    first = [data.draw(st.integers(low, end)) for low in begin]
+    how = kernels.Pooling(
+        size**-0.5,
+        sharpness=data.draw(st.sampled_from([1.0, 5.0])),
+        page=data.draw(st.integers(1, 40)),
+        per_head=data.draw(st.booleans()),
+        largest=data.draw(st.booleans()),
+    )
+    sizes = {"batch": batch, "kv_heads": kv_heads, "group": group, "size": size}
+    check("auto", **sizes, span=span(begin, end, first, last), how=how, extra=(True, True), seed=seed)
+
+
+@pytest.mark.parametrize("extra", [None, 2.0])
+def test_a_row_in_which_nothing_competes(impl, extra):
+    extras = None if extra is None else torch.full((2, 4), extra)
+    found = kernels.pooled_attention(
+        torch.ones(2, 4, 8), torch.ones(2, 2, 40, 8), span([0, 40], 40, [0, 40], 40), kernels.Pooling(1.0),
+        share_extra=extras, impl=impl,
+    )  # fmt: skip
+    assert found.scores[1].tolist() == [[0.0] * 40]
+    assert not found.shares[1].any()
+    assert (found.lse[1] == -torch.inf).all()
+    torch.testing.assert_close(found.scores[0].sum(), torch.tensor(1.0))
+
+
+@pytest.mark.usefixtures("level")
+def test_equal_keys_get_equal_weights():
+    """Wherever they lie, so that ties are ties."""
+    keys = torch.randn(1, 2, 3000, 24)
+    keys[:, :, [5, 6, 1024, 1777, 2999]] = torch.randn(1, 2, 1, 24)
+    how = kernels.Pooling(0.5)
+    for group in (1, 3, 4, 5):
+        query = torch.randn(1, 2 * group, 24)
+        found = kernels.pooled_attention(query, keys, span([1], 3000, [1], 3000), how, impl="native")
+        assert found.scores[0, 0, [5, 6, 1024, 1777, 2999]].unique().numel() == 1
+
+
+def test_a_weight_far_below_the_others_does_not_spoil_them(impl):
+    keys = torch.zeros(1, 1, 50, 4)
+    keys[0, 0, 7] = 300.0
+    found = kernels.pooled_attention(
+        torch.ones(1, 2, 4), keys, span([0], 50, [0], 50), kernels.Pooling(1.0),
+        share_extra=torch.full((1, 2), 1200.0), impl=impl,
+    )  # fmt: skip
+    expected = torch.zeros(50)
+    expected[7] = 1.0
+    torch.testing.assert_close(found.scores[0, 0], expected, atol=1e-30, rtol=1e-6)
+    torch.testing.assert_close(found.shares[0, 0], expected / 2, atol=1e-30, rtol=1e-4)
+
+
+def test_operands_are_checked():
+    query, keys, how = torch.zeros(1, 4, 8), torch.zeros(1, 2, 10, 8), kernels.Pooling(1.0)
+    with pytest.raises(ValueError, match="do not fit query"):
+        kernels.pooled_attention(query, keys[..., 1:], span([0], 10, [0], 10), how)
+    with pytest.raises(ValueError, match="do not fit query"):
+        kernels.pooled_attention(query[:, 1:], keys, span([0], 10, [0], 10), how)
+    for bad in (
+        span([0], 11, [0], 10),
+        span([3], 10, [2], 10),
+        span([-1], 10, [0], 10),
+        span([0], 9, [0], 10),
+    ):
+        with pytest.raises(ValueError, match="does not lie in"):
+            kernels.pooled_attention(query, keys, span(*bad), how)
+    with pytest.raises(ValueError, match="one a batch row"):
+        kernels.pooled_attention(query, keys, span([0, 0], 10, [0, 0], 10), how)
+    with pytest.raises(ValueError, match="page=0"):
+        kernels.pooled_attention(query, keys, span([0], 10, [0], 10), how._replace(page=0))

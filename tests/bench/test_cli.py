@@ -31,7 +31,7 @@ def bench(*words):
     [
         (["decode", *SMALL, *PQ, *READ], 2),
         (["scan", *SMALL, *PQ, *READ], None),
-        (["gather", *SMALL, *READ], 2),
+        (["gather", *SMALL, *READ], 6),
         (["build", *SMALL, *PQ], 1),
         (["gemv", "--rows", "50", "--columns", "20", "--active", "0.2,0.4", "--rounds", "1"], 8),
         (["step", "--shape", "tiny", "--tokens", "300", "--rounds", "1", *PQ, "--method", "all"], None),

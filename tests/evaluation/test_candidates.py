@@ -29,6 +29,17 @@ def test_a_named_budget_is_the_only_one():
     assert names(["pqcache(mass=0.9)"], [0.1, 0.2])[1:] == [("pqcache", "mass=0.9")]
 
 
+def test_stages_with_budgets_of_their_own_are_taken_as_written():
+    found = candidates(["snapkv(budget=0.5) + oracle(budget=0.1)"], [0.05, 0.2])[1:]
+    assert [each[:2] for each in found] == [("snapkv + oracle", "0.5 + 0.1")]
+    assert [stage.budget.fraction for stage in found[0].recipe.stages] == [0.5, 0.1]
+    assert found[0].recipe.retrieval.dense_below == 0
+
+
+def test_what_drops_tokens_is_left_out_at_budgets_of_mass():
+    assert names(["snapkv"], [0.1, "mass=0.9"])[1:] == [("snapkv", "0.1")]
+
+
 def test_a_method_object_takes_the_budgets():
     assert names([PQCache(budget=64)], [0.1])[1:] == [("pqcache", "0.1")]
 

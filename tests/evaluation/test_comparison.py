@@ -98,6 +98,34 @@ def test_another_seed_asks_otherwise(rows):
     assert other.mass_exact != before.mass_exact
 
 
+def test_what_drops_tokens_says_nothing_of_mass():
+    row = run(methods=["snapkv(sinks=2, window=6)"], budgets=[0.3], tasks=["single"])[-1]
+    assert (row.mass_exact, row.mass_estimated, row.recall) == (None, None, None)
+    assert row.read_fraction == pytest.approx(0.3, abs=0.02)
+    assert row.record()["mass_exact"] is None
+
+
+def test_a_later_question_is_the_one_that_counts(monkeypatch):
+    """It is asked in the same cache, behind the first answer, and its answer is scored."""
+    seen = []
+    monkeypatch.setattr("keyhole.evaluation.comparison.score", lambda asked, _: seen.append(asked) or 1.0)
+    model, lengths = byte_model(), []
+    forward = model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda *args, **kwargs: lengths.append(kwargs["input_ids"].shape[1]) or forward(*args, **kwargs),
+    )
+    rows = run(
+        methods=["snapkv(sinks=2, window=6)"], budgets=[0.3], tasks=["multi_turn"], samples=1, context=800
+    )
+    assert len(rows) == 4
+    assert all(asked.question.startswith("\nThe secret code of") for asked in seen)
+    assert not any(hasattr(asked, "later") for asked in seen)
+    asked = len(seen[0].question.encode())
+    assert [length for length in lengths[1:] if length > 1] == [asked, asked]
+
+
 def test_methods_may_be_objects():
     found = run(methods=[small("pqcache")], budgets=[8], tasks=["single"], samples=1)
     assert [row.budget for row in found] == ["full", "full", "8", "8"]

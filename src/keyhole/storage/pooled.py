@@ -148,7 +148,8 @@ class PooledStorage(Storage):
         self._ordered = False
 
     def reorder(self, rows: Tensor) -> None:
-        self._pack(self._rows[rows.to(self._free.device)])
+        if self.length:
+            self._pack(self._rows[rows.to(self._free.device)])
 
     def _pack(self, table: Tensor) -> None:
         """Hold what `table [B, Hkv, N]` names, each entry in a row of its own, in its order."""

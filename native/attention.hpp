@@ -31,6 +31,8 @@ struct Attention {
   int heads, size;
   float scale, softcap;
   float *out, *lse;  // [R, G, D], [R, G]
+  float* logits;     // [R, G, width] or null
+  int64_t width;
 };
 
 constexpr int kTile = 16;  // slots handled together: keys of one tile and values of another fit the first cache
@@ -204,15 +206,17 @@ class Reader {
   const float *key_scale_, *value_scale_;
 };
 
-// Turns a tile of raw products into weights exp(logit - most), and updates the running softmax.
+// Turns a tile of raw products into weights exp(logit - most), and updates the running softmax. `told`, where given,
+// gets the logits.
 inline void weigh_tile(const Attention& a, float* logits, const float* key_scale, const float* value_scale, int count,
-                       int g, float* alpha, Partial& part) {
+                       int g, float* alpha, Partial& part, float* told) {
   float high = part.most[g];
   for (int i = 0; i < count; i++) {
     logits[i] *= a.scale * key_scale[i];
     if (a.softcap > 0) logits[i] = a.softcap * std::tanh(logits[i] / a.softcap);
     high = logits[i] > high ? logits[i] : high;
   }
+  if (told) memcpy(told, logits, sizeof(float) * count);
   alpha[g] = high == -INFINITY ? 1.0f : std::exp(part.most[g] - high);
   float total = part.total[g] * alpha[g], base = high == -INFINITY ? 0.0f : high;
   for (int i = count; i < kTile; i++) logits[i] = -INFINITY;
@@ -269,7 +273,8 @@ inline int attend(const Attention& a, const float* q, int64_t stride, int64_t ro
       dot_any(tile->keys[i], tile->keys[i + 1], q, stride, a.size, a.heads, fetch, logits + i);
     fetch.finish();
     for (int g = 0; g < a.heads; g++)
-      weigh_tile(a, logits + g * kTile, tile->key_scale, tile->value_scale, tile->count, g, alpha, part);
+      weigh_tile(a, logits + g * kTile, tile->key_scale, tile->value_scale, tile->count, g, alpha, part,
+                 a.logits ? a.logits + (row * a.heads + g) * a.width + start : nullptr);
     fetch = next->fetch(next->keys, left > 0 ? bytes : 0);
     add_any(tile->values, tile->count, logits, alpha, part.acc, stride, a.size, a.heads, fetch);
   }

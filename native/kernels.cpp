@@ -3,6 +3,7 @@
 #include "assign.hpp"
 #include "attention.hpp"
 #include "codes.hpp"
+#include "columns.hpp"
 #include "dot8.hpp"
 #include "matvec.hpp"
 #include "scores.hpp"
@@ -92,11 +93,22 @@ KH_API int kh_pq_select(const float* query, int64_t rows, int heads, const float
 KH_API int kh_gather_attention(const float* query, int64_t rows, int heads, int size, const kh::Side* keys,
                                const kh::Side* values, int type, const kh::Pages* pages, int64_t capacity,
                                const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
-                               const float* sinks, float scale, float softcap, float* out, float* lse, int threads) {
+                               const float* sinks, float scale, float softcap, float* out, float* lse, float* logits,
+                               int threads) {
   return guarded([&] {
     return kh::gather_attention({query, *keys, *values, type, *pages, slots, counts, slots_stride, capacity, sinks,
-                                 rows, heads, size, scale, softcap, out, lse},
+                                 rows, heads, size, scale, softcap, out, lse, logits, width},
                                 width, threads);
+  });
+}
+
+KH_API int kh_add_columns(const float* logits, int64_t rows, int heads, int64_t queries, int64_t slots,
+                          const int64_t* first, const uint32_t* words, const int32_t* places, int64_t places_stride,
+                          const float* sinks, float cool, float* sums, int64_t sums_stride, int threads) {
+  return guarded([&] {
+    return kh::add_columns({logits, rows, heads, queries, slots, first, words, places, places_stride, sinks, cool, sums,
+                            sums_stride},
+                           threads);
   });
 }
 

@@ -1,11 +1,13 @@
 """Operations on the parts of a KV cache that matter: each has a torch reference and, on CPUs, native code."""
 
+from keyhole.kernels.add_columns import add_columns
 from keyhole.kernels.attention_reference import Attended
 from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
 from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.noise import NOISES, Noise, query_words
 from keyhole.kernels.paged_attention import paged_gather_attention
 from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
 from keyhole.kernels.pq_scores import pq_scores
@@ -14,8 +16,11 @@ from keyhole.kernels.pq_select_reference import Picked
 from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows
 
 __all__ = [
+    "NOISES",
     "Attended",
+    "Noise",
     "Picked",
+    "add_columns",
     "allocate_codes",
     "cpu_level",
     "cpu_levels",
@@ -31,6 +36,7 @@ __all__ = [
     "pq_encode",
     "pq_scores",
     "pq_select",
+    "query_words",
     "read_codes",
     "write_codes",
 ]

@@ -27,7 +27,11 @@ SIGNATURES = {
     ],
     "kh_gather_attention": [
         _pointer, _long, _int, _int, _pointer, _pointer, _int, _pointer, _long, _pointer, _long, _long,
-        _pointer, _pointer, _float, _float, _pointer, _pointer, _int,
+        _pointer, _pointer, _float, _float, _pointer, _pointer, _pointer, _int,
+    ],
+    "kh_add_columns": [
+        _pointer, _long, _int, _long, _long, _pointer, _pointer, _pointer, _long, _pointer, _float,
+        _pointer, _long, _int,
     ],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _long, _long, _long, _float, _pointer, _int,

@@ -10,12 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.storage.buffer import GrowingBuffer
+
+ROOM = 64  # tokens for which there is room after others were dropped
+
 
 class Chosen(NamedTuple):
-    """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`."""
+    """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`.
+
+    Where they are all slots but one, `gone [B, Hkv, 1]` is that one.
+    """
 
     slots: Tensor
     counts: Tensor
+    gone: Tensor | None = None
 
     @classmethod
     def of(cls, slots: Tensor, counts: Tensor, heads: int) -> Chosen:
@@ -23,6 +31,13 @@ class Chosen(NamedTuple):
         if slots.dim() == 3:
             return cls(slots, counts)
         return cls(slots.unsqueeze(1).expand(-1, heads, -1), counts.unsqueeze(1).expand(-1, heads))
+
+    @classmethod
+    def without(cls, gone: Tensor, slots: int) -> Chosen:
+        """All of so many slots but one of each head, int64 `[B, Hkv]`."""
+        gone = gone.unsqueeze(-1)
+        left = torch.arange(slots - 1, device=gone.device)
+        return cls(left + (left >= gone), torch.full_like(gone.squeeze(-1), slots - 1), gone)
 
     def meant(self) -> Tensor:
         """Bool `[B, Hkv, S]`, false for filling."""
@@ -41,3 +56,19 @@ class Chosen(NamedTuple):
         counts = wanted.sum(-1)
         order = wanted.byte().argsort(dim=-1, descending=True, stable=True)[..., : max(1, int(counts.max()))]
         return Chosen(self.slots.masked_fill(~wanted, 0).gather(-1, order), counts)
+
+
+def kept_rows(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffer:
+    """What a buffer `[B, Hkv, N, 1]` holds for the slots that are kept, aligned; `filling` before them.
+
+    The buffer itself where just one slot is gone, else one that gives memory back.
+    """
+    if kept.gone is not None:
+        rows, fresh = held.view().gather(2, kept.slots.unsqueeze(-1)), held
+        fresh.crop(0)
+    else:
+        slots = kept.aligned().unsqueeze(-1)
+        rows = held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling)
+        fresh = GrowingBuffer(ROOM)
+    fresh.append(rows)
+    return fresh

@@ -171,7 +171,7 @@ class PlacedStorage(Storage):
 
 def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: Kind, logits: Logits) -> Part:
     """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
-    slots, counts = chosen
+    slots, counts = chosen.slots, chosen.counts
     if form.keeps and rows.device == query.device:
         return attend_slots(query, form.keys(rows, kind), form.values(rows, kind), slots, counts, logits)
     there = slots.to(rows.device)

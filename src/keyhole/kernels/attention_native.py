@@ -38,7 +38,7 @@ def attend_native(
     sinks = None if sink_logits is None else sink_logits.float().contiguous()
     out = torch.empty(rows, heads, size, dtype=torch.float32)
     lse = torch.empty(rows, heads, dtype=torch.float32)
-    logits = torch.full((rows, heads, index.shape[1]), -torch.inf) if with_logits else None
+    logits = torch.empty(rows, heads, index.shape[1]) if with_logits else None
     call(
         "kh_gather_attention", inputs.data_ptr(), rows, heads, size,
         ctypes.addressof(keys), ctypes.addressof(values), TYPES[dtype], ctypes.addressof(pages),

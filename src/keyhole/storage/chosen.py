@@ -35,9 +35,10 @@ class Chosen(NamedTuple):
     @classmethod
     def without(cls, gone: Tensor, slots: int) -> Chosen:
         """All of so many slots but one of each head, int64 `[B, Hkv]`."""
-        gone = gone.unsqueeze(-1)
-        left = torch.arange(slots - 1, device=gone.device)
-        return cls(left + (left >= gone), torch.full_like(gone.squeeze(-1), slots - 1), gone)
+        left = torch.arange(slots - 1, dtype=torch.int32, device=gone.device)
+        after = left >= gone.int().unsqueeze(-1)
+        counts = torch.full_like(gone, slots - 1, dtype=torch.int32)
+        return cls(torch.where(after, left + 1, left), counts, gone.unsqueeze(-1))
 
     def meant(self) -> Tensor:
         """Bool `[B, Hkv, S]`, false for filling."""
@@ -64,7 +65,10 @@ def kept_rows(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffe
     The buffer itself where just one slot is gone, else one that gives memory back.
     """
     if kept.gone is not None:
-        rows, fresh = held.view().gather(2, kept.slots.unsqueeze(-1)), held
+        # Every slot holds what it held or what the next one did: faster than to gather.
+        left, all_of = torch.arange(kept.slots.shape[-1], device=kept.slots.device), held.view()
+        after = (left >= kept.gone).unsqueeze(-1)
+        rows, fresh = torch.where(after, all_of[:, :, 1:], all_of[:, :, :-1]), held
         fresh.crop(0)
     else:
         slots = kept.aligned().unsqueeze(-1)

@@ -112,6 +112,17 @@ KH_API int kh_add_columns(const float* logits, int64_t rows, int heads, int64_t 
   });
 }
 
+KH_API int kh_drop_slots(char* data, int64_t rows, int64_t row_bytes, int64_t slots, int64_t bytes,
+                         const int64_t* gone, int) {
+  for (int64_t row = 0; row < rows; row++)
+    if (gone[row] < 0 || gone[row] >= slots) return kh::kBadSlot;
+  for (int64_t row = 0; row < rows; row++) {
+    char* at = data + row * row_bytes + gone[row] * bytes;
+    memmove(at, at + bytes, (slots - 1 - gone[row]) * bytes);
+  }
+  return kh::kOk;
+}
+
 KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const void* keys, int type,
                            int64_t row_stride, int64_t slot_stride, int64_t n, float scale, float* out, int threads) {
   return guarded([&] {

@@ -7,7 +7,7 @@ import torch
 
 from keyhole.attention import Logits, column_sums, columns
 from keyhole.errors import SpecError
-from keyhole.kernels import Noise, query_words
+from keyhole.kernels import Noise, head_words, query_words
 from keyhole.methods import H2O, METHODS, Keyformer, Recipe
 from keyhole.retention import Schedule
 from tests.oracles import array
@@ -229,8 +229,8 @@ def test_blocks_of_queries_do_not_matter(monkeypatch, kind, softcap):
     """Against the square of weights, and, bit by bit but for the products, against other blocks."""
     make = torch.Generator().manual_seed(0)
     query, keys = torch.randn(2, 4, 30, 16, generator=make), torch.randn(2, 2, 37, 16, generator=make)
-    heads, places = torch.arange(4, dtype=torch.int32), torch.arange(37, dtype=torch.int32).repeat(4, 1)
-    words = query_words(0, 0, heads.view(2, 2, 1).repeat(2, 1, 1), places[0, 7:])
+    heads, places = head_words(0, 0, 4, keys.device), torch.arange(37, dtype=torch.int32).repeat(4, 1)
+    words = query_words(heads.view(2, 2, 1, 2).repeat(2, 1, 1, 1), places[0, 7:])
     noise = None if kind is None else Noise(words, places, kind)
     sinks = torch.tensor([0.1, -2.0, 1.0, 0.0])
     logits, filling = Logits(0.3, softcap, sinks), torch.tensor([[0, 3], [10, 0]])

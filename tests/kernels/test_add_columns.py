@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from keyhole import kernels
-from keyhole.kernels import Noise, query_words
+from keyhole.kernels import Noise, head_words, query_words
 from tests.oracles_eviction_keyformer import noise as defined
+
+CPU = torch.device("cpu")
 
 
 def case(rows=2, heads=3, queries=4, slots=37, seed=0):
@@ -22,9 +24,9 @@ def case(rows=2, heads=3, queries=4, slots=37, seed=0):
 
 
 def noise_of(rows, heads, queries, slots):
-    every = torch.arange(rows * heads, dtype=torch.int32).view(rows, heads, 1)
+    every = head_words(5, 1, rows * heads, CPU).view(rows, heads, 1, 2)
     places = (torch.arange(rows * slots, dtype=torch.int32) * 3 - 5).view(rows, slots)
-    return Noise(query_words(5, 1, every, torch.arange(queries, dtype=torch.int32)), places)
+    return Noise(query_words(every, torch.arange(queries, dtype=torch.int32)), places)
 
 
 def by_definition(logits, first, noise=None, temperature=1.0, sink_logits=None):
@@ -108,9 +110,9 @@ def test_operands_are_checked():
 
 @pytest.mark.parametrize("kind", kernels.NOISES)
 def test_noise_is_its_definition(kind):
-    heads, queries = torch.arange(3, dtype=torch.int32).view(1, 3, 1), torch.tensor([0, 7], dtype=torch.int32)
+    heads, queries = head_words(9, 4, 3, CPU).view(1, 3, 1, 2), torch.tensor([0, 7], dtype=torch.int32)
     places = torch.tensor([[0, 1, 2, 1 << 20, 77]], dtype=torch.int32)
-    found = Noise(query_words(9, 4, heads, queries), places, kind).sample().expand(1, 3, 2, 5)
+    found = Noise(query_words(heads, queries), places, kind).sample().expand(1, 3, 2, 5)
     for head in range(3):
         for at, query in enumerate(queries.tolist()):
             expected = defined(kind, 9, 4, head, query, places[0].numpy())
@@ -120,9 +122,8 @@ def test_noise_is_its_definition(kind):
 @pytest.mark.parametrize("kind", ["gumbel", "gaussian"])
 def test_noise_is_distributed_as_it_should_be(kind):
     """Moments, extremes, and no echo between neighbouring keys, queries, heads and layers."""
-    heads = torch.arange(8, dtype=torch.int32).view(1, 8, 1)
     places = torch.arange(4096, dtype=torch.int32).view(1, -1)
-    words = (query_words(0, layer, heads, places[0, :16]) for layer in (0, 1))
+    words = (query_words(head_words(0, layer, 8, CPU).view(1, 8, 1, 2), places[0, :16]) for layer in (0, 1))
     one, other = (Noise(each, places, kind).sample().double() for each in words)
     assert abs(float(one.mean()) - 0.5772) < 0.01
     assert abs(float(one.std()) - 1.2825) < 0.01

@@ -3,11 +3,12 @@
 from keyhole.kernels.add_columns import add_columns
 from keyhole.kernels.attention_reference import Attended
 from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
+from keyhole.kernels.drop_slots import drop_slots
 from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
-from keyhole.kernels.noise import NOISES, Noise, query_words
+from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.paged_attention import paged_gather_attention
 from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
 from keyhole.kernels.pq_scores import pq_scores
@@ -25,8 +26,10 @@ __all__ = [
     "cpu_level",
     "cpu_levels",
     "describe",
+    "drop_slots",
     "exact_scores",
     "gather_attention",
+    "head_words",
     "int8_dot",
     "kmeans_assign",
     "matvec_skip_columns",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -56,16 +57,22 @@ class Noise(NamedTuple):
         return _shifted(mixed, 9).float().add_(0.5).mul_(2**-23)
 
 
-def query_words(seed: int, layer: int, heads: Tensor, positions: Tensor) -> Tensor:
-    """Two words for each query: int32, the shape of `heads` and `positions` broadcast, and 2.
+@lru_cache(maxsize=1024)
+def head_words(seed: int, layer: int, heads: int, device: torch.device) -> Tensor:
+    """Two words for each of a layer's query heads, int32 `[heads, 2]`."""
+    digest = hashlib.blake2b(f"{seed} {layer}".encode(), digest_size=8).digest()
+    begin = torch.frombuffer(bytearray(digest), dtype=torch.int32)
+    return _mixed(begin + torch.arange(heads, dtype=torch.int32).unsqueeze(-1)).to(device)
+
+
+def query_words(heads: Tensor, positions: Tensor) -> Tensor:
+    """Two words for each query: int32, the shape of heads and positions broadcast, and 2.
 
     Args:
-        heads: int32, query heads.
+        heads: int32 `[..., 2]`, the words of the queries' heads.
         positions: int32, of the queries, in the text.
     """
-    digest = hashlib.blake2b(f"{seed} {layer}".encode(), digest_size=8).digest()
-    begin = torch.frombuffer(bytearray(digest), dtype=torch.int32).to(positions.device)
-    return _mixed(_mixed(begin + heads.unsqueeze(-1)) + positions.unsqueeze(-1))
+    return _mixed(heads + positions.unsqueeze(-1))
 
 
 def _mixed(words: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ SIGNATURES = {
         _pointer, _long, _int, _long, _long, _pointer, _pointer, _pointer, _long, _pointer, _float,
         _pointer, _long, _int,
     ],
+    "kh_drop_slots": [_pointer, _long, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _long, _long, _long, _float, _pointer, _int,
     ],

@@ -55,8 +55,8 @@ class NoiseSource:
         if any(kept.padding):
             padding = torch.tensor(kept.padding, dtype=torch.int32, device=device)
             places, own = places - padding.view(-1, 1, 1), own - padding.view(-1, 1, 1, 1)
-        grouped = torch.arange(heads, dtype=torch.int32, device=device).view(1, places.shape[1], -1, 1)
-        words = kernels.query_words(self.seed, self.layer, grouped, own).expand(batch, -1, -1, -1, -1)
+        of_heads = kernels.head_words(self.seed, self.layer, heads, device).view(1, places.shape[1], -1, 1, 2)
+        words = kernels.query_words(of_heads, own).expand(batch, -1, -1, -1, -1)
         return kernels.Noise(words.flatten(0, 1), places.flatten(0, 1), self.kind)
 
 

@@ -18,7 +18,7 @@ ROOM = 64  # tokens for which there is room after others were dropped
 class Chosen(NamedTuple):
     """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`.
 
-    Where they are all slots but one, `gone [B, Hkv, 1]` is that one.
+    Where they are all slots but one, int64 `gone [B, Hkv]` is that one.
     """
 
     slots: Tensor
@@ -38,7 +38,7 @@ class Chosen(NamedTuple):
         left = torch.arange(slots - 1, dtype=torch.int32, device=gone.device)
         after = left >= gone.int().unsqueeze(-1)
         counts = torch.full_like(gone, slots - 1, dtype=torch.int32)
-        return cls(torch.where(after, left + 1, left), counts, gone.unsqueeze(-1))
+        return cls(torch.where(after, left + 1, left), counts, gone)
 
     def meant(self) -> Tensor:
         """Bool `[B, Hkv, S]`, false for filling."""
@@ -65,14 +65,9 @@ def kept_rows(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffe
     The buffer itself where just one slot is gone, else one that gives memory back.
     """
     if kept.gone is not None:
-        # Every slot holds what it held or what the next one did: faster than to gather.
-        left, all_of = torch.arange(kept.slots.shape[-1], device=kept.slots.device), held.view()
-        after = (left >= kept.gone).unsqueeze(-1)
-        rows, fresh = torch.where(after, all_of[:, :, 1:], all_of[:, :, :-1]), held
-        fresh.crop(0)
-    else:
-        slots = kept.aligned().unsqueeze(-1)
-        rows = held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling)
-        fresh = GrowingBuffer(ROOM)
-    fresh.append(rows)
+        held.drop(kept.gone)
+        return held
+    slots = kept.aligned().unsqueeze(-1)
+    fresh = GrowingBuffer(ROOM)
+    fresh.append(held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling))
     return fresh

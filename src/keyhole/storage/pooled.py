@@ -155,13 +155,13 @@ class PooledStorage(Storage):
     def keep(self, kept: Chosen) -> None:
         rows = self._rows
         if kept.gone is not None:
-            self._release(rows.gather(-1, kept.gone))
+            self._release(rows.gather(-1, kept.gone.unsqueeze(-1)))
         else:
             left = torch.ones(*rows.shape[:2], self.length + 1, dtype=torch.bool, device=rows.device)
             left.scatter_(-1, kept.slots.long().masked_fill(~kept.meant(), self.length), False)
             self._release(rows[left[..., :-1]])
+            self._filling = int(kept.counts.max()) - kept.counts.long()
         self._table = kept_rows(self._table, kept, -1)
-        self._filling = self.length - kept.counts.long()
         if self._freed * _SCATTERED >= self._used:
             self._pack(self._rows)
 

@@ -326,7 +326,7 @@ inline int gather_attention(const Attention& a, int64_t longest, int threads) {
     int64_t row = i / cuts, count = a.counts[row];
     if (count < 0 || count > longest) return int(kBadRange);
     for (int g = 0; a.logits && i % cuts == 0 && g < a.heads; g++)
-      std::fill(a.logits + (row * a.heads + g) * a.width + count, a.logits + (row * a.heads + g + 1) * a.width, -INFINITY);
+      std::fill_n(a.logits + (row * a.heads + g) * a.width + count, a.width - count, -INFINITY);
     int64_t step = round_up((count + cuts - 1) / cuts, kTile), from = std::min(i % cuts * step, count);
     int status = attend_any(a, queries + row * a.heads * stride, stride, row, from, std::min(from + step, count),
                             parts[i]);

@@ -111,15 +111,17 @@ struct Partial {
   float *acc, *most, *total;  // [G, stride], [G], [G]
 };
 
-// Turns a tile of raw products into weights exp(logit - most), and updates the running softmax.
+// Turns a tile of raw products into weights exp(logit - most), and updates the running softmax. `told`, where given,
+// gets the logits.
 inline void weigh_tile(const Attention& a, float* logits, const float* key_scale, const float* value_scale, int count,
-                       int g, float* alpha, Partial& part) {
+                       int g, float* alpha, Partial& part, float* told) {
   float high = part.most[g];
   for (int i = 0; i < count; i++) {
     logits[i] *= a.scale * key_scale[i];
     if (a.softcap > 0) logits[i] = a.softcap * std::tanh(logits[i] / a.softcap);
     high = logits[i] > high ? logits[i] : high;
   }
+  if (told) memcpy(told, logits, sizeof(float) * count);
   alpha[g] = high == -INFINITY ? 1.0f : std::exp(part.most[g] - high);
   float total = part.total[g] * alpha[g], base = high == -INFINITY ? 0.0f : high;
   for (int i = count; i < kTile; i++) logits[i] = -INFINITY;
@@ -155,7 +157,8 @@ inline int attend(const Attention& a, const float* q, int64_t stride, int64_t ro
       dot_any(keys[i], keys[i + 1], q, stride, a.size, a.heads, fetch, logits + i);
     fetch.finish();
     for (int g = 0; g < a.heads; g++)
-      weigh_tile(a, logits + g * kTile, tile->key_scale, tile->value_scale, tile->count, g, alpha, part);
+      weigh_tile(a, logits + g * kTile, tile->key_scale, tile->value_scale, tile->count, g, alpha, part,
+                 a.logits ? a.logits + (row * a.heads + g) * a.width + start : nullptr);
     fetch = next->fetch_keys();
     add_any(tile->values(source), tile->count, logits, alpha, part.acc, stride, a.size, a.heads, fetch);
     fetch.finish();
@@ -206,6 +209,8 @@ inline int gather_attention(const Attention& a, int64_t longest, int threads) {
   return parallel(a.rows * cuts, threads, [&](int64_t i) {
     int64_t row = i / cuts, count = a.counts[row];
     if (count < 0 || count > longest) return int(kBadRange);
+    for (int g = 0; a.logits && i % cuts == 0 && g < a.heads; g++)
+      std::fill_n(a.logits + (row * a.heads + g) * a.width + count, a.width - count, -INFINITY);
     int64_t step = round_up((count + cuts - 1) / cuts, kTile), from = std::min(i % cuts * step, count);
     int status = attend_any(a, queries + row * a.heads * stride, stride, row, from, std::min(from + step, count),
                             parts[i]);

@@ -3,6 +3,7 @@
 #include "assign.hpp"
 #include "attention.hpp"
 #include "codes.hpp"
+#include "columns.hpp"
 #include "dot8.hpp"
 #include "matvec.hpp"
 #include "sale.hpp"
@@ -28,7 +29,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 2; }
+KH_API int kh_abi_version() { return 3; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -93,10 +94,11 @@ KH_API int kh_pq_select(const float* query, int64_t rows, int heads, const float
 KH_API int kh_gather_attention(const float* query, int64_t rows, int heads, int size, const kh::Side* keys,
                                const kh::Side* values, int type, const kh::Pages* pages, int64_t capacity,
                                const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
-                               const float* sinks, float scale, float softcap, float* out, float* lse, int threads) {
+                               const float* sinks, float scale, float softcap, float* out, float* lse, float* logits,
+                               int threads) {
   return guarded([&] {
     return kh::gather_attention({query, *keys, *values, {}, {}, 0, type, *pages, slots, counts, slots_stride, capacity,
-                                 sinks, rows, heads, size, scale, softcap, out, lse},
+                                 sinks, rows, heads, size, scale, softcap, out, lse, logits, width},
                                 width, threads);
   });
 }
@@ -107,9 +109,30 @@ KH_API int kh_packed_attention(const float* query, int64_t rows, int heads, int 
                                float scale, float softcap, float* out, float* lse, int threads) {
   return guarded([&] {
     return kh::gather_attention({query, {}, {}, *keys, *values, grouped, bits == 4 ? kh::kCodes4 : kh::kCodes8, {}, slots,
-                                 counts, slots_stride, capacity, nullptr, rows, heads, size, scale, softcap, out, lse},
+                                 counts, slots_stride, capacity, nullptr, rows, heads, size, scale, softcap, out, lse, nullptr, 0},
                                 width, threads);
   });
+}
+
+KH_API int kh_add_columns(const float* logits, int64_t rows, int heads, int64_t queries, int64_t slots,
+                          const int64_t* first, const uint32_t* words, const int32_t* places, int64_t places_stride,
+                          const float* sinks, float cool, float* sums, int64_t sums_stride, int threads) {
+  return guarded([&] {
+    return kh::add_columns({logits, rows, heads, queries, slots, first, words, places, places_stride, sinks, cool, sums,
+                            sums_stride},
+                           threads);
+  });
+}
+
+KH_API int kh_drop_slots(char* data, int64_t rows, int64_t row_bytes, int64_t slots, int64_t bytes,
+                         const int64_t* gone, int) {
+  for (int64_t row = 0; row < rows; row++)
+    if (gone[row] < 0 || gone[row] >= slots) return kh::kBadSlot;
+  for (int64_t row = 0; row < rows; row++) {
+    char* at = data + row * row_bytes + gone[row] * bytes;
+    memmove(at, at + bytes, (slots - 1 - gone[row]) * bytes);
+  }
+  return kh::kOk;
 }
 
 KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const void* keys, int type,

@@ -42,6 +42,8 @@ struct Attention {
   int heads, size;
   float scale, softcap;
   float *out, *lse;  // [R, G, D], [R, G]
+  float* logits;     // [R, G, width] or null
+  int64_t width;
 };
 
 constexpr int kTile = 16;  // slots handled together: keys of one tile and values of another fit the first cache

@@ -51,6 +51,7 @@ class EvictingLayer(LayerCache):
         super().append(keys.detach(), values.detach())
         batch, heads, tokens, _ = keys.shape
         self.kept.append(batch, heads, tokens, keys.device)
+        self.retention.scorer.append(batch, heads, tokens, keys.device)
 
     @lasting()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:

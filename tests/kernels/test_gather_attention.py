@@ -160,6 +160,27 @@ def test_int8_with_scales(impl):
     assert_close(found, by_definition(query, *real, slots, counts, scale=0.2), real[1])
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_of_what_is_read(impl, dtype, rows, softcap):
+    """In the order of the slots, without those of sinks; -inf where nothing is read."""
+    query, keys, values, slots, _ = case(rows=rows, heads=5, capacity=700, size=40, width=515, dtype=dtype)
+    counts = torch.tensor([515, 0, 17, 1, 16, 130, 514, 33, 258])[:rows]
+    sinks = torch.randn(rows, 5)
+    options = {"scale": 0.3, "softcap": softcap, "sink_logits": sinks, "impl": impl}
+    found = kernels.gather_attention(query, keys, values, slots, counts, with_logits=True, **options)
+    plain = kernels.gather_attention(query, keys, values, slots, counts, **options)
+    assert plain.logits is None
+    assert torch.equal(plain.out, found.out)
+    assert torch.equal(plain.lse, found.lse)
+    for row, count in enumerate(counts.tolist()):
+        products = query[row].double() @ keys[row, slots[row, :count].long()].double().T * 0.3
+        products = products if softcap is None else softcap * (products / softcap).tanh()
+        torch.testing.assert_close(found.logits[row, :, :count].double(), products, rtol=1e-5, atol=1e-5)
+        assert (found.logits[row, :, count:] == -math.inf).all()
+
+
 @given(
     rows=st.integers(1, 4),
     heads=st.integers(1, 9),

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from keyhole.budget import Budget
 from keyhole.methods import Recipe
 from keyhole.retention import BestOfLayer, BestTokens, Equal, Keeping, Pyramid
+from keyhole.setting import Setting
+from keyhole.storage import Chosen
 
 
 def draw(seed, batch=2, heads=3, slots=30, levels=7):
@@ -59,18 +61,12 @@ def test_a_head_whose_worth_is_spread_keeps_more():
 @pytest.mark.parametrize(("average", "context"), [(512, 100_000), (512, 513), (500, 1000), (512, 512)])
 def test_a_pyramid_keeps_its_sum_and_asks_for_no_more_than_there_is(layers, average, context):
     keepings = [
-        retention.keeping for retention in Recipe.parse("pyramidkv").stages[0].retention(_setting(layers))
+        retention.keeping for retention in Recipe.parse("pyramidkv").stages[0].retention(Setting.of(layers))
     ]
     kept = [keeping.share.of(average, context) for keeping in keepings]
     assert kept == sorted(kept, reverse=True)
     assert max(kept) <= context
     assert abs(sum(kept) - layers * average) <= layers
-
-
-def _setting(layers):
-    from keyhole.setting import Setting
-
-    return Setting.of(layers)
 
 
 def test_the_published_slope():
@@ -81,3 +77,29 @@ def test_the_published_slope():
 def test_what_is_always_kept_is_the_least_that_is_kept():
     keeping = Keeping(Budget(tokens=5), Equal(), sinks=4, window=32, every=0, whole_prompt=False)
     assert keeping.limit(1000) == 36
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 5), st.integers(0, 99))
+def test_the_worst_is_what_is_not_picked(batch, heads, slots, values, seed):
+    """With ties, of which the higher slot goes."""
+    make = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, values, (batch, heads, slots), generator=make).float()
+    competing = torch.ones(batch, heads, slots, dtype=torch.bool)
+    picked = BestTokens().pick(scores, competing, torch.full((batch,), slots - 1))
+    expected = (~picked).int().argmax(-1)
+    worst = BestTokens().worst(scores)
+    assert torch.equal(worst, expected)
+    assert (picked.sum(-1) == slots - 1).all()
+
+
+def test_heads_that_share_a_budget_have_no_worst():
+    assert BestOfLayer(0.2).worst(torch.zeros(1, 2, 9)) is None
+
+
+@pytest.mark.parametrize("slots", [2, 3, 17])
+def test_all_slots_but_one(slots):
+    gone = torch.tensor([[0, slots - 1, slots // 2]])
+    chosen = Chosen.without(gone, slots)
+    for head, slot in enumerate(gone[0].tolist()):
+        assert chosen.aligned()[0, head].tolist() == [each for each in range(slots) if each != slot]
+    assert chosen.meant().all()

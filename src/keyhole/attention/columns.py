@@ -5,17 +5,13 @@ Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, Q queries, N slots, D
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention.logits import Logits
 
-_WEIGHTS_PER_BLOCK = 1 << 24
-
-# From a block of logits `[B, Hkv, G, q, N]` and the number of its first query to logits to score by.
-Perturb = Callable[[Tensor, int], Tensor]
+_WEIGHTS_PER_BLOCK = 1 << 22
 
 
 def column_sums(
@@ -24,46 +20,42 @@ def column_sums(
     logits: Logits,
     *,
     filling: Tensor | None = None,
-    perturb: Perturb | None = None,
+    noise: kernels.Noise | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """The attention that the newest tokens' `query [B, H, Q, D]` pay to each of `keys [B, Hkv, N, D]`.
 
     Float32 `[B, Hkv, N]`, the sum of causal softmax weights over queries and over the heads of a group. Query
-    i belongs to slot N - Q + i. Memory is bounded by blocks of queries, whose size does not matter.
+    i belongs to slot N - Q + i; before slot 0 it is filling. Memory is bounded by blocks of queries, whose
+    size does not matter.
 
     Args:
-        filling: `[B, Hkv]`, slots at the start that are no tokens: they get nothing and pay nothing.
-        perturb: changes logits before their softmax.
+        filling: int64 `[B, Hkv]`, slots at the start that are no tokens: they get nothing and pay nothing.
+        noise: added to the logits, of rows `B * Hkv`.
+        temperature: logits and noise are divided by that.
     """
     batch, heads, tokens, _ = keys.shape
-    queries, begin = query.shape[2], tokens - query.shape[2]
-    grouped = query.unflatten(1, (heads, -1))
-    sums = torch.zeros(batch, heads, tokens, device=keys.device)
-    slots = torch.arange(tokens, device=keys.device)
+    rows, queries, begin = batch * heads, query.shape[2], tokens - query.shape[2]
+    grouped = query.unflatten(1, (heads, -1)).flatten(0, 1).float() * logits.scale
+    columns = keys.flatten(0, 1).float().transpose(1, 2)
+    sums = torch.zeros(rows, tokens, device=keys.device)
+    first = torch.zeros(rows, dtype=torch.long, device=keys.device)
+    if filling is not None:
+        first = filling.reshape(-1)
+    sinks = None if logits.sink_logits is None else logits.sink_logits.view(heads, -1).repeat(batch, 1)
     block = max(1, _WEIGHTS_PER_BLOCK // max(1, batch * query.shape[1] * tokens))
-    for start in range(0, queries, block):
-        part = grouped[:, :, :, start : start + block]
-        own = torch.arange(begin + start, begin + start + part.shape[3], device=keys.device)
-        seen = slots <= own.view(-1, 1)
-        if filling is not None:
-            seen = seen & (slots >= filling[..., None, None])
-        weights = _weights(part, keys, logits, seen, start, perturb)
-        sums += weights.sum(dim=(2, 3))
-    return sums
-
-
-def _weights(
-    query: Tensor, keys: Tensor, logits: Logits, seen: Tensor, start: int, perturb: Perturb | None
-) -> Tensor:
-    """Softmax weights of `query [B, Hkv, G, q, D]`; `seen [q, N]` or `[B, Hkv, q, N]`."""
-    products = query.float() @ keys.float().unsqueeze(2).transpose(-1, -2) * logits.scale
-    if logits.softcap is not None:
-        products = logits.softcap * torch.tanh(products / logits.softcap)
-    if perturb is not None:
-        products = perturb(products, start)
-    seen = seen.unsqueeze(2) if seen.dim() == 4 else seen
-    products = products.masked_fill(~seen, -torch.inf)
-    lse = products.logsumexp(-1)
-    total = logits.with_sinks(lse.flatten(1, 2).movedim(1, -1)).movedim(-1, 1).view_as(lse)
-    # A query that sees nothing is filling.
-    return (products - total.unsqueeze(-1)).exp().masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0)
+    for start in range(max(0, -begin), queries, block):
+        part = grouped[:, :, start : start + block]
+        seen = begin + start + part.shape[2]
+        products = part.flatten(1, 2) @ columns[:, :, :seen]
+        if logits.softcap is not None:
+            products = products.div_(logits.softcap).tanh_().mul_(logits.softcap)
+        kernels.add_columns(
+            sums[:, :seen],
+            products.view(*part.shape[:3], seen),
+            first,
+            noise=None if noise is None else noise.of(start, start + block, seen),
+            temperature=temperature,
+            sink_logits=sinks,
+        )
+    return sums.view(batch, heads, tokens)

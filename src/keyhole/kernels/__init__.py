@@ -1,11 +1,14 @@
 """Operations on the parts of a KV cache that matter: each has a torch reference and, on CPUs, native code."""
 
+from keyhole.kernels.add_columns import add_columns
 from keyhole.kernels.attention_reference import Attended
 from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
+from keyhole.kernels.drop_slots import drop_slots
 from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
 from keyhole.kernels.paged_attention import paged_gather_attention
 from keyhole.kernels.pooled_attention import Pooled, Pooling, Span, pooled_attention
@@ -20,22 +23,27 @@ from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows
 from keyhole.kernels.top_slots import top_slots
 
 __all__ = [
+    "NOISES",
     "TILE_ROWS",
     "Attended",
     "Codes",
     "Layout",
+    "Noise",
     "Picked",
     "Pooled",
     "Pooling",
     "Reach",
     "Span",
     "SparseAttended",
+    "add_columns",
     "allocate_codes",
     "cpu_level",
     "cpu_levels",
     "describe",
+    "drop_slots",
     "exact_scores",
     "gather_attention",
+    "head_words",
     "int8_dot",
     "kmeans_assign",
     "matvec_skip_columns",
@@ -47,6 +55,7 @@ __all__ = [
     "pq_encode",
     "pq_scores",
     "pq_select",
+    "query_words",
     "read_codes",
     "sale_attention",
     "sale_pays",

@@ -28,6 +28,8 @@ def attend_native(
     scale: float,
     softcap: float | None,
     sink_logits: Tensor | None,
+    *,
+    with_logits: bool = False,
 ) -> Attended:
     """Attention of query [R, G, D] over rows of `capacity` slots; the caller keeps the cache alive."""
     rows, heads, size = query.shape
@@ -36,10 +38,12 @@ def attend_native(
     sinks = None if sink_logits is None else sink_logits.float().contiguous()
     out = torch.empty(rows, heads, size, dtype=torch.float32)
     lse = torch.empty(rows, heads, dtype=torch.float32)
+    logits = torch.empty(rows, heads, index.shape[1]) if with_logits else None
     call(
         "kh_gather_attention", inputs.data_ptr(), rows, heads, size,
         ctypes.addressof(keys), ctypes.addressof(values), TYPES[dtype], ctypes.addressof(pages),
         capacity, index.data_ptr(), index.stride(0), index.shape[1], count.data_ptr(),
         None if sinks is None else sinks.data_ptr(), scale, softcap or 0.0, out.data_ptr(), lse.data_ptr(),
+        None if logits is None else logits.data_ptr(),
     )  # fmt: skip
-    return Attended(out.to(query.dtype), lse)
+    return Attended(out.to(query.dtype), lse, logits)

@@ -14,6 +14,7 @@ from keyhole.kernels.pq_tables import softcapped
 class Attended(NamedTuple):
     out: Tensor  # [R, G, D], dtype of the query
     lse: Tensor  # float32 [R, G]: log-sum-exp of the logits read, sink logits included; -inf if none
+    logits: Tensor | None = None  # float32 [R, G, S], -inf in unused entries; where asked for
 
 
 def valid_slots(slots: Tensor, counts: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
@@ -47,13 +48,16 @@ def attend(
     scale: float,
     softcap: float | None,
     sink_logits: Tensor | None,
+    *,
+    with_logits: bool = False,
 ) -> Attended:
     """Attention of query [R, G, D] over float32 keys and values [R, S, D] where valid [R, S]."""
     logits = softcapped(query.float() @ keys.transpose(1, 2) * scale, softcap)
     logits = logits.masked_fill(~valid[:, None], -torch.inf)
+    told = logits if with_logits else None
     if sink_logits is not None:
         logits = torch.cat([logits, sink_logits.float()[..., None]], -1)
     lse = logits.logsumexp(-1)
     weights = (logits - lse[..., None]).exp().masked_fill(logits == -torch.inf, 0)
     out = weights[..., : keys.shape[1]] @ values.masked_fill(~valid[..., None], 0)
-    return Attended(out.to(query.dtype), lse)
+    return Attended(out.to(query.dtype), lse, told)

@@ -24,6 +24,7 @@ def gather_attention(
     sink_logits: Tensor | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    with_logits: bool = False,
     impl: str = "auto",
 ) -> Attended:
     """Attention of query [R, G, D] over keys and values [R, cap, D] in slots[r, :counts[r]].
@@ -31,7 +32,7 @@ def gather_attention(
     slots [R, S] int32 or int64, entries from counts[r] on are ignored; counts [R]. keys and values are
     float32, bfloat16, float16, or int8 with key_scales and value_scales [R, cap] (float32), of any row and
     slot stride. sink_logits [R, G] are extra logits that only enter the denominator. A row that reads nothing
-    gives out = 0 and lse = -inf (or the sink logit).
+    gives out = 0 and lse = -inf (or the sink logit). The logits of what is read are returned where asked for.
     """
     _check_cache(query, keys, values)
     check_operands(query, slots, counts, sink_logits)
@@ -40,14 +41,25 @@ def gather_attention(
     if use_native(impl, query, keys, values, slots, supported=has_native(keys, values)):
         sides = _side(keys, key_scales), _side(values, value_scales)
         return attend_native(
-            query, *sides, keys.dtype, Pages(), keys.shape[1], slots, counts, scale, softcap, sink_logits
+            query,
+            *sides,
+            keys.dtype,
+            Pages(),
+            keys.shape[1],
+            slots,
+            counts,
+            scale,
+            softcap,
+            sink_logits,
+            with_logits=with_logits,
         )
     index, valid = valid_slots(slots, counts, keys.shape[1])
     rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-    picked = [
-        picked_rows(*side) for side in ((keys, rows, index, key_scales), (values, rows, index, value_scales))
-    ]
-    return attend(query, *picked, valid, scale, softcap, sink_logits)  # pyright: ignore[reportCallIssue]
+    picked = (
+        picked_rows(keys, rows, index, key_scales),
+        picked_rows(values, rows, index, value_scales),
+    )
+    return attend(query, *picked, valid, scale, softcap, sink_logits, with_logits=with_logits)
 
 
 def check_operands(query: Tensor, slots: Tensor, counts: Tensor, sink_logits: Tensor | None) -> None:

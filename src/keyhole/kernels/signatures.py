@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -27,7 +27,7 @@ SIGNATURES = {
     ],
     "kh_gather_attention": [
         _pointer, _long, _int, _int, _pointer, _pointer, _int, _pointer, _long, _pointer, _long, _long,
-        _pointer, _pointer, _float, _float, _pointer, _pointer, _int,
+        _pointer, _pointer, _float, _float, _pointer, _pointer, _pointer, _int,
     ],
     "kh_packed_attention": [
         _pointer, _long, _int, _int, _pointer, _pointer, _int, _long, _long, _pointer, _long, _long,
@@ -35,6 +35,11 @@ SIGNATURES = {
     ],
     "kh_pooled_attention": [_pointer, _int],
     "kh_top_slots": [_pointer, _long, _long, _long, _pointer, _int],
+    "kh_add_columns": [
+        _pointer, _long, _int, _long, _long, _pointer, _pointer, _pointer, _long, _pointer, _float,
+        _pointer, _long, _int,
+    ],
+    "kh_drop_slots": [_pointer, _long, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _long, _long, _long, _float, _pointer, _int,
     ],

@@ -5,6 +5,7 @@ from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
@@ -18,11 +19,13 @@ from keyhole.methods.tokenselect import TokenSelect
 
 __all__ = [
     "A2ATS",
+    "H2O",
     "METHODS",
     "AdaKV",
     "Delta",
     "Dense",
     "EvictionMethod",
+    "Keyformer",
     "Method",
     "Oracle",
     "PQCache",

@@ -6,6 +6,7 @@ from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
+from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
@@ -17,7 +18,7 @@ from keyhole.methods.tokenselect import TokenSelect
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta)
 _PREFILL = (Sale,)
-_EVICTION = (StreamingLLM, SnapKV, PyramidKV, AdaKV)
+_EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV)
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (Dense, *_RETRIEVAL, *_PREFILL, *_EVICTION)

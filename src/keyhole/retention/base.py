@@ -50,7 +50,11 @@ class Scorer(ABC):
     def scores(self, storage: Storage, kept: Kept) -> Tensor:
         """Float32 `[B, Hkv, N]`, the worth of what is kept; no meaning in filling."""
 
-    def keep(self, kept: Chosen) -> None:  # noqa: B027 - most hold nothing by slot
+    # Most hold nothing by slot.
+    def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:  # noqa: B027
+        """So many tokens came, for each of the KV heads; they will be seen."""
+
+    def keep(self, kept: Chosen) -> None:  # noqa: B027
         """The other slots are gone."""
 
     def clear(self) -> None:  # noqa: B027
@@ -88,6 +92,13 @@ class Picker(ABC):
             room: int64 `[B]`, tokens to pick for each head, or on average where heads differ.
         """
 
+    def worst(self, scores: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The same for all but one of `scores [B, Hkv, N]`: which goes, int64 `[B, Hkv]`.
+
+        None where heads do not all pick as many.
+        """
+        return None
+
 
 class Keeping(NamedTuple):
     """How much of a layer is kept, and when the rest is dropped.
@@ -99,6 +110,7 @@ class Keeping(NamedTuple):
         window: newest tokens, which are always kept.
         every: generated tokens after which tokens are dropped again; 0 is never.
         whole_prompt: drop only when the prompt is complete, not after each piece of it.
+        recent: share of what is kept that is the newest tokens, where that is more than the window.
     """
 
     budget: Budget
@@ -107,10 +119,15 @@ class Keeping(NamedTuple):
     window: int
     every: int
     whole_prompt: bool
+    recent: float = 0.0
 
     def limit(self, context: int) -> int:
         """Tokens to keep of a context of so many."""
         return max(self.share.of(self.budget.limit(context), context), self.sinks + self.window)
+
+    def newest(self, limit: int) -> int:
+        """How many of the newest tokens are always kept, of so many in all."""
+        return min(max(self.window, int(self.recent * limit)), limit - self.sinks)
 
 
 class Retention:
@@ -124,9 +141,23 @@ class Retention:
         limits = [self.keeping.limit(context) for context in kept.context]
         if kept.slots <= min(limits):
             return None
+        if not kept.ragged and {kept.slots - 1} == set(limits):
+            chosen = self._all_but_one(storage, kept, limits[0])
+            if chosen is not None:
+                return chosen
+        return self._best(storage, kept, limits)
+
+    def _all_but_one(self, storage: Storage, kept: Kept, limit: int) -> Chosen | None:
+        """Once full, each token that is generated makes one go: found at little cost."""
+        begin, end = self.keeping.sinks, kept.slots - self.keeping.newest(limit)
+        worst = self.picker.worst(self.scorer.scores(storage, kept)[..., begin:end])
+        return None if worst is None else Chosen.without(worst + begin, kept.slots)
+
+    def _best(self, storage: Storage, kept: Kept, limits: list[int]) -> Chosen:
         slots = torch.arange(kept.slots, device=kept.filling.device)
         begin = (kept.filling + self.keeping.sinks).unsqueeze(-1)
-        competing = (slots >= begin) & (slots < kept.slots - self.keeping.window)
+        end = kept.slots - torch.tensor([self.keeping.newest(limit) for limit in limits], device=slots.device)
+        competing = (slots >= begin) & (slots < end.view(-1, 1, 1))
         always = kept.valid() & ~competing
         room = torch.tensor(limits, device=slots.device) - always.sum(-1).amax(-1)
         picked = self.picker.pick(self.scorer.scores(storage, kept), competing, room.clamp(min=0))

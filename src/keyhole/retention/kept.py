@@ -8,19 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.storage import Chosen, GrowingBuffer
+from keyhole.storage import ROOM, Chosen, GrowingBuffer, kept_rows
 
-_SPARE = 64  # tokens
 _NONE = -1
-
-
-def of_kept(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffer:
-    """What a buffer `[B, Hkv, N, 1]` holds for the slots that are kept; `filling` where there is no token."""
-    slots = kept.aligned().unsqueeze(-1)
-    rows = held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling)
-    fresh = GrowingBuffer(_SPARE)
-    fresh.append(rows)
-    return fresh
 
 
 class Kept:
@@ -44,7 +34,7 @@ class Kept:
         self.padding: tuple[int, ...] = ()
         self.filling = torch.zeros(0, dtype=torch.long)
         self.ragged = False
-        self._positions = GrowingBuffer(_SPARE)
+        self._positions = GrowingBuffer(ROOM)
 
     def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
         """So many tokens came, for each of the heads."""
@@ -92,9 +82,10 @@ class Kept:
 
     def keep(self, kept: Chosen) -> None:
         """The other slots are gone."""
-        self._positions = of_kept(self._positions, kept, _NONE)
-        self.filling = self.slots - kept.counts.long()
-        self.ragged = bool(self.filling.any())
+        self._positions = kept_rows(self._positions, kept, _NONE)
+        if kept.gone is None:
+            self.filling = self.slots - kept.counts.long()
+            self.ragged = bool(self.filling.any())
 
     def forget(self, length: int) -> None:
         """There were only so many tokens; the slots of later ones are gone already."""

@@ -17,6 +17,10 @@ class BestTokens(Picker):
     def pick(self, scores: Tensor, competing: Tensor, room: Tensor) -> Tensor:
         return _first(_ranks(scores, competing), room.view(-1, 1, 1)) & competing
 
+    def worst(self, scores: Tensor) -> Tensor:
+        # The first of the least in reverse order: the last one.
+        return scores.shape[-1] - 1 - scores.flip(-1).argmin(-1)
+
 
 class BestOfLayer(Picker):
     """So many tokens of all heads together, so that heads whose attention is spread keep more (Ada-KV).

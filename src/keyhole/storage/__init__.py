@@ -2,7 +2,7 @@
 
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.buffer import GrowingBuffer
-from keyhole.storage.chosen import Chosen
+from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
 from keyhole.storage.places import PLACES, PRECISIONS, make_rows, make_storage
@@ -14,6 +14,7 @@ __all__ = [
     "EVICTIONS",
     "PLACES",
     "PRECISIONS",
+    "ROOM",
     "Chosen",
     "DeviceStorage",
     "Footprint",
@@ -23,6 +24,7 @@ __all__ = [
     "PooledStorage",
     "RenumberedStorage",
     "Storage",
+    "kept_rows",
     "make_rows",
     "make_storage",
 ]

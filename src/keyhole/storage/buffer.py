@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from keyhole.kernels import drop_slots
 from keyhole.storage.memory import empty
 
 SPARE = 256  # tokens
@@ -98,6 +99,11 @@ class GrowingBuffer(Buffer):
     def reorder(self, rows: Tensor) -> None:
         if self._data is not None:
             self._data = self._data.index_select(0, rows.to(self._data.device))
+
+    def drop(self, rows: Tensor) -> None:
+        """Forget one row of each head, int64 `[B, H]`; those behind it move up."""
+        drop_slots(self.view(), rows)
+        self._length -= 1
 
     @property
     def nbytes(self) -> int:

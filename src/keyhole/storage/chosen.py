@@ -10,12 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.storage.buffer import GrowingBuffer
+
+ROOM = 64  # tokens for which there is room after others were dropped
+
 
 class Chosen(NamedTuple):
-    """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`."""
+    """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`.
+
+    Where they are all slots but one, int64 `gone [B, Hkv]` is that one.
+    """
 
     slots: Tensor
     counts: Tensor
+    gone: Tensor | None = None
 
     @classmethod
     def of(cls, slots: Tensor, counts: Tensor, heads: int) -> Chosen:
@@ -23,6 +31,14 @@ class Chosen(NamedTuple):
         if slots.dim() == 3:
             return cls(slots, counts)
         return cls(slots.unsqueeze(1).expand(-1, heads, -1), counts.unsqueeze(1).expand(-1, heads))
+
+    @classmethod
+    def without(cls, gone: Tensor, slots: int) -> Chosen:
+        """All of so many slots but one of each head, int64 `[B, Hkv]`."""
+        left = torch.arange(slots - 1, dtype=torch.int32, device=gone.device)
+        after = left >= gone.int().unsqueeze(-1)
+        counts = torch.full_like(gone, slots - 1, dtype=torch.int32)
+        return cls(torch.where(after, left + 1, left), counts, gone)
 
     def meant(self) -> Tensor:
         """Bool `[B, Hkv, S]`, false for filling."""
@@ -45,3 +61,17 @@ class Chosen(NamedTuple):
         slots = torch.zeros(places.shape, dtype=self.slots.dtype, device=counts.device)
         slots[places] = self.slots[wanted]
         return Chosen(slots, counts)
+
+
+def kept_rows(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffer:
+    """What a buffer `[B, Hkv, N, 1]` holds for the slots that are kept, aligned; `filling` before them.
+
+    The buffer itself where just one slot is gone, else one that gives memory back.
+    """
+    if kept.gone is not None:
+        held.drop(kept.gone)
+        return held
+    slots = kept.aligned().unsqueeze(-1)
+    fresh = GrowingBuffer(ROOM)
+    fresh.append(held.view().gather(2, slots.clamp(min=0).long()).masked_fill(slots < 0, filling))
+    return fresh

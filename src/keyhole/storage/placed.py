@@ -172,7 +172,7 @@ class PlacedStorage(Storage):
 
 def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: Kind, logits: Logits) -> Part:
     """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
-    slots, counts = chosen
+    slots, counts = chosen.slots, chosen.counts
     if rows.device == query.device:
         return form.attend(query, rows, kind, slots, counts, logits)
     there = slots.to(rows.device)

@@ -12,10 +12,9 @@ from keyhole import kernels
 from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.buffer import GrowingBuffer
-from keyhole.storage.chosen import Chosen
+from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.memory import empty
 
-_SPARE = 64  # tokens
 _GROWTH = 1.25
 _SCATTERED = 8  # the pool is packed when one row in so many has been freed
 
@@ -33,7 +32,7 @@ class PooledStorage(Storage):
 
     def _clear(self) -> None:
         self._keys, self._values = torch.empty(0, 0), torch.empty(0, 0)  # `[R, D]`, `[R, E]`
-        self._table = GrowingBuffer(_SPARE)  # int32 `[B, Hkv, N, 1]`, -1 for filling
+        self._table = GrowingBuffer(ROOM)  # int32 `[B, Hkv, N, 1]`, -1 for filling
         self._free = torch.empty(0, dtype=torch.int32)
         self._used = 0  # rows from here on were never used
         self._freed = 0  # rows since the pool was last packed
@@ -68,7 +67,7 @@ class PooledStorage(Storage):
         if count <= len(self._free):
             self._free, rows = self._free.split([len(self._free) - count, count])
             return rows
-        self._reserve(self._used + count, _SPARE * self._filling.numel())
+        self._reserve(self._used + count, ROOM * self._filling.numel())
         self._used += count
         return torch.arange(self._used - count, self._used, dtype=torch.int32, device=self._free.device)
 
@@ -94,16 +93,38 @@ class PooledStorage(Storage):
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         chosen = Chosen.of(slots, counts, self._rows.shape[1])
-        return self._attend(query, self._rows.gather(-1, chosen.slots.long()), chosen.counts, logits)
+        return self._attend(query, self._rows.gather(-1, chosen.slots.long()), chosen.counts, logits)[0]
 
     def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:  # noqa: ARG002
-        rows = self._rows
-        slots = torch.arange(self.length, device=rows.device) + self._filling.unsqueeze(-1)
-        rows = rows.gather(-1, slots.clamp(max=self.length - 1))
-        counts = (self.length - self._filling).int()
-        return add_sink_logits(self._attend(query.squeeze(2), rows, counts, logits), logits).out.unsqueeze(2)
+        return self._attend_all(query, logits, with_logits=False)[0]
 
-    def _attend(self, query: Tensor, rows: Tensor, counts: Tensor, logits: Logits) -> Part:
+    def weigh_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        out, weights = self._attend_all(query, logits, with_logits=True)
+        assert weights is not None
+        return out, weights
+
+    def _attend_all(
+        self, query: Tensor, logits: Logits, *, with_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `weigh_all`; without logits where they are not asked for."""
+        rows, counts = self._rows, (self.length - self._filling).int()
+        slots = torch.arange(self.length, device=rows.device)
+        ragged = bool(self._filling.any())
+        if ragged:
+            # Filling goes behind what is meant.
+            rows = rows.gather(-1, (slots + self._filling.unsqueeze(-1)).clamp(max=self.length - 1))
+        part, weights = self._attend(query.squeeze(2), rows, counts, logits, with_logits=with_logits)
+        if ragged and weights is not None:
+            places = slots - self._filling.unsqueeze(-1)
+            groups = query.shape[1] // rows.shape[1]
+            places = places.masked_fill(places < 0, self.length - 1).repeat_interleave(groups, 1)
+            weights = weights.gather(-1, places)
+        return add_sink_logits(part, logits).out.unsqueeze(2), weights
+
+    def _attend(
+        self, query: Tensor, rows: Tensor, counts: Tensor, logits: Logits, *, with_logits: bool = False
+    ) -> tuple[Part, Tensor | None]:
+        """The part, and the logits `[B, H, S]` where asked for."""
         batch, heads = rows.shape[:2]
         # All heads read from one pool: a view that repeats it for each costs nothing.
         keys, values = (pool.expand(batch * heads, *pool.shape) for pool in (self._keys, self._values))
@@ -115,8 +136,10 @@ class PooledStorage(Storage):
             counts.reshape(-1),
             scale=logits.scale,
             softcap=logits.softcap,
+            with_logits=with_logits,
         )
-        return Part(attended.out.reshape(*query.shape[:2], -1), attended.lse.reshape(query.shape[:2]))
+        part = Part(attended.out.reshape(*query.shape[:2], -1), attended.lse.reshape(query.shape[:2]))
+        return part, None if attended.logits is None else attended.logits.view(*query.shape[:2], -1)
 
     @property
     def token_bytes(self) -> float:
@@ -130,14 +153,15 @@ class PooledStorage(Storage):
             self._table.crop(length)
 
     def keep(self, kept: Chosen) -> None:
-        rows, slots = self._rows, kept.aligned()
-        left = torch.ones(*rows.shape[:2], self.length + 1, dtype=torch.bool, device=rows.device)
-        left.scatter_(-1, kept.slots.long().masked_fill(~kept.meant(), self.length), False)
-        self._release(rows[left[..., :-1]])
-        self._filling = slots.shape[-1] - kept.counts.long()
-        table = GrowingBuffer(_SPARE)
-        table.append(rows.gather(-1, slots.clamp(min=0).long()).masked_fill(slots < 0, -1).unsqueeze(-1))
-        self._table = table
+        rows = self._rows
+        if kept.gone is not None:
+            self._release(rows.gather(-1, kept.gone.unsqueeze(-1)))
+        else:
+            left = torch.ones(*rows.shape[:2], self.length + 1, dtype=torch.bool, device=rows.device)
+            left.scatter_(-1, kept.slots.long().masked_fill(~kept.meant(), self.length), False)
+            self._release(rows[left[..., :-1]])
+            self._filling = int(kept.counts.max()) - kept.counts.long()
+        self._table = kept_rows(self._table, kept, -1)
         if self._freed * _SCATTERED >= self._used:
             self._pack(self._rows)
 
@@ -154,14 +178,14 @@ class PooledStorage(Storage):
     def _pack(self, table: Tensor) -> None:
         """Hold what `table [B, Hkv, N]` names, each entry in a row of its own, in its order."""
         valid = table >= 0
-        taken, capacity = table[valid].long(), int(valid.sum()) + _SPARE * valid.shape[:2].numel()
+        taken, capacity = table[valid].long(), int(valid.sum()) + ROOM * valid.shape[:2].numel()
         # One after the other, so that only one pool exists twice.
         self._keys = _moved(self._keys, capacity, taken)
         self._values = _moved(self._values, capacity, taken)
         packed = torch.full_like(table, -1)
         packed[valid] = torch.arange(len(taken), dtype=torch.int32, device=table.device)
         self._filling = (~valid).sum(-1)
-        self._table = GrowingBuffer(_SPARE)
+        self._table = GrowingBuffer(ROOM)
         self._table.append(packed.unsqueeze(-1))
         self._free, self._used, self._freed = self._free[:0], len(taken), 0
         self._ordered = bool(valid.all())

@@ -34,7 +34,7 @@ struct Job {
 };
 
 constexpr int kChunkBlocks = 8;
-constexpr int kTilesAtOnce = 16;
+constexpr int kTilesAtOnce = 8;
 
 // One KV head of one batch row, slots counted from its first token.
 template <class T>

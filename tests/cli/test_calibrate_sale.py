@@ -60,7 +60,7 @@ def test_refuses_a_kind_of_error_it_does_not_know(refused, model_folder, prompt_
         "--kind", "squared",
     )  # fmt: skip
     assert "kind='squared' is not one of relative, absolute" in said
-    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "t" / "thresholds.json").exists()
 
 
 def test_refuses_a_model_whose_prompts_are_always_whole():

@@ -78,7 +78,7 @@ def tiles(queries: int, tokens: int, unused: int, reach: Reach) -> list[Tile]:
 
 
 def levels(size: int) -> int:
-    """The largest integer of queries and keys of a head of `size`, so that sums of products fit into 16 bits."""
+    """The largest integer of queries and keys of a head, so that sums of products fit into 16 bits."""
     return min(63, max(1, int((_SUMS / size) ** 0.5)))
 
 

@@ -25,6 +25,7 @@ def column_sums(
     *,
     filling: Tensor | None = None,
     perturb: Perturb | None = None,
+    by_head: bool = False,
 ) -> Tensor:
     """The attention that the newest tokens' `query [B, H, Q, D]` pay to each of `keys [B, Hkv, N, D]`.
 
@@ -34,11 +35,13 @@ def column_sums(
     Args:
         filling: `[B, Hkv]`, slots at the start that are no tokens: they get nothing and pay nothing.
         perturb: changes logits before their softmax.
+        by_head: for each query head its own, `[B, Hkv, G, N]`.
     """
     batch, heads, tokens, _ = keys.shape
     queries, begin = query.shape[2], tokens - query.shape[2]
     grouped = query.unflatten(1, (heads, -1))
-    sums = torch.zeros(batch, heads, tokens, device=keys.device)
+    shape = (batch, heads, grouped.shape[2], tokens) if by_head else (batch, heads, tokens)
+    sums = torch.zeros(shape, device=keys.device)
     slots = torch.arange(tokens, device=keys.device)
     block = max(1, _WEIGHTS_PER_BLOCK // max(1, batch * query.shape[1] * tokens))
     for start in range(0, queries, block):
@@ -48,7 +51,7 @@ def column_sums(
         if filling is not None:
             seen = seen & (slots >= filling[..., None, None])
         weights = _weights(part, keys, logits, seen, start, perturb)
-        sums += weights.sum(dim=(2, 3))
+        sums += weights.sum(dim=3 if by_head else (2, 3))
     return sums
 
 

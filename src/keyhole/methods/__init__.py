@@ -5,6 +5,7 @@ from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.mpcache import MPCache
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
@@ -14,6 +15,7 @@ from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
+from keyhole.methods.windowkv import WindowKV
 
 __all__ = [
     "A2ATS",
@@ -22,6 +24,7 @@ __all__ = [
     "Delta",
     "Dense",
     "EvictionMethod",
+    "MPCache",
     "Method",
     "Oracle",
     "PQCache",
@@ -33,4 +36,5 @@ __all__ = [
     "SnapKV",
     "StreamingLLM",
     "TokenSelect",
+    "WindowKV",
 ]

@@ -73,6 +73,10 @@ class ShadowKV(RetrievalMethod):
                 "low-rank keys on the device"
             )
 
+    @property
+    def needs_positions(self) -> bool:
+        return True
+
     def storage(self, setting: Setting) -> list[Storage]:
         return [
             LowRankStorage(setting.rope(place), rank=self.rank, chunk=self.chunk, outliers=self.outliers)

@@ -67,6 +67,10 @@ class TokenSelect(RetrievalMethod):
         if self.reuse is not None and not -1 <= self.reuse <= 1:
             raise SpecError(f"{self.name}: reuse={self.reuse!r} is no cosine; give a number in [-1, 1]")
 
+    @property
+    def needs_positions(self) -> bool:
+        return not self.per_head
+
     def prefill(self, setting: Setting) -> list[Prefill] | None:
         if not self.sparse_prefill:
             return None

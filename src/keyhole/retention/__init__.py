@@ -2,18 +2,23 @@
 
 from keyhole.retention.base import Keeping, Picker, Retention, Scorer, Seen
 from keyhole.retention.kept import Kept, of_kept
-from keyhole.retention.layers import Equal, LayerShare, Pyramid
+from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
+from keyhole.retention.newest import NewestShare
 from keyhole.retention.observed import Observed
 from keyhole.retention.recency import Recency
+from keyhole.retention.shared import share
 from keyhole.retention.tokens import BestOfLayer, BestTokens
+from keyhole.retention.windows import WindowScores
 
 __all__ = [
     "BestOfLayer",
     "BestTokens",
     "Equal",
+    "GroupPyramid",
     "Keeping",
     "Kept",
     "LayerShare",
+    "NewestShare",
     "Observed",
     "Picker",
     "Pyramid",
@@ -21,5 +26,8 @@ __all__ = [
     "Retention",
     "Scorer",
     "Seen",
+    "WindowScores",
+    "group_pyramid",
     "of_kept",
+    "share",
 ]

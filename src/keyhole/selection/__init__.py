@@ -2,6 +2,7 @@
 
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.boxes import BoxSelector
+from keyhole.selection.clusters import ClusterSelector, FollowingClusters
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.landmarks import LandmarkSelector
@@ -11,8 +12,10 @@ from keyhole.selection.vote import Vote, VoteSelector
 
 __all__ = [
     "BoxSelector",
+    "ClusterSelector",
     "CodewordSelector",
     "ExactSelector",
+    "FollowingClusters",
     "LandmarkSelector",
     "ProductSelector",
     "Selection",

@@ -119,6 +119,8 @@ class EvictingLayer(LayerCache):
     @lasting()
     def prepare(self, mask: Tensor | None = None) -> None:
         """As in every layer cache; what the next step would drop goes now."""
+        if not self.length:
+            return
         if mask is not None:
             self._drop_padding(left_padding(mask, len(self.kept.padding)), 1)
         if self._pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from keyhole.retention.base import Keeping, Retention
@@ -11,14 +12,18 @@ from keyhole.storage import Chosen, Storage
 
 
 class _Leader(Retention):
-    """Notes what it chose, and of what."""
+    """Notes what it chose, and of what: for the end of a prompt and for the step after it, which the others
+    ask about only then.
+    """
 
-    _asked: tuple[int, int] | None = None
-    _chosen: Chosen | None = None
+    def __init__(self, own: Retention) -> None:
+        super().__init__(own.scorer, own.picker, own.keeping)
+        self._notes: deque[tuple[tuple[int, int], Chosen | None]] = deque(maxlen=2)
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
-        self._asked, self._chosen = _moment(kept), super().choose(storage, kept)
-        return self._chosen
+        moment, chosen = _moment(kept), super().choose(storage, kept)
+        self._notes.append((moment, chosen))
+        return chosen
 
     def told(self, kept: Kept) -> Chosen | None:
         """What was chosen of the same tokens.
@@ -26,12 +31,13 @@ class _Leader(Retention):
         Raises:
             ValueError: nothing was chosen of these.
         """
-        if self._asked != _moment(kept):
-            raise ValueError(
-                f"nothing was chosen of {kept.slots} tokens kept of {kept.seen}: a layer runs without the "
-                "one it follows; let all layers of a model take part in every step"
-            )
-        return self._chosen
+        for moment, chosen in reversed(self._notes):
+            if moment == _moment(kept):
+                return chosen
+        raise ValueError(
+            f"nothing was chosen of {kept.slots} tokens kept of {kept.seen}: a layer runs without the one it "
+            "follows; let all layers of a model take part in every step"
+        )
 
 
 class _Follower(Retention):
@@ -63,7 +69,7 @@ def share(retentions: Sequence[Retention], leads: Sequence[bool]) -> list[Retent
     leader: _Leader | None = None
     for own, leading in zip(retentions, leads, strict=True):
         if leading or leader is None:
-            leader = _Leader(own.scorer, own.picker, own.keeping)
+            leader = _Leader(own)
             shared.append(leader)
         else:
             shared.append(_Follower(leader, own.keeping))

@@ -121,7 +121,9 @@ class ClusterSelector(Selector):
         first = torch.tensor(regions.padding, device=scores.device).view(-1, 1, 1) // size
         forced = (clusters == first) | (clusters >= self.length // size)
         _, sizes = spans(regions, size)
-        return scores.masked_fill(forced, torch.inf).masked_fill(sizes.unsqueeze(1) == 0, -torch.inf)
+        # Whatever a score is, a cluster that competes comes before those that do not.
+        scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).min).masked_fill(forced, torch.inf)
+        return scores.masked_fill(sizes.unsqueeze(1) == 0, -torch.inf)
 
     def bytes_read(self, step: Step) -> int:
         examined = int(self._examined(step).max()) * (self.coarse // self.fine)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LOCALISATION, AGGREGATION = "localisation", "aggregation"
 
 _REACH = 600  # characters at each end of a prompt, where instructions stand
-_END = 256  # word pieces of each end that a classifier is given
+_MOST = 512  # word pieces that a classifier is given
 
 _MAKE = r"summar\w*|classif\w*|categor\w*|translat\w*|paraphras\w*|rewrite|rephrase|outline|overview|"
 _MAKE += (
@@ -45,21 +45,22 @@ def classified(text: str, directory: str) -> str:
     """ "localisation" or "aggregation", by a Hugging Face sequence classifier of two labels.
 
     Labels may have these names, as they begin ("local", "aggreg"); else the first is localisation, as in
-    WindowKV. Of a long text it gets the first 256 word pieces and the last.
+    WindowKV. Of a long text it gets 512 word pieces at most, half of them from each end.
 
     Raises:
         SpecError: no such classifier, or not of two labels.
     """
     tokenizer, model = _loaded(directory)
     pieces = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if len(pieces) > 2 * _END:
-        pieces = pieces[:_END] + pieces[-_END:]
-    begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-    pieces = [*([begin] if begin is not None else []), *pieces, *([end] if end is not None else [])]
-    limit = getattr(model.config, "max_position_embeddings", None) or len(pieces)
-    if len(pieces) > limit:
-        pieces = pieces[: limit // 2] + pieces[len(pieces) - (limit - limit // 2) :]
-    return _label(model, _logits(model, pieces))
+    begin, end = ([piece] * (piece is not None) for piece in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    most = min(getattr(model.config, "max_position_embeddings", None) or _MOST, _MOST)
+    pieces = [*begin, *_both_ends(pieces, most - len(begin) - len(end)), *end]
+    return _label(model, _logits(model, pieces)) if pieces else LOCALISATION
+
+
+def _both_ends(pieces: list[int], most: int) -> list[int]:
+    half = most // 2
+    return pieces if len(pieces) <= most else pieces[:half] + pieces[half - most :]
 
 
 def _logits(model: Any, pieces: list[int]) -> Tensor:

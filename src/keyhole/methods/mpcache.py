@@ -45,16 +45,16 @@ class MPCache(RetrievalMethod):
         stored="The keys and values that were kept, and their positions. A point for each cluster of both "
         "levels, in the type of the keys, in the first layer of each pair. Until the prompt is complete, the "
         "queries of its newest fifth.",
-        select="Products of the group's summed query with the point of each coarse cluster, and of the fine "
-        "ones in the best of them; a ranking of these. Nothing in the second layer of a pair.",
+        select="Products of the group's summed query with the point of each cluster, and a ranking of N / "
+        "coarse clusters and of N / fine. Nothing in the second layer of a pair.",
         best_for="Secure computation, where comparisons and gathers cost most: few of both, and counts that "
         "tell nothing. Elsewhere, a cheap index over a cache that is small already.",
         weak_at="A later question may need what was dropped. A cluster of unlike keys is judged by a point "
         "that none of them is near. Paired layers share one list.",
         kept="(D + Dv) * e + 4",
         index="D * e / coarse + D * e / fine",
-        scan="D * e * N / coarse + D * e * survivors * N / fine",
-        products="D * N / coarse + D * survivors * N / fine",
+        scan="D * e * N / coarse + D * e * N / fine",
+        products="D * N / coarse + D * N / fine",
         differs=(
             Differs("budget", "0.2 of what is kept", ALIKE),
             Differs("sinks", "the first cluster", ALIKE),

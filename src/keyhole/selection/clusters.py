@@ -75,27 +75,28 @@ class ClusterSelector(Selector):
         return self.board.pick(step, self.fine)
 
     def _ranking(self, step: Step) -> Ranking:
-        """Scores of fine clusters, -inf for those of coarse ones that were not among the best."""
-        coarse, fine = (points.view() for points in self._points)
-        query = step.query.unflatten(1, (coarse.shape[1], -1)).float().sum(2)
-        count, parts = page_count(step.regions, self.coarse), self.coarse // self.fine
-        known = _products(query, coarse[:, :, :count])
-        # Of what is not indexed nothing is known.
-        above = F.pad(known, (0, count - known.shape[-1]))
+        """Scores of fine clusters, -inf for those of coarse ones that were not among the best.
+
+        All fine ones are scored: reading them in a row is faster than gathering those that are wanted.
+        """
+        above, below = (
+            self._scores(step, points.view(), size)
+            for points, size in zip(self._points, (self.coarse, self.fine), strict=True)
+        )
         examined = self._examined(step).view(-1, 1, 1)
         order = ranked(self._forced(above, step.regions, self.coarse), int(examined.max()))
         within = torch.arange(order.shape[-1], device=order.device) < examined
         survives = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, within.expand(order.shape))
-        children = (order.unsqueeze(-1) * parts + torch.arange(parts, device=order.device)).flatten(2)
-        points = children.clamp(max=fine.shape[2] - 1).unsqueeze(-1).expand(*children.shape, fine.shape[3])
-        below = _products(query, fine.gather(2, points)).masked_fill(children >= fine.shape[2], 0.0)
-        above, survives = (each.repeat_interleave(parts, -1) for each in (above, survives))
-        count = page_count(step.regions, self.fine)
-        products = above.scatter(-1, children, below)[..., :count]
-        scores = self._forced(products, step.regions, self.fine).masked_fill(
-            ~survives[..., :count], -torch.inf
-        )
-        return Ranking(scores, *self._shares(products, step), step.regions.length)
+        survives = survives.repeat_interleave(self.coarse // self.fine, -1)[..., : below.shape[-1]]
+        scores = self._forced(below, step.regions, self.fine).masked_fill(~survives, -torch.inf)
+        return Ranking(scores, *self._shares(below, step), step.regions.length)
+
+    def _scores(self, step: Step, points: Tensor, size: int) -> Tensor:
+        """Float32 `[B, Hkv, C]`, of clusters of a size, by their `points`; 0 where none is known yet."""
+        heads, count = points.shape[1], page_count(step.regions, size)
+        query = step.query.unflatten(1, (heads, -1)).float().sum(2).flatten(0, 1).unsqueeze(1)
+        products = exact_scores(query, points.flatten(0, 1), 0, min(count, points.shape[2]))
+        return F.pad(products, (0, count - products.shape[-1])).squeeze(1).unflatten(0, (-1, heads))
 
     def _shares(self, products: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Estimated shares of attention `[B, Hkv, P]` and the always-read one `[B, Hkv]`.
@@ -126,8 +127,8 @@ class ClusterSelector(Selector):
         return scores.masked_fill(sizes.unsqueeze(1) == 0, -torch.inf)
 
     def bytes_read(self, step: Step) -> int:
-        examined = int(self._examined(step).max()) * (self.coarse // self.fine)
-        return (page_count(step.regions, self.coarse) + examined) * self._points[0].view()[0, 0, 0].nbytes
+        counts = (page_count(step.regions, size) for size in (self.coarse, self.fine))
+        return sum(counts) * self._points[0].view()[0, 0, 0].nbytes
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length // self.coarse * self.coarse)
@@ -188,10 +189,3 @@ class FollowingClusters(Unindexed):
 
     def bytes_read(self, step: Step) -> int:  # noqa: ARG002
         return 0
-
-
-def _products(query: Tensor, points: Tensor) -> Tensor:
-    """Float32 `[B, Hkv, C]` of `query [B, Hkv, D]` with `points [B, Hkv, C, D]`."""
-    folded = points.flatten(0, 1)
-    found = exact_scores(query.flatten(0, 1).unsqueeze(1), folded, 0, folded.shape[1])
-    return found.squeeze(1).unflatten(0, points.shape[:2])

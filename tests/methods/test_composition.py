@@ -65,6 +65,33 @@ def test_budgets_are_shares_of_the_context_that_was_seen(second):
     assert [len(read) for read in layer.read[0]] == [1 + 4 + 10] * 2
 
 
+def test_each_row_keeps_to_its_own_budget():
+    """The long row may read all that is kept, the short one may not."""
+    spec = f"{evicting('snapkv')} + {selecting('quest', 0.3)}"
+    layer = Composed(spec, batch=2, padding=[0, 60])
+    layer.append(100)
+    layer.attend(100)
+    layer.step()
+    assert [[len(read) for read in row] for row in layer.read] == [[31, 31], [17, 17]]
+
+
+def test_an_index_made_beforehand_is_of_what_the_next_step_keeps():
+    """Of a batch with padding, whose prompt is dropped from only then."""
+    spec = f"{evicting('snapkv')} + {selecting('quest')}".replace("prompt=pieces", "prompt=whole")
+    layer, prepared = (Composed(spec, batch=2, padding=[0, 50]) for _ in range(2))
+    for each in (layer, prepared):
+        each.append(60)
+        each.attend(60)
+    prepared.cache.prepare(prepared.mask())
+    assert prepared.cache.storage.length == prepared.cache.indexed == 30
+    # The second row's ten tokens begin behind filling; one is a sink.
+    assert prepared.cache.selector.state()["first"].tolist() == [1, 21]
+    for each in (layer, prepared):
+        each.step()
+        assert each.selected
+    assert layer.read == prepared.read
+
+
 @pytest.mark.parametrize("second", SELECTING)
 @pytest.mark.parametrize("first", EVICTING)
 def test_full_budgets_are_dense(first, second):

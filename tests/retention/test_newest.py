@@ -95,18 +95,19 @@ def test_a_restored_prompt_is_dropped_from_alike():
 
 
 def test_queries_before_generated_tokens_are_not_taken_for_newer_ones():
-    """A second prompt after an answer: only its queries look, each from its own place."""
-    layer, other = Evicting(spec_of(keep=40)), Evicting(spec_of(keep=40))
+    """A second prompt after an answer, shorter than a fifth of the text: only its own queries look."""
+    layer, other = Evicting(spec_of(keep=62)), Evicting(spec_of(keep=62))
     for each in (layer, other):
-        each.append(30)
-    layer.attend(30)
+        each.append(60)
+    layer.attend(60)
     for each in (layer, other):
         each.random.manual_seed(5)
         for _ in range(4):
             each.step()
-        each.append(10)
-        each.attend(10)
+        each.append(3)
+        each.attend(3)
         each.step()
+        assert [len(head) for head in each.kept()[0]] == [63, 63]
     assert layer.kept() == other.kept()
 
 

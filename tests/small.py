@@ -7,6 +7,7 @@ from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 
 # Taken by the methods that have such an option.
 _SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
+_SMALL |= {"keep": 1.0, "fine": 3, "coarse": 6}
 _EVERYTHING = Budget(mass=1.0, floor=1_000_000)
 
 
@@ -24,10 +25,14 @@ def full_budget(name: str) -> dict[str, Method]:
         return {name: replace(small(name, 1.0), every=1)}
     if name not in SELECTIVE:
         return {name: small(name)}
+    if name not in BY_MASS:
+        return {f"{name}-all": small(name, 1.0)}
     return {f"{name}-all": small(name, 1.0), f"{name}-selected": small(name, _EVERYTHING)}
 
 
 SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, RetrievalMethod)]
+# Those that may read as many tokens as the text asks for.
+BY_MASS = [name for name in SELECTIVE if name != "mpcache"]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
 FULL_BUDGET |= {

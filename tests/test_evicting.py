@@ -12,7 +12,7 @@ from tests.evictions import Evicting, counts
 from tests.layers import check_dense
 from tests.small import EVICTING
 
-OPTIONS = {"budget": 20, "sinks": 2, "window": 6}
+OPTIONS = {"budget": 20, "sinks": 2, "window": 6, "prompt": "pieces"}
 
 
 def spec_of(name, **more):
@@ -212,7 +212,7 @@ def test_any_history(name, history, padded, every, prompt, seed):
 
 @pytest.mark.parametrize("name", EVICTING)
 def test_a_share_follows_the_length(name):
-    layer = Evicting(f"{name}(budget=0.25, sinks=2, window=6, every=1, layers=uniform)")
+    layer = Evicting(f"{name}(budget=0.25, sinks=2, window=6, every=1, layers=uniform, prompt=pieces)")
     for length in (100, 200, 300):
         layer.append(100)
         layer.attend(100)

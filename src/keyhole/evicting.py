@@ -12,7 +12,7 @@ from keyhole.attention import Logits
 from keyhole.lasting import lasting
 from keyhole.layer import LayerCache, Prompted, under
 from keyhole.prefill import Prefill
-from keyhole.reader import Reading
+from keyhole.reader import Reader, Reading
 from keyhole.regions import left_padding, packed_slots
 from keyhole.retention import Kept, Retention, Seen
 from keyhole.selection import Selector
@@ -78,6 +78,11 @@ class EvictingLayer(LayerCache):
         if not self.retention.keeping.whole_prompt:
             self._evict()
 
+    def _wants_all(self, reader: Reader) -> bool:
+        # Selectors take heads of one length; a crop into what was dropped from can leave others. Else a step
+        # reads by selection where the budget of any row asks for it.
+        return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context))
+
     def _record_all(self, mask: Tensor | None) -> None:  # noqa: ARG002
         context = sum(self.kept.context) / len(self.kept.context)
         self.usage.record_everything(context, self.kept.average, self.storage.token_bytes)
@@ -119,6 +124,17 @@ class EvictingLayer(LayerCache):
     def _context(self) -> tuple[int, ...]:
         return self.kept.context
 
+    @lasting()
+    def prepare(self, mask: Tensor | None = None) -> None:
+        """As in every layer cache; what the next step would drop goes now."""
+        if not self.length:
+            return
+        if mask is not None:
+            self._drop_padding(left_padding(mask, len(self.kept.padding)), 1)
+        if self._pending:
+            self._evict()
+        super().prepare(self.kept.mask(1))
+
     def _crop(self, length: int) -> None:
         tokens = self.length - length
         if length == 0:
@@ -127,11 +143,23 @@ class EvictingLayer(LayerCache):
             self.kept.clear()
         elif tokens > 0:
             self.retention.scorer.crop(tokens)
-            positions = self.kept.positions
-            self._keep(Chosen(*packed_slots((positions >= 0) & (positions < length))))
+            self._cut(length)
             self.kept.forget(length)
         if length == 0 and self.selector is not None:
             self.selector.crop(0)
+
+    def _cut(self, length: int) -> None:
+        """Drop the positions from `length` on; where heads have kept as many of them, indexes stay."""
+        positions = self.kept.positions
+        gone = (positions >= length).sum(-1)
+        chosen = Chosen(*packed_slots((positions >= 0) & (positions < length)))
+        left = self.kept.slots - int(gone[0, 0])
+        if left == 0 or (gone != gone[0, 0]).any():
+            self._keep(chosen)
+            return
+        super()._crop(left)
+        self.kept.keep(chosen)
+        self.retention.scorer.keep(chosen)
 
     def _reorder(self, rows: Tensor) -> None:
         super()._reorder(rows)

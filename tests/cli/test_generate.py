@@ -104,3 +104,14 @@ def test_not_a_number_in_the_keys(refused, arguments, model_folder, tmp_path):
     tensors["model.layers.1.self_attn.k_proj.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert "NaN" in refused(*arguments(**{"--model": folder}))
+
+
+@pytest.mark.parametrize(
+    ("question", "task"), [("Who was at sea?", "localisation"), ("Summarize it.", "aggregation")]
+)
+def test_a_method_is_settled_by_the_prompt(keyhole, arguments, question, task):
+    method = "windowkv(budget=0.5, task=auto)"
+    result = keyhole(*arguments(**{"--question": question, "--method": method}))
+    assert result.exit_code == 0
+    told = "windowkv(budget=0.5)" if task == "localisation" else "windowkv(budget=0.5, task=aggregation)"
+    assert told in result.stderr

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keyhole.methods import METHODS
 from tests.layers import Layer, check_dense
-from tests.small import EVICTING, SELECTIVE
+from tests.small import BY_MASS, SELECTIVE
 
 LENGTHS = [1, 31, 63, 100]
 # Options that let a method work at the lengths of a test: its index needs no more than some ten tokens.
@@ -17,6 +17,7 @@ SMALL = {
     "a2ats": "iterations=2",
     # Of a rank that loses nothing.
     "shadowkv": "rank=384, chunk=4, outliers=2",
+    "mpcache": "keep=1.0, fine=2, coarse=4",
 }
 
 
@@ -70,7 +71,7 @@ def test_all_tokens(name, shape, cut):
     assert check(spec_of(name, "budget=1.0"), pieces=pieces, **shape) == 0
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in EVICTING])
+@pytest.mark.parametrize("name", ["dense", *BY_MASS])
 @settings(max_examples=15)
 @given(shapes())
 def test_all_of_the_mass(name, shape):
@@ -83,8 +84,8 @@ def test_all_of_the_mass(name, shape):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("budget", ["budget=1.0", "budget=2003", "mass=1.0, floor=1000000"])
 def test_a_long_context(name, budget):
-    if name in EVICTING and "mass" in budget:
-        pytest.skip("dropping tokens cannot keep to a mass")
+    if name not in ("dense", *BY_MASS) and "mass" in budget:
+        pytest.skip("how many tokens it keeps and reads follows from lengths")
     layer = Layer(spec_of(name, budget), groups=4, size=32, batch=2, padding=[0, 1234])
     layer.append(2000)
     for _ in range(3):

@@ -71,7 +71,7 @@ class Entrants:
             fill(layer, *source.keys_values(self.case.tokens), self.case, source)
             layer.prepare()
         selective = self._entrant(str(recipe), layers)
-        if recipe.eviction is not None:
+        if recipe.drops:
             return [selective]
         dense = [LayerCache(layer.prefill, layer.storage) for layer in layers]
         everything = self._entrant(DENSE, dense)

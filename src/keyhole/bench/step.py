@@ -42,7 +42,7 @@ def step(
     """
     case = shape_case(shape, tokens, dtype, read_tokens, seed)
     recipes = [case.recipe(method) for method in methods]
-    whole = next((recipe for recipe in recipes if recipe.eviction is None), None)
+    whole = next((recipe for recipe in recipes if not recipe.drops), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
     entrants = Entrants(shape.model(case.torch_dtype, tokens), case, shape.layers)

@@ -42,7 +42,7 @@ def generate(
         from keyhole.evaluation.decoding import decode, sampler, stop_tokens
         from keyhole.methods import Recipe
 
-        recipe, pick = Recipe.parse(method), sampler(temperature, seed)
+        recipe, pick = Recipe.parse(method).for_text(f"{text}\n{question}"), sampler(temperature, seed)
         loaded = load(model, threads)
         tokens = build_prompt(loaded, text, question, max_new_tokens)
         begun = _read(loaded.model, recipe, tokens, chunk, report)

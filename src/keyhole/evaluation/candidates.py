@@ -71,7 +71,7 @@ def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
 
 def _possible(recipe: Recipe, grid: list[Budget]) -> list[Budget]:
     """The budgets a recipe can keep to: what drops tokens cannot promise a mass."""
-    return [budget for budget in grid if recipe.eviction is None or budget.mass is None]
+    return [budget for budget in grid if not recipe.drops or budget.mass is None]
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:

@@ -57,7 +57,7 @@ class Prompt:
         Its seconds are what the recipe would have needed alone: prefill, dropping, index. What drops tokens
         is shown the prompt's last token before it does; that token is taken back then, as in other caches.
         """
-        evicts = recipe.eviction is not None
+        evicts = recipe.drops
         own = any(answers(stage, question) for stage in recipe.stages for question in _OWN_PREFILL)
         if own or (evicts and self.tokens.shape[1] > _PIECE):
             return start(self.model, recipe, self.tokens)

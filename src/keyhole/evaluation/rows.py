@@ -88,7 +88,7 @@ def summarise(candidate: Candidate, task: str, context: int, outcomes: Sequence[
     steps = [seconds for outcome in outcomes for seconds in outcome.decode_s]
     footprints = [outcome.footprint for outcome in outcomes]
     reached = sum(outcome.tally.reached for outcome in outcomes) / cases
-    known = candidate.recipe.eviction is None
+    known = not candidate.recipe.drops
     return Row(
         method=candidate.method,
         task=task,

@@ -6,6 +6,7 @@ from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.h2o import H2O, Keyformer
+from keyhole.methods.mpcache import MPCache
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
@@ -16,6 +17,7 @@ from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
+from keyhole.methods.windowkv import WindowKV
 
 __all__ = [
     "A2ATS",
@@ -26,6 +28,7 @@ __all__ = [
     "Dense",
     "EvictionMethod",
     "Keyformer",
+    "MPCache",
     "Method",
     "Oracle",
     "PQCache",
@@ -38,4 +41,5 @@ __all__ = [
     "SnapKV",
     "StreamingLLM",
     "TokenSelect",
+    "WindowKV",
 ]

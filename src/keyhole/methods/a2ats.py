@@ -86,6 +86,10 @@ class A2ATS(RetrievalMethod):
         check_range(self.name, "iterations", self.iterations, 1, 300)
         check_range(self.name, "sample", self.sample, 1)
 
+    @property
+    def needs_positions(self) -> bool:
+        return True
+
     def selectors(self, setting: Setting) -> list[Selector]:
         return [
             CodewordSelector(

@@ -30,6 +30,18 @@ class Method:
     summary: ClassVar[str]
     facts: ClassVar[Facts]
 
+    # Whether scores want every query of a prompt, not just the newest.
+    wants_all_queries: ClassVar[bool] = False
+
+    @property
+    def needs_positions(self) -> bool:
+        """Whether a slot must be the same token in all heads and layers, or its place in the text."""
+        return False
+
+    def for_text(self, text: str) -> Method:  # noqa: ARG002
+        """The method for one prompt; another than itself where it depends on what is asked."""
+        return self
+
     def prefill(self, setting: Setting) -> list[Prefill] | None:  # noqa: ARG002
         """Compute: how attention over the prompt is computed."""
         return None
@@ -97,7 +109,7 @@ class RetrievalMethod(Method):
     def storage(self, setting: Setting) -> list[Storage] | None:
         if (self.place, self.keys) == ("device", "full"):
             return None
-        share = -(-int(self.cache) // max(1, len(setting)))
+        share = setting.share(int(self.cache))
         return [make_storage(self.place, self.keys, share, self.eviction) for _ in setting.layers]
 
 

@@ -77,6 +77,10 @@ class Delta(RetrievalMethod):
             check_range(self.name, "a layer of full", layer, 0)
         object.__setattr__(self, "full", tuple(sorted(set(self.full))))
 
+    @property
+    def needs_positions(self) -> bool:
+        return True
+
     def storage(self, setting: Setting) -> list[Storage] | None:
         placed = super().storage(setting)
         if not placed:

@@ -44,8 +44,7 @@ class EvictionMethod(Method):
         heads: "uniform", or "adaptive": a layer's heads share its budget by their scores (Ada-KV).
     """
 
-    # Whether scores want every query of a prompt, not just the newest.
-    wants_all_queries: ClassVar[bool] = False
+    least_window: ClassVar[int] = 1
 
     budget: Budget = Budget(fraction=0.2)  # noqa: RUF009 - immutable
     sinks: int = 4
@@ -62,7 +61,7 @@ class EvictionMethod(Method):
                 f"{self.name}: {self.budget} cannot be kept to by dropping tokens; give tokens or a share"
             )
         check_range(self.name, "sinks", self.sinks, 0)
-        check_range(self.name, "window", self.window, 1)
+        check_range(self.name, "window", self.window, self.least_window)
         check_range(self.name, "every", self.every, 0)
         check_choice(self.name, "prompt", self.prompt, PROMPTS)
         check_choice(self.name, "layers", self.layers, LAYERS)

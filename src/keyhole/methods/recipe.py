@@ -8,6 +8,7 @@ from keyhole.errors import SpecError
 from keyhole.evicting import EvictingLayer
 from keyhole.layer import LayerCache
 from keyhole.methods.base import Method, RetrievalMethod
+from keyhole.methods.composition import check_evicting
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.spec import parse_stages
 from keyhole.prefill import DensePrefill
@@ -32,6 +33,10 @@ class Recipe:
                 raise SpecError(
                     f"{' and '.join(names)} both answer the question '{question}'; keep one of them"
                 )
+        evicting = [stage for stage in self.stages if answers(stage, "retention")]
+        working = [s for s in self.stages if answers(s, "selectors") or answers(s, "prefill")]
+        for stage in evicting:
+            check_evicting(stage, [other for other in working if other is not stage])
 
     @classmethod
     def parse(cls, method: Recipe | Method | str) -> Recipe:
@@ -49,10 +54,19 @@ class Recipe:
             raise TypeError(f"{method!r} is not a method; give a name, a specification, a Method or a Recipe")
         return cls(parse_stages(method))
 
+    def for_text(self, text: str) -> Recipe:
+        """The recipe for one prompt; another than itself where a stage depends on what is asked."""
+        return Recipe(tuple(stage.for_text(text) for stage in self.stages))
+
     @property
     def eviction(self) -> EvictionMethod | None:
         """The stage that drops tokens, if there is one."""
         return next((stage for stage in self.stages if isinstance(stage, EvictionMethod)), None)
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens are dropped for good, by whatever stage."""
+        return any(answers(stage, "retention") for stage in self.stages)
 
     @property
     def retrieval(self) -> RetrievalMethod | None:
@@ -63,13 +77,14 @@ class Recipe:
         """Fresh caches of one batch for the layers of a setting, or for so many layers."""
         setting = Setting.of(setting)
         count, reading = len(setting), self._reading(setting)
-        retentions = self._answer("retention", setting)
-        plain = DeviceStorage if retentions is None else PooledStorage
+        retentions, selectors = (self._answer(factory, setting) for factory in ("retention", "selectors"))
+        # Selectors read heads of one length, at slots that lie side by side.
+        plain = PooledStorage if retentions and not selectors else DeviceStorage
         answers = zip(
             self._answer("prefill", setting) or [DensePrefill() for _ in range(count)],
             self._answer("storage", setting) or [plain() for _ in range(count)],
             retentions or [None] * count,
-            self._answer("selectors", setting) or [None] * count,
+            selectors or [None] * count,
             strict=True,
         )
         return [

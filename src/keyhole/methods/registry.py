@@ -7,6 +7,7 @@ from keyhole.methods.base import Method
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.h2o import H2O, Keyformer
+from keyhole.methods.mpcache import MPCache
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quest import Quest
@@ -15,10 +16,11 @@ from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
+from keyhole.methods.windowkv import WindowKV
 
-_RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta)
+_RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache)
 _PREFILL = (Sale,)
-_EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV)
+_EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV)
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (Dense, *_RETRIEVAL, *_PREFILL, *_EVICTION)

@@ -75,6 +75,10 @@ class ShadowKV(RetrievalMethod):
                 "numbers for all heads together, so give a smaller rank to make them smaller"
             )
 
+    @property
+    def needs_positions(self) -> bool:
+        return True
+
     def storage(self, setting: Setting) -> list[Storage]:
         return [
             LowRankStorage(

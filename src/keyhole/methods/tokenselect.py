@@ -83,6 +83,10 @@ class TokenSelect(RetrievalMethod):
         if self.renumber:
             self._check_renumbering()
 
+    @property
+    def needs_positions(self) -> bool:
+        return not self.per_head
+
     def prefill(self, setting: Setting) -> list[Prefill] | None:
         if not self.sparse_prefill:
             return None

@@ -40,7 +40,7 @@ class ChunkedPrefill(Prefill):
 
     Chunks begin at multiples of `chunk` slots, so the pieces in which a prompt arrives do not matter when
     they do, too. The window reaches `window` tokens back from the first query of a chunk. As long as the
-    budget allows all that competes, attention is exact.
+    budget allows all that competes, attention is exact; so it is where heads see different slots.
 
     Args:
         vote: how a chunk's mean query elects.
@@ -68,6 +68,8 @@ class ChunkedPrefill(Prefill):
 
     @torch.no_grad()
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        if mask is not None and mask.shape[1] > 1:
+            return dense_attention(query, storage.keys(), storage.values(), mask=mask, **logits._asdict())
         batch, _, queries, _ = query.shape
         padding = (0,) * batch if mask is None else left_padding(mask[:, :, -1:], batch)
         begin, parts = storage.length - queries, []

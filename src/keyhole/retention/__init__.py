@@ -3,19 +3,24 @@
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
 from keyhole.retention.base import Keeping, Picker, Retention, Scorer, Seen
 from keyhole.retention.kept import Kept
-from keyhole.retention.layers import Equal, LayerShare, Pyramid
+from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
+from keyhole.retention.newest import NewestShare
 from keyhole.retention.observed import Observed
 from keyhole.retention.recency import Recency
+from keyhole.retention.shared import share
 from keyhole.retention.tokens import BestOfLayer, BestTokens
+from keyhole.retention.windows import WindowScores
 
 __all__ = [
     "Accumulated",
     "BestOfLayer",
     "BestTokens",
     "Equal",
+    "GroupPyramid",
     "Keeping",
     "Kept",
     "LayerShare",
+    "NewestShare",
     "NoiseSource",
     "Observed",
     "Picker",
@@ -25,4 +30,7 @@ __all__ = [
     "Schedule",
     "Scorer",
     "Seen",
+    "WindowScores",
+    "group_pyramid",
+    "share",
 ]

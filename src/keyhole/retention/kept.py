@@ -66,6 +66,11 @@ class Kept:
         """Tokens kept, a mean over batch rows and heads."""
         return self.slots - float(self.filling.float().mean())
 
+    @property
+    def uneven(self) -> bool:
+        """Whether heads of a row keep different numbers of tokens."""
+        return self.ragged and bool((self.filling != self.filling[:, :1]).any())
+
     def valid(self) -> Tensor:
         """Bool `[B, Hkv, N]`, false for filling."""
         return torch.arange(self.slots, device=self.filling.device) >= self.filling.unsqueeze(-1)
@@ -74,8 +79,7 @@ class Kept:
         """Which slots each of the newest so many tokens sees, `[B, 1 or Hkv, queries, N]`; None is causal."""
         if not self.ragged and queries <= self.slots:
             return None
-        same = bool((self.filling == self.filling[:, :1]).all())
-        filling = self.filling[:, :1] if same else self.filling
+        filling = self.filling if self.uneven else self.filling[:, :1]
         slots = torch.arange(self.slots, device=filling.device)
         own = torch.arange(self.slots - queries, self.slots, device=filling.device)
         return (slots <= own.view(-1, 1)) & (slots >= filling[..., None, None])

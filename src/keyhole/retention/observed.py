@@ -21,7 +21,7 @@ class Observed(Scorer):
     """The attention of the newest `window` tokens, summed over them and the heads of a group.
 
     With a `kernel`, a token is worth the most that one of so many around it gets, so that neighbours come
-    along.
+    along. Tokens that came without a query, as generated ones do, part what came before from the newest.
     """
 
     def __init__(self, window: int, kernel: int = 1) -> None:
@@ -30,28 +30,42 @@ class Observed(Scorer):
 
     def clear(self) -> None:
         self._queries: Tensor | None = None  # `[B, H, at most window, D]`
+        self._end = 0  # tokens there were when the newest of them came
         self._logits = Logits(1.0)
 
     def see(self, seen: Seen) -> None:
-        queries = seen.query[:, :, -self.window :]
-        if self._queries is not None and queries.shape[2] < self.window:
-            queries = torch.cat([self._queries, queries], 2)[:, :, -self.window :]
-        self._queries, self._logits = queries.clone(), seen.logits
+        window, queries = self._wanted(seen.kept), seen.query
+        follows = self._end == seen.kept.seen - queries.shape[2]
+        if self._queries is not None and follows and queries.shape[2] < window:
+            queries = torch.cat([self._queries, queries], 2)
+        self._queries, self._logits = queries[:, :, -window:].clone(), seen.logits
+        self._end = seen.kept.seen
+
+    def _wanted(self, kept: Kept) -> int:  # noqa: ARG002
+        """How many queries to hold."""
+        return self.window
 
     def scores(self, storage: Storage, kept: Kept) -> Tensor:
-        if self._queries is None or not self._queries.shape[2]:
+        sums = self.attention(storage, kept)
+        if sums is None:
             return kept.positions.float()
-        filling = kept.filling if kept.ragged else None
-        sums = column_sums(self._queries, storage.keys(), self._logits, filling=filling)
         if self.kernel == 1:
             return sums
         # What the window itself gets is not to lift its neighbours.
         sums[..., -self.window :] = 0
         return F.max_pool1d(sums, self.kernel, stride=1, padding=self.kernel // 2)
 
+    def attention(self, storage: Storage, kept: Kept, *, by_head: bool = False) -> Tensor | None:
+        """What each token gets, as `column_sums` of the queries that are held; None where there are none."""
+        if self._queries is None or not self._queries.shape[2]:
+            return None
+        filling = kept.filling if kept.ragged else None
+        return column_sums(self._queries, storage.keys(), self._logits, filling=filling, by_head=by_head)
+
     def crop(self, tokens: int) -> None:
         if self._queries is not None:
             self._queries = self._queries[:, :, : max(self._queries.shape[2] - tokens, 0)]
+            self._end -= tokens
 
     def reorder(self, rows: Tensor) -> None:
         if self._queries is not None:
@@ -63,15 +77,15 @@ class Observed(Scorer):
         sinks, softcap = self._logits.sink_logits, self._logits.softcap or 0.0
         held = {
             "queries": self._queries,
-            "logits": torch.tensor([self._logits.scale, softcap], dtype=torch.float64),
+            "logits": torch.tensor([self._logits.scale, softcap, self._end], dtype=torch.float64),
         }
         return held if sinks is None else held | {"sinks": sinks}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.clear()
         if state:
-            scale, softcap = state["logits"].tolist()
-            self._queries = state["queries"]
+            scale, softcap, end = state["logits"].tolist()
+            self._queries, self._end = state["queries"], int(end)
             self._logits = Logits(scale, softcap or None, state.get("sinks"))
 
     @property

@@ -2,6 +2,7 @@
 
 from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.boxes import BoxSelector
+from keyhole.selection.clusters import ClusterSelector, FollowingClusters
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.exact import ExactSelector
@@ -12,9 +13,11 @@ from keyhole.selection.vote import Vote, VoteSelector
 
 __all__ = [
     "BoxSelector",
+    "ClusterSelector",
     "CodewordSelector",
     "DistantVoteSelector",
     "ExactSelector",
+    "FollowingClusters",
     "LandmarkSelector",
     "ProductSelector",
     "Selection",

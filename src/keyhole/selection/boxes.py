@@ -30,13 +30,7 @@ class BoxSelector(SummarySelector):
     """
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
-        unused, far = ~counted[:, None, :, None], torch.finfo(keys.dtype).max
-        ends = (0, 0, begun, -(begun + keys.shape[2]) % self.page)
-        greatest = (
-            F.pad(keys.masked_fill(unused, -far), ends, value=-far).unflatten(2, (-1, self.page)).amax(3)
-        )
-        least = F.pad(keys.masked_fill(unused, far), ends, value=far).unflatten(2, (-1, self.page)).amin(3)
-        return torch.cat([greatest, least], dim=-1)
+        return torch.cat(box_ends(keys, counted, begun, self.page), dim=-1)
 
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
         (greatest, least), (other_greatest, other_least) = former.chunk(2, -1), latter.chunk(2, -1)
@@ -64,6 +58,21 @@ class BoxSelector(SummarySelector):
         bounds = kernels.exact_scores(both, boxes.flatten(0, 1), 0, pages, scale=step.logits.scale)
         upper, lower = softcapped(bounds, step.logits.softcap).unflatten(0, boxes.shape[:2]).chunk(2, dim=2)
         return upper, lower
+
+
+def box_ends(keys: Tensor, counted: Tensor, begun: int, page: int) -> tuple[Tensor, Tensor]:
+    """The greatest and the least of `keys [B, Hkv, T, D]` in each page, `[B, Hkv, P, D]` both.
+
+    Args:
+        counted: bool `[B, T]`; a page of which no slot counts is a box inside out.
+        begun: slots of the first page that came before.
+        page: slots of a page.
+    """
+    unused, far = ~counted[:, None, :, None], torch.finfo(keys.dtype).max
+    ends = (0, 0, begun, -(begun + keys.shape[2]) % page)
+    greatest = F.pad(keys.masked_fill(unused, -far), ends, value=-far).unflatten(2, (-1, page)).amax(3)
+    least = F.pad(keys.masked_fill(unused, far), ends, value=far).unflatten(2, (-1, page)).amin(3)
+    return greatest, least
 
 
 def _log_masses(upper: Tensor, lower: Tensor, sizes: Tensor, channels: int) -> Tensor:

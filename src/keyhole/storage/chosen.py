@@ -45,6 +45,11 @@ class Chosen(NamedTuple):
         index = torch.arange(self.slots.shape[-1], device=self.slots.device)
         return index < self.counts.unsqueeze(-1)
 
+    def to(self, device: torch.device) -> Chosen:
+        """The same on another device."""
+        gone = None if self.gone is None else self.gone.to(device)
+        return Chosen(self.slots.to(device), self.counts.to(device), gone)
+
     def aligned(self) -> Tensor:
         """The slots meant, moved to the end of each row: int32 `[B, Hkv, greatest count]`, -1 before them."""
         width = int(self.counts.max())

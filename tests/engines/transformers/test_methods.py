@@ -6,7 +6,7 @@ import torch
 import keyhole
 from keyhole.accounting import Usage
 from tests.engines.transformers.running import Answer, answer, assert_same, left_padded
-from tests.small import FULL_BUDGET, SELECTIVE, small
+from tests.small import BY_MASS, FULL_BUDGET, SELECTIVE, small
 from tests.tiny import prompt, tiny_model
 
 every_method = pytest.mark.parametrize("method", FULL_BUDGET.values(), ids=FULL_BUDGET)
@@ -151,6 +151,8 @@ def test_a_part_is_read_and_indexed_as_text_grows(model, name):
 @pytest.mark.parametrize("budget", [5, 0.2, "mass=0.8"], ids=str)
 def test_a_part_of_a_ragged_batch(model, name, budget):
     """Rows of very different length, one of them shorter than sinks and window together, under beams."""
+    if name not in BY_MASS and isinstance(budget, str):
+        pytest.skip("how many tokens it reads follows from lengths")
     ids, mask = left_padded(prompt(140), prompt(60, seed=1), prompt(3, seed=2))
     with keyhole.attach(model, small(name, budget)) as attached:
         out = model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=2, do_sample=False)
@@ -165,7 +167,7 @@ def test_all_rows_far_from_the_left_edge(model, name):
     mask[0] = 0
     ids, mask = ids[1:], mask[1:]
     wanted = answer(model, ids, mask=mask)
-    with keyhole.attach(model, small(name, "mass=1.0")):
+    with keyhole.attach(model, small(name, "mass=1.0" if name in BY_MASS else 1.0)):
         assert_same(answer(model, ids, mask=mask), wanted)
 
 

@@ -1,0 +1,138 @@
+"""WindowKV: whole windows of tokens, chosen once for a group of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+from keyhole.errors import SpecError
+from keyhole.instructions import AGGREGATION, LOCALISATION, classified, task_of
+from keyhole.methods.base import check_choice, check_flag, check_range
+from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.facts import EVICTED, Differs, Facts
+from keyhole.retention import Keeping, LayerShare, Retention, Scorer, WindowScores, group_pyramid, share
+from keyhole.setting import Setting
+
+
+class _Sizes(NamedTuple):
+    """Newest tokens that score, tokens of a window, and how many of these count."""
+
+    window: int
+    omega: int
+    p: int
+
+
+# For LLaMA-3. The released code has modes and observation windows the other way round than the paper.
+_PRESETS = {
+    ("paper", LOCALISATION): _Sizes(16, 8, 8),
+    ("paper", AGGREGATION): _Sizes(32, 16, 8),
+    ("code", LOCALISATION): _Sizes(32, 8, 4),
+    ("code", AGGREGATION): _Sizes(16, 8, 8),
+}
+_AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class WindowKV(EvictionMethod):
+    """Zuo et al., "WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference",
+    2025.
+
+    For Qwen2.5-1.5B the paper has `windowkv(group=7, omega=32, p=32, window=4)` to find something and
+    `windowkv(group=7, omega=32, p=16, window=16)` to make something of all; it names no p, half a window is
+    the code's.
+
+    Attributes:
+        group: layers that keep the same tokens: the first of them chooses.
+        task: what prompts ask for, "localisation" of something in a text or "aggregation" of all of it;
+            "auto" finds out, see `for_text`.
+        preset: values for each task by the "paper" or by the released "code".
+        window: newest tokens that are always kept, and whose attention counts; 0 is the preset's.
+        omega: tokens of a window; 0 is the preset's.
+        p: best tokens of a window whose mean it is worth; omega for all of them, 0 is the preset's.
+        per_head: each KV head keeps tokens of its own; else all heads of a layer keep the same.
+        classifier: with task=auto, directory of a Hugging Face sequence classifier of two labels; without
+            one, words of the instruction decide.
+    """
+
+    name: ClassVar[str] = "windowkv"
+    paper: ClassVar[str] = "WindowKV, arXiv 2503.17922"
+    summary: ClassVar[str] = "keeps whole windows of the prompt, the same ones in a group of layers"
+    facts: ClassVar[Facts] = Facts(
+        stored="The keys and values that were kept, their positions, and the window's queries in the first "
+        "layer of each group.",
+        select="Nothing is selected: all that was kept is read.",
+        best_for="Text that is understood by passages. Deep models: one layer in a group scores for all.",
+        weak_at="A later question may need what was dropped. Tokens that matter alone take a window with "
+        "them. The whole prompt is held until it is complete, since only its end tells what to keep.",
+        kept=EVICTED,
+        differs=(
+            Differs("sinks", "0", "evicting the first tokens can end generation at once"),
+            Differs("group", "8; 7 for 28 layers", "a last group of fewer layers is allowed"),
+            Differs("task", "by a classifier", "it was not released; give task=auto for one of your own"),
+        ),
+    )
+    least_window: ClassVar[int] = 0
+
+    window: int = 0
+    prompt: str = "whole"
+    layers: str = "pyramid"
+    group: int = 8
+    task: str = LOCALISATION
+    preset: str = "paper"
+    omega: int = 0
+    p: int = 0
+    per_head: bool = False
+    classifier: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self.name, "group", self.group, 1)
+        check_choice(self.name, "task", self.task, (LOCALISATION, AGGREGATION, _AUTO))
+        check_choice(self.name, "preset", self.preset, ("paper", "code"))
+        check_range(self.name, "omega", self.omega, 0)
+        check_range(self.name, "p", self.p, 0)
+        check_flag(self.name, "per_head", self.per_head)
+        if self.ragged and not self.per_head:
+            raise SpecError(f"{self.name}: heads=adaptive goes with per_head=true, else heads keep the same")
+        if self.classifier is not None and self.task != _AUTO:
+            raise SpecError(f"{self.name}: classifier={self.classifier!r} goes with task=auto")
+
+    def for_text(self, text: str) -> WindowKV:
+        """The method for a prompt, where it depends on what that asks for.
+
+        Raises:
+            SpecError: its classifier cannot be loaded.
+        """
+        if self.task != _AUTO:
+            return self
+        task = task_of(text) if self.classifier is None else classified(text, self.classifier)
+        return replace(self, task=task, classifier=None)
+
+    def retention(self, setting: Setting) -> list[Retention]:
+        leads = [layer % self.group == 0 for layer in range(len(setting))]
+        return share(super().retention(setting), leads)
+
+    def scorer(self, place: int) -> Scorer:  # noqa: ARG002
+        window, omega, p = self._sizes
+        return WindowScores(window, self.sinks, omega, p, per_head=self.per_head)
+
+    def keeping(self, share: LayerShare) -> Keeping:
+        return super().keeping(share)._replace(window=self._sizes.window)
+
+    def shares(self, layers: int) -> list[LayerShare]:
+        return super().shares(layers) if self.layers == "uniform" else group_pyramid(layers, self.group)
+
+    @property
+    def _sizes(self) -> _Sizes:
+        given = _Sizes(self.window, self.omega, self.p)
+        if all(given):
+            return given
+        if self.task == _AUTO:
+            raise SpecError(
+                f"{self.name}: task=auto must be settled by a prompt: use what for_text(prompt) returns, or "
+                f"give task={LOCALISATION} or task={AGGREGATION}"
+            )
+        preset = _PRESETS[self.preset, self.task]
+        sizes = _Sizes(*(own or other for own, other in zip(given, preset, strict=True)))
+        # Half of a window, or all of it, stays that when the window is another.
+        return sizes if self.p else sizes._replace(p=sizes.omega * preset.p // preset.omega or 1)

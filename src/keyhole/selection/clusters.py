@@ -1,0 +1,191 @@
+"""Clusters of neighbouring tokens in two levels, ranked by one product each (MPCache's dynamic stage).
+
+Source: "MPCache: MPC-Friendly KV Cache Eviction for Efficient Private LLM Inference", arXiv 2501.06807.
+
+Legend: B batch, Hkv KV heads, G query heads of each, T tokens, C coarse clusters, P fine ones, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole.kernels import exact_scores
+from keyhole.kernels.pq_tables import softcapped
+from keyhole.regions import Regions
+from keyhole.selection.base import Selection, Selector, Step, Unindexed
+from keyhole.selection.boxes import box_ends
+from keyhole.selection.pages import page_count, ranked, spans
+from keyhole.selection.rank import group_shares
+from keyhole.selection.shared import Board, Ranking
+from keyhole.storage.buffer import GrowingBuffer
+
+_CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
+_BROKEN = 2  # coarse clusters of which a budget may only find a part: at the sinks and at the window
+
+
+class ClusterSelector(Selector):
+    """Ranks coarse clusters, then the fine ones within the best of these, by the group's summed query.
+
+    A cluster is represented by `alpha` of the greatest and `1 - alpha` of the least number of each channel
+    among its keys: a point in its box, so its score is one product, and the sum of the scores of a group's
+    query heads is the score of their sum. Coarse clusters are indexed when all their tokens are there; what
+    came since is read before anything else, and so is the first cluster. How many clusters are read, at both
+    levels, depends on lengths alone.
+
+    Args:
+        fine: slots of a fine cluster.
+        coarse: slots of a coarse one, a multiple of it.
+        share: coarse clusters whose fine ones are ranked; more if the budget asks for more.
+        alpha: where in its box a cluster's point lies, from 0, the least, to 1.
+    """
+
+    def __init__(self, fine: int, coarse: int, share: float, alpha: float) -> None:
+        self.fine, self.coarse, self.share, self.alpha = fine, coarse, share, alpha
+        self.board = Board()
+        self._points: list[GrowingBuffer] = []  # `[B, Hkv, C, D]`, then `[B, Hkv, P, D]`
+        self._first: Tensor | None = None  # int32 `[B]`
+
+    @property
+    def minimum(self) -> int:
+        return self.coarse
+
+    def build(self, keys: Tensor, regions: Regions) -> None:
+        # A copy: layers are given one tensor, and what each states is to be saved apart.
+        self._points, self._first, self.length = [GrowingBuffer(), GrowingBuffer()], regions.first.clone(), 0
+        self.append(keys)
+
+    def append(self, keys: Tensor) -> None:
+        whole = keys[:, :, : keys.shape[2] // self.coarse * self.coarse]
+        for part in whole.split(max(_CHUNK // self.coarse, 1) * self.coarse, dim=2):
+            self._add(part)
+
+    def _add(self, keys: Tensor) -> None:
+        slots = torch.arange(self.length, self.length + keys.shape[2], device=keys.device)
+        counted = slots >= self._starts().view(-1, 1)
+        for points, size in zip(self._points, (self.coarse, self.fine), strict=True):
+            greatest, least = box_ends(keys, counted, 0, size)
+            point = self.alpha * greatest.float() + (1 - self.alpha) * least.float()
+            points.append(point.to(keys.dtype))
+        self.length += keys.shape[2]
+
+    def select(self, step: Step) -> Selection:
+        self.board.pin(self._ranking(step))
+        return self.board.pick(step, self.fine)
+
+    def _ranking(self, step: Step) -> Ranking:
+        """Scores of fine clusters, -inf for those of coarse ones that were not among the best.
+
+        All fine ones are scored: reading them in a row is faster than gathering those that are wanted.
+        """
+        above, below = (
+            self._scores(step, points.view(), size)
+            for points, size in zip(self._points, (self.coarse, self.fine), strict=True)
+        )
+        examined = self._examined(step).view(-1, 1, 1)
+        order = ranked(self._forced(above, step.regions, self.coarse), int(examined.max()))
+        within = torch.arange(order.shape[-1], device=order.device) < examined
+        survives = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, within.expand(order.shape))
+        survives = survives.repeat_interleave(self.coarse // self.fine, -1)[..., : below.shape[-1]]
+        scores = self._forced(below, step.regions, self.fine).masked_fill(~survives, -torch.inf)
+        return Ranking(scores, *self._shares(below, step), step.regions.length)
+
+    def _scores(self, step: Step, points: Tensor, size: int) -> Tensor:
+        """Float32 `[B, Hkv, C]`, of clusters of a size, by their `points`; 0 where none is known yet."""
+        heads, count = points.shape[1], page_count(step.regions, size)
+        query = step.query.unflatten(1, (heads, -1)).float().sum(2).flatten(0, 1).unsqueeze(1)
+        products = exact_scores(query, points.flatten(0, 1), 0, min(count, points.shape[2]))
+        return F.pad(products, (0, count - products.shape[-1])).squeeze(1).unflatten(0, (-1, heads))
+
+    def _shares(self, products: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Estimated shares of attention `[B, Hkv, P]` and the always-read one `[B, Hkv]`.
+
+        As if all query heads of a group asked for their mean, and keys lay where their cluster's point is.
+        """
+        group = step.query.shape[1] // products.shape[1]
+        _, sizes = (part.unsqueeze(1) for part in spans(step.regions, self.fine))
+        logits = softcapped(products * (step.logits.scale / group), step.logits.softcap)
+        logs = logits.masked_fill(sizes == 0, -torch.inf) + sizes.clamp(min=1).log()
+        return group_shares(logs.unsqueeze(2).expand(-1, -1, group, -1), step)
+
+    def _examined(self, step: Step) -> Tensor:
+        """Coarse clusters whose fine ones are ranked, int64 `[B]`: enough to fill the budget."""
+        _, sizes = spans(step.regions, self.coarse)
+        limits = torch.tensor(step.limits(), device=sizes.device)
+        wanted = ((sizes > 0).sum(-1) * self.share).ceil().long()
+        return wanted.maximum(-(-limits // self.coarse) + _BROKEN).clamp(max=sizes.shape[-1])
+
+    def _forced(self, scores: Tensor, regions: Regions, size: int) -> Tensor:
+        """Scores of clusters of a size, by which a text's first and those not yet indexed come first."""
+        clusters = torch.arange(scores.shape[-1], device=scores.device)
+        first = torch.tensor(regions.padding, device=scores.device).view(-1, 1, 1) // size
+        forced = (clusters == first) | (clusters >= self.length // size)
+        _, sizes = spans(regions, size)
+        # Whatever a score is, a cluster that competes comes before those that do not.
+        scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).min).masked_fill(forced, torch.inf)
+        return scores.masked_fill(sizes.unsqueeze(1) == 0, -torch.inf)
+
+    def bytes_read(self, step: Step) -> int:
+        counts = (page_count(step.regions, size) for size in (self.coarse, self.fine))
+        return sum(counts) * self._points[0].view()[0, 0, 0].nbytes
+
+    def crop(self, length: int) -> None:
+        self.length = min(self.length, length // self.coarse * self.coarse)
+        for points, size in zip(self._points, (self.coarse, self.fine), strict=False):
+            points.crop(self.length // size)
+        self.board.pin(None)
+
+    def reorder(self, rows: Tensor) -> None:
+        if self._first is not None:
+            for points in self._points:
+                points.reorder(rows)
+            self._first = self._first.index_select(0, rows.to(self._first.device))
+        self.board.pin(None)
+
+    def state(self) -> dict[str, Tensor]:
+        if self.length == 0:
+            return {}
+        coarse, fine = (points.view() for points in self._points)
+        return {"coarse": coarse, "fine": fine, "first": self._starts()}
+
+    def restore(self, state: dict[str, Tensor], length: int) -> None:
+        super().restore(state, length)
+        self._points, self._first = [GrowingBuffer(), GrowingBuffer()], state.get("first")
+        for points, name in zip(self._points, ("coarse", "fine"), strict=True):
+            if state:
+                points.append(state[name])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(points.nbytes for points in self._points)
+
+    def _starts(self) -> Tensor:
+        """The first slot of each batch row that counts, int32 `[B]`."""
+        if self._first is None:
+            raise ValueError("no cluster is known yet; call build first")
+        return self._first
+
+
+class FollowingClusters(Unindexed):
+    """Reads the clusters that the layer it follows has picked in the same step."""
+
+    def __init__(self, leader: ClusterSelector) -> None:
+        self.leader = leader
+
+    @property
+    def minimum(self) -> int:
+        return self.leader.minimum
+
+    def select(self, step: Step) -> Selection:
+        picked = self.leader.board.pick(step, self.leader.fine)
+        heads = step.storage.keys(step.storage.length - 1).shape[1]
+        if picked.slots.shape[1] != heads:
+            raise ValueError(
+                f"a layer of {heads} KV heads cannot read what one of {picked.slots.shape[1]} picked; "
+                "give an option by which layers do not share"
+            )
+        return picked
+
+    def bytes_read(self, step: Step) -> int:  # noqa: ARG002
+        return 0

@@ -53,6 +53,7 @@ def test_what_drops_tokens_sees_the_whole_prompt(family, name):
     with torch.no_grad():
         model(tokens, past_key_values=whole)
     for mine, fresh in zip(*map(keyhole.served_layers, (copied.cache, whole)), strict=True):
+        fresh.prepare()
         fresh.crop(119)
         assert torch.equal(mine.kept.positions, fresh.kept.positions)
         torch.testing.assert_close(mine.storage.keys(), fresh.storage.keys())

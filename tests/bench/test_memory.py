@@ -39,3 +39,16 @@ def test_refused_where_the_system_does_not_tell(tiny, tmp_path, monkeypatch):
 def test_a_method_is_read_before_any_work(tiny):
     with pytest.raises(ValueError, match="snapkw"):
         module.memory(tiny, ["snapkw"], tokens=10, piece=5, dtype="float32", threads=1)
+
+
+@pytest.mark.slow
+def test_what_is_dropped_is_given_back_to_the_system():
+    """Two layers hold 32 MiB of a prompt of 4,096 tokens, or next to nothing of it, at any time."""
+    wide = shapes.Shape("llama", 64, 64, 2, 8, 8, 64, 97, tied=True)
+    dense, dropping = module.memory(
+        wide, ["dense", "snapkv(budget=64)"], tokens=4096, piece=256, dtype="float32", threads=1
+    )
+    assert dense.held > 30 << 20
+    assert dropping.held < 2 << 20
+    assert dense.peak - dropping.peak > 20 << 20
+    assert dense.left - dropping.left > 20 << 20

@@ -30,9 +30,6 @@ class Method:
     summary: ClassVar[str]
     facts: ClassVar[Facts]
 
-    # Whether scores want every query of a prompt, not just the newest.
-    wants_all_queries: ClassVar[bool] = False
-
     @property
     def needs_positions(self) -> bool:
         """Whether a slot must be the same token in all heads and layers, or its place in the text."""

@@ -32,7 +32,6 @@ class H2O(EvictionMethod):
     name: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "H2O, arXiv 2306.14048"
     summary: ClassVar[str] = "keeps the newest tokens and those that got most attention so far"
-    wants_all_queries: ClassVar[bool] = True
     facts: ClassVar[Facts] = Facts(
         stored="The keys and values that were kept, their positions, and the attention each token got.",
         select="Nothing is selected: all that was kept is read; its logits are summed up as it is read.",

@@ -63,8 +63,6 @@ class MPCache(RetrievalMethod):
             Differs("share", "clusters only, by layers that keep different tokens", "a list names tokens"),
         ),
     )
-    wants_all_queries: ClassVar[bool] = True
-
     keep: Budget = Budget(fraction=0.4)  # noqa: RUF009 - immutable
     per_head: bool = False
     share: bool = True

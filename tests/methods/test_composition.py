@@ -324,3 +324,13 @@ def _cache(model, spec, ids):
     with torch.no_grad():
         model(ids, past_key_values=cache)
     return cache
+
+
+@pytest.mark.parametrize("second", SELECTING)
+def test_memory_of_what_is_dropped_is_given_back(second):
+    """Keys and values, whatever an index takes beside."""
+    layer = Composed(f"{evicting('snapkv', 64)} + {selecting(second)}", size=64)
+    layer.append(4096)
+    before = layer.cache.storage.footprint.device
+    layer.attend(4096)
+    assert layer.cache.storage.footprint.device < before / 8

@@ -95,6 +95,8 @@ class GrowingBuffer(Buffer):
 
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)
+        if not self._length and self._data is not None:
+            self._data = self._data[:, :, :0].clone()  # memory goes back
 
     def reorder(self, rows: Tensor) -> None:
         if self._data is not None:
@@ -117,7 +119,8 @@ class GrowingBuffer(Buffer):
     def _grow(self, rows: Tensor, needed: int) -> None:
         old = self._data
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
-        capacity = needed + self._spare if old is None else max(needed, 2 * old.shape[2])
+        fresh = old is None or not old.shape[2]
+        capacity = needed + self._spare if fresh else max(needed, 2 * old.shape[2])
         batch, heads, _, width = rows.shape
         grown = self._allocate((batch, heads, capacity, width), rows)
         if old is not None:

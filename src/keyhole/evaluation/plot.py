@@ -23,7 +23,8 @@ _COLOURS = (
     "#882255",
 )  # told apart by the colour-blind
 _MARKERS = "osD^vPX<>"
-_NAMED = 4  # with more methods, only the ends of their lines are named
+_NAMED = 4  # with more methods, only the ends of their lines are named, and with more than colours none
+_DASHED = (0, (4, 1.5))  # lines of methods for whom no colour is left
 _INK, _FAINT = "#333333", "#888888"
 _HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5, "markeredgewidth": 1.8}
 _MIB = 2**20
@@ -42,12 +43,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     _draw_dense(axes, means)
     for index, name in enumerate(methods):
         ours = [row for row in means if row.method == name]
-        _draw_method(axes, ours, index, every=len(methods) <= _NAMED)
+        _draw_method(axes, ours, index, of=len(methods))
     if any(row.mass_target is not None for row in means):
         axes.plot([], [], **_HOLLOW, color=_FAINT, marker="o", label="budget is a share of attention mass")
     _scale(axes, means)
     _word(axes, means[0], len({row.task for row in rows}) - 1)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
+    figure.legend(
+        loc="outside lower center", ncols=3, handlelength=3, frameon=False, fontsize=9, labelcolor=_INK
+    )
     figure.savefig(path)
 
 
@@ -65,14 +68,15 @@ def _draw_dense(axes: Axes, means: Sequence[Row]) -> None:
     )
 
 
-def _draw_method(axes: Axes, rows: Sequence[Row], index: int, *, every: bool) -> None:
+def _draw_method(axes: Axes, rows: Sequence[Row], index: int, *, of: int) -> None:
     style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "zorder": 3}
+    line = "-" if index < len(_COLOURS) else _DASHED
     lined = sorted((row for row in rows if row.mass_target is None), key=_place)
     alone = [row for row in rows if row.mass_target is not None]
-    axes.plot(*_places(lined), linewidth=1.8, markersize=6.5, label=rows[0].method, **style)
+    axes.plot(*_places(lined), linestyle=line, linewidth=1.8, markersize=6.5, label=rows[0].method, **style)
     axes.plot(*_places(alone), **_HOLLOW, **style)
     for row in rows:
-        if every or row in alone or row in (lined[0], lined[-1]):
+        if of <= _NAMED or row in alone or (of <= len(_COLOURS) and row in (lined[0], lined[-1])):
             _name_point(axes, row, style["color"], above=row in alone)
 
 

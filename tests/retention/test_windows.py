@@ -280,7 +280,7 @@ def test_auto_wants_a_text():
     [
         ("task=qa", "localisation"),
         ("preset=demo", "paper, code"),
-        ("group=0", "at least 1"),
+        ("group=-1", "at least 0"),
         ("omega=-1", "at least 0"),
         ("heads=adaptive", "per_head=true"),
         ("classifier='here'", "task=auto"),
@@ -290,3 +290,10 @@ def test_auto_wants_a_text():
 def test_options_out_of_range(options, said):
     with pytest.raises(SpecError, match=said):
         Recipe.parse(f"windowkv({options})")
+
+
+@pytest.mark.parametrize(("layers", "group"), [(1, 1), (3, 1), (4, 1), (28, 7), (32, 8)])
+def test_a_group_is_a_quarter_of_the_layers(layers, group):
+    retentions = METHODS["windowkv"]().retention(Setting.of(layers))
+    leaders = [place for place, each in enumerate(retentions) if type(each).__name__ == "_Leader"]
+    assert leaders == list(range(0, layers, group))

@@ -37,12 +37,13 @@ class WindowKV(EvictionMethod):
     """Zuo et al., "WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference",
     2025.
 
-    For Qwen2.5-1.5B the paper has `windowkv(group=7, omega=32, p=32, window=4)` to find something and
-    `windowkv(group=7, omega=32, p=16, window=16)` to make something of all; it names no p, half a window is
+    For Qwen2.5-1.5B the paper has `windowkv(omega=32, p=32, window=4)` to find something and
+    `windowkv(omega=32, p=16, window=16)` to make something of all; it names no p, half a window is
     the code's.
 
     Attributes:
-        group: layers that keep the same tokens: the first of them chooses.
+        group: layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as published
+            for 28 and 32 layers.
         task: what prompts ask for, "localisation" of something in a text or "aggregation" of all of it;
             "auto" finds out, see `for_text`.
         preset: values for each task by the "paper" or by the released "code".
@@ -67,7 +68,7 @@ class WindowKV(EvictionMethod):
         kept=EVICTED,
         differs=(
             Differs("sinks", "0", "evicting the first tokens can end generation at once"),
-            Differs("group", "8; 7 for 28 layers", "a last group of fewer layers is allowed"),
+            Differs("group", "8 of 32 layers, 7 of 28", "the same share of any depth"),
             Differs("task", "by a classifier", "it was not released; give task=auto for one of your own"),
         ),
     )
@@ -76,7 +77,7 @@ class WindowKV(EvictionMethod):
     window: int = 0
     prompt: str = "whole"
     layers: str = "pyramid"
-    group: int = 8
+    group: int = 0
     task: str = LOCALISATION
     preset: str = "paper"
     omega: int = 0
@@ -86,7 +87,7 @@ class WindowKV(EvictionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "group", self.group, 1)
+        check_range(self.name, "group", self.group, 0)
         check_choice(self.name, "task", self.task, (LOCALISATION, AGGREGATION, _AUTO))
         check_choice(self.name, "preset", self.preset, ("paper", "code"))
         check_range(self.name, "omega", self.omega, 0)
@@ -109,7 +110,8 @@ class WindowKV(EvictionMethod):
         return replace(self, task=task, classifier=None)
 
     def retention(self, setting: Setting) -> list[Retention]:
-        leads = [layer % self.group == 0 for layer in range(len(setting))]
+        group = self._group(len(setting))
+        leads = [layer % group == 0 for layer in range(len(setting))]
         return share(super().retention(setting), leads)
 
     def scorer(self, place: int) -> Scorer:  # noqa: ARG002
@@ -119,8 +121,11 @@ class WindowKV(EvictionMethod):
     def keeping(self, share: LayerShare) -> Keeping:
         return super().keeping(share)._replace(window=self._sizes.window)
 
+    def _group(self, layers: int) -> int:
+        return self.group or max(1, layers // 4)
+
     def shares(self, layers: int) -> list[LayerShare]:
-        return super().shares(layers) if self.layers == "uniform" else group_pyramid(layers, self.group)
+        return super().shares(layers) if self.layers == "uniform" else group_pyramid(layers, self._group(layers))
 
     @property
     def _sizes(self) -> _Sizes:

@@ -9,6 +9,7 @@ from keyhole.attention import Logits
 from keyhole.errors import SpecError
 from keyhole.methods import METHODS, Recipe
 from keyhole.retention import GroupPyramid, group_pyramid
+from keyhole.setting import Setting
 from tests import oracles
 from tests import oracles_eviction_windowkv as formulae
 from tests.evictions import Evicting

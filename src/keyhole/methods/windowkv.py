@@ -125,7 +125,9 @@ class WindowKV(EvictionMethod):
         return self.group or max(1, layers // 4)
 
     def shares(self, layers: int) -> list[LayerShare]:
-        return super().shares(layers) if self.layers == "uniform" else group_pyramid(layers, self._group(layers))
+        return (
+            super().shares(layers) if self.layers == "uniform" else group_pyramid(layers, self._group(layers))
+        )
 
     @property
     def _sizes(self) -> _Sizes:

@@ -42,8 +42,8 @@ class WindowKV(EvictionMethod):
     the code's.
 
     Attributes:
-        group: layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as published
-            for 28 and 32 layers.
+        group: layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as it was
+            published for 28 and 32 layers.
         task: what prompts ask for, "localisation" of something in a text or "aggregation" of all of it;
             "auto" finds out, see `for_text`.
         preset: values for each task by the "paper" or by the released "code".

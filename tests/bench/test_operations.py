@@ -125,3 +125,13 @@ def test_build_extrapolates_a_prompt_that_would_take_too_long(case, evictor, mon
     assert row["baseline_ms"] == pytest.approx(case.tokens**2 / 10)
     assert row["baseline"] == "dense prompt, scaled from 100"
     assert "square" in result.notes[0]
+
+
+def test_a_step_of_a_layer_whose_heads_keep_different_numbers(case, evictor):
+    rows = checked_rows(decode(case, "adakv(window=8)", rounds=1, evictor=evictor))
+    assert {row["baseline"] for row in rows} == {"sdpa folded", "sdpa enable_gqa"}
+
+
+def test_a_step_that_drops_a_token_need_not_be_taken_back(case, evictor):
+    rows = checked_rows(decode(case, "h2o(window=8)", rounds=3, evictor=evictor))
+    assert all(row["read_tokens"] == 101 for row in rows)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
+from keyhole.evicting import EvictingLayer
 from keyhole.layer import LayerCache, Observation
 
 # Largest error allowed, as a share of the largest value: rounding of the dtype, and of sums over many tokens.
@@ -61,7 +62,7 @@ def check_observation(
     keys, values = layer.storage.keys(), layer.storage.values()
     groups = query.shape[1] // keys.shape[1]
     for head in range(keys.shape[1]):
-        slots = slots_read(seen, head, keys.shape[2])
+        slots = slots_read(seen, head, keys.shape[2])[_filling(layer, head) :]
         rows = query[0, head * groups : (head + 1) * groups, 0].float()
         weights = (rows @ keys[0, head, slots].float().T * logits.scale).softmax(-1)
         picked = values[0, head, slots].float()
@@ -69,6 +70,11 @@ def check_observation(
         check_close(
             "attention over what was read", found, weights @ picked, values.dtype, float(picked.abs().max())
         )
+
+
+def _filling(layer: LayerCache, head: int) -> int:
+    """Slots that a head begins with and that are no tokens, where heads keep different numbers."""
+    return int(layer.kept.filling[0, head]) if isinstance(layer, EvictingLayer) else 0
 
 
 def slots_read(seen: Observation | None, head: int, tokens: int) -> Tensor:

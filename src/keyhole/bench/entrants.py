@@ -71,12 +71,12 @@ class Entrants:
             fill(layer, *source.keys_values(self.case.tokens), self.case, source)
             layer.prepare()
         selective = self._entrant(str(recipe), layers)
-        if recipe.drops:
+        if not with_dense:
             return [selective]
         dense = [LayerCache(layer.prefill, layer.storage) for layer in layers]
         everything = self._entrant(DENSE, dense)
         self._check_logits(everything)
-        return [selective, everything] if with_dense else [selective]
+        return [selective, everything]
 
     def _entrant(self, name: str, layers: list[LayerCache]) -> Candidate:
         cache = keyhole_cache(self.model, layers)

@@ -14,7 +14,7 @@ from keyhole.bench.models import SDPA, shape_case
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
 from keyhole.bench.timing import Candidate, Evictor, interleave
-from keyhole.methods.recipe import Recipe
+from keyhole.methods.recipe import Recipe, answers
 
 _SPARE = 0.1  # share of the caches that indexes and doubled buffers may take beside
 _COPIES = 3  # caches of one layer that exist beside while it is filled, or joined by torch.cat
@@ -42,7 +42,7 @@ def step(
     """
     case = shape_case(shape, tokens, dtype, read_tokens, seed)
     recipes = [case.recipe(method) for method in methods]
-    whole = next((recipe for recipe in recipes if not recipe.drops), None)
+    whole = next((recipe for recipe in recipes if _stores_plainly(recipe)), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
     entrants = Entrants(shape.model(case.torch_dtype, tokens), case, shape.layers)
@@ -63,6 +63,11 @@ def step(
     ]
     notes += noise(timed)
     return [Result("step", layer_sizes(case), ours, baselines, evictor.bandwidth, notes)]
+
+
+def _stores_plainly(recipe: Recipe) -> bool:
+    """Whether all tokens are stored as they come, so that they can be read densely too."""
+    return not recipe.drops and not any(answers(stage, "storage") for stage in recipe.stages)
 
 
 def _timed(makers: Sequence[Callable[[], list[Candidate]]], rounds: int, evictor: Evictor) -> list[Timed]:

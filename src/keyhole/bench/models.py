@@ -13,6 +13,7 @@ from keyhole.bench.shapes import Shape
 from keyhole.bench.synthetic import Synthetic
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.engines.transformers.registration import detach, keep_switched
+from keyhole.feedforward import Steps
 from keyhole.layer import LayerCache
 
 SDPA = "transformers sdpa"
@@ -42,10 +43,12 @@ def plain_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
-def keyhole_cache(model: PreTrainedModel, layers: list[LayerCache]) -> DynamicCache:
-    """A cache of Keyhole's layers."""
+def keyhole_cache(
+    model: PreTrainedModel, layers: list[LayerCache], steps: Steps | None = None
+) -> DynamicCache:
+    """A cache of Keyhole's layers, whose steps may skip weights."""
     cache: Any = DynamicCache(config=model.config)
-    cache.layers = [KeyholeLayer(layer) for layer in layers]
+    cache.layers = [KeyholeLayer(layer, steps) for layer in layers]
     for layer in cache.layers:
         layer.is_initialized = layer.get_seq_length() > 0
     return cache
@@ -67,6 +70,6 @@ def use_sdpa(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa")
 
 
-def use_keyhole(model: PreTrainedModel) -> None:
-    """Let the model's attention ask Keyhole's layers."""
-    keep_switched(model)
+def use_keyhole(model: PreTrainedModel, steps: Steps | None = None) -> None:
+    """Let the model's attention ask Keyhole's layers, and its modules skip weights where steps do."""
+    keep_switched(model, steps.feedforward if steps else None)

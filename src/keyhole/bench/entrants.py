@@ -17,13 +17,13 @@ from keyhole.bench.models import (
     forward,
     keyhole_cache,
     plain_cache,
+    random_setting,
     sources_of_layers,
     use_keyhole,
     use_sdpa,
     weight_bytes,
 )
 from keyhole.bench.timing import Candidate
-from keyhole.engines.transformers.cache import setting_of
 from keyhole.feedforward import Steps
 from keyhole.layer import LayerCache, Observation
 from keyhole.methods.recipe import Recipe
@@ -72,7 +72,7 @@ class Entrants:
         for layer, source in zip(layers, sources_of_layers(self.case, self.layers), strict=True):
             fill(layer, *source.keys_values(self.case.tokens), self.case, source)
             layer.prepare()
-        feedforward = recipe.feedforward(setting_of(self.model))
+        feedforward = recipe.feedforward(random_setting(self.model))
         selective = self._entrant(str(recipe), layers, Steps(feedforward) if feedforward else None)
         if recipe.eviction is not None:
             return [selective]

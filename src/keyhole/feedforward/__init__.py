@@ -4,7 +4,7 @@ Source: arXiv 2409.01366. Nothing here knows a model class; `keyhole.engines` fi
 """
 
 from keyhole.feedforward.fit import Fitted, GatedFit, InputFit, Rule
-from keyhole.feedforward.gated import Gated, Projection, cut, project, project_sparse, sparse_gated
+from keyhole.feedforward.gated import Gated, Projection, cut, is_slow, project, project_sparse, sparse_gated
 from keyhole.feedforward.steps import Activated, FeedForward, Steps
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "Steps",
     "cut",
+    "is_slow",
     "project",
     "project_sparse",
     "sparse_gated",

@@ -49,7 +49,7 @@ class Fitted(NamedTuple):
     quantiles: Tensor
 
     def threshold(self, sparsity: float) -> Tensor:
-        """The magnitude below which a channel is dropped, `[F]` or `[1]`; infinite without weight."""
+        """The magnitude below which a channel is dropped, `[F]` or `[1]`; infinite for a weight of 0."""
         place = sparsity * GRID
         low = int(place)
         high = min(low + 1, GRID)

@@ -6,12 +6,16 @@ Legend: B tokens, each of its own sequence, N numbers of an input, F channels, M
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
+
+_ROWS = 512  # of a weight that are held in float32 at once
 
 
 class Projection(NamedTuple):
@@ -36,7 +40,23 @@ class Gated(NamedTuple):
 
 def project(projection: Projection, x: Tensor) -> Tensor:
     """`[B, M]` of `x [B, N]`."""
-    return F.linear(x, projection.weight, projection.bias)
+    if not is_slow(projection.weight):
+        return F.linear(x, projection.weight, projection.bias)
+    wide = x.float()
+    y = torch.cat([F.linear(wide, rows.float()) for rows in projection.weight.split(_ROWS)], dim=-1)
+    return _with_bias(y.to(x.dtype), projection.bias)
+
+
+def is_slow(weight: Tensor) -> bool:
+    """Whether torch takes long to multiply with a weight that lies transposed in memory."""
+    transposed = weight.stride(-1) != 1 and weight.stride(-2) == 1
+    return transposed and weight.is_cpu and weight.dtype == torch.bfloat16 and not _has_bfloat16()
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; without them torch falls back to plain loops."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def cut(x: Tensor, threshold: Tensor) -> Tensor:
@@ -52,14 +72,14 @@ def project_sparse(projection: Projection, x: Tensor) -> Tensor:
     transposed = projection.weight.t()
     if not _skips(x, transposed):
         return project(projection, x)
-    y = kernels.matvec_skip_columns(transposed, x[0])
-    return _with_bias(y, projection.bias)
+    return _with_bias(kernels.matvec_skip_columns(transposed, x[0]).unsqueeze(0), projection.bias)
 
 
 def sparse_gated(gated: Gated, x: Tensor, threshold: Tensor, first: str) -> tuple[Tensor, Tensor]:
     """The output `[B, M]` by channels whose first factor reaches the threshold; bool `[B, F]`, which do."""
     lead, other = (gated.gate, gated.up) if first == "gate" else (gated.up, gated.gate)
-    led = project(lead, x)
+    # All of it, but for one token the native code is the faster one.
+    led = _project_where(lead, x, x.new_ones(1, lead.weight.shape[0]))
     led = cut(gated.activation(led) if first == "gate" else led, threshold)
     kept = led != 0
     followed = _project_where(other, x, kept)
@@ -71,8 +91,9 @@ def _project_where(projection: Projection, x: Tensor, kept: Tensor) -> Tensor:
     """As `project`, of outputs that are `kept [B, M]`; the others are any finite numbers."""
     if not _skips(x, projection.weight):
         return project(projection, x)
-    y = kernels.matvec_skip_rows(projection.weight, x[0], kept[0])
-    return _with_bias(y, projection.bias)
+    return _with_bias(
+        kernels.matvec_skip_rows(projection.weight, x[0], kept[0]).unsqueeze(0), projection.bias
+    )
 
 
 def _skips(x: Tensor, weight: Tensor) -> bool:
@@ -81,4 +102,4 @@ def _skips(x: Tensor, weight: Tensor) -> bool:
 
 
 def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    return (y if bias is None else y + bias).unsqueeze(0)
+    return y if bias is None else y + bias

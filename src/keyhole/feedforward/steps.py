@@ -46,6 +46,9 @@ class Activated:
         """What was read of them; 1 before the first step."""
         return 1 - self.skipped / self.dense if self.dense else 1.0
 
+    def __add__(self, other: Activated) -> Activated:
+        return Activated(self.dense + other.dense, self.skipped + other.skipped)
+
 
 @dataclass
 class Steps:

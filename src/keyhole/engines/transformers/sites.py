@@ -26,7 +26,7 @@ def gated_sites(model: PreTrainedModel) -> dict[str, nn.Module]:
     Raises:
         UnsupportedModelError: there are none.
     """
-    found = {name: module for name, module in decoder_of(model).named_modules() if _is_gated(module)}
+    found = {name: module for name, module in decoder_of(model).named_modules() if is_gated(module)}
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no feed-forward whose gate, up and down projections are known here, "
@@ -36,7 +36,7 @@ def gated_sites(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def input_sites(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The query and output projections of attention, by name; none where one weight makes queries and keys."""
+    """The query and output projections of attention by name; none where queries and keys share one."""
     found: dict[str, nn.Linear] = {}
     for name, module in decoder_of(model).named_modules():
         if all(_is_linear(module, each) for each in _PROJECTIONS):
@@ -46,7 +46,7 @@ def input_sites(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a gated module is experts, their weights in one tensor."""
-    return isinstance(module.down_proj, Tensor)
+    return isinstance(getattr(module, "down_proj", None), Tensor)
 
 
 def gated(module: Any) -> Gated:
@@ -77,7 +77,7 @@ def expert(module: Any, index: int) -> Gated:
     return Gated(gate, up, Projection(module.down_proj[index]), _activation(module))
 
 
-def projection(linear: nn.Linear) -> Projection:
+def projection(linear: Any) -> Projection:
     """The weights of a linear module as they are now."""
     return Projection(linear.weight, linear.bias)
 
@@ -89,40 +89,7 @@ def routed(indexes: Tensor, scores: Tensor) -> Iterator[tuple[int, int, Tensor]]
             yield token, index, scores[token, place]
 
 
-def channel_weights(site: nn.Module) -> int:
-    """Weights that one number of a projection's input, or one channel of a feed-forward, needs alone."""
-    if isinstance(site, nn.Linear):
-        return site.out_features
-    one = expert(site, 0) if is_experts(site) else gated(site)
-    return one.up.weight.shape[1] + one.down.weight.shape[0]
-
-
-def streamed_weights(model: PreTrainedModel) -> int:
-    """Weights of matrices that a token reads: no experts but its own, no embeddings but the output layer."""
-    whole: Any = model
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = whole.get_output_embeddings()
-    total = sum(
-        weight.numel()
-        for name, weight in decoder_of(model).named_parameters()
-        if weight.dim() > 1 and id(weight) not in embeddings
-    )
-    total += 0 if head is None else head.weight.numel()
-    return total - sum(_idle(model, site) for site in decoder_of(model).modules() if _is_gated(site))
-
-
-def _idle(model: PreTrainedModel, site: nn.Module) -> int:
-    """Weights of experts that a token does not choose."""
-    if not is_experts(site):
-        return 0
-    config = model.config.get_text_config(decoder=True)
-    whole: Any = site
-    count = whole.down_proj.shape[0]
-    held = whole.gate_up_proj.numel() + whole.down_proj.numel()
-    return held // count * (count - min(count, getattr(config, "num_experts_per_tok", count)))
-
-
-def _is_gated(module: Any) -> bool:
+def is_gated(module: Any) -> bool:
     if not isinstance(module, nn.Module) or not any(hasattr(module, name) for name in _ACTIVATIONS):
         return False
     if _is_linear(module, "down_proj"):
@@ -135,7 +102,8 @@ def _is_gated(module: Any) -> bool:
 
 def _is_linear(module: nn.Module, name: str) -> bool:
     # Subclasses, quantised or with adapters, compute something else.
-    return type(getattr(module, name, None)) is nn.Linear
+    found = getattr(module, name, None)
+    return type(getattr(found, "stands_for", found)) is nn.Linear
 
 
 def _activation(module: Any) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from keyhole.engines.transformers.sites import (
-    channel_weights,
     decoder_of,
     expert,
     gated,
@@ -31,10 +30,10 @@ from keyhole.engines.transformers.sites import (
     is_experts,
     projection,
     routed,
-    streamed_weights,
     unit_name,
 )
-from keyhole.feedforward import FeedForward, Steps, cut, project_sparse, sparse_gated
+from keyhole.engines.transformers.weights import channel_weights, streamed_weights
+from keyhole.feedforward import FeedForward, Steps, cut, is_slow, project_sparse, sparse_gated
 from keyhole.kernels import matvec_skips
 from keyhole.lasting import lasting
 
@@ -62,27 +61,42 @@ class _Skipping(nn.Module):
                 raise
             return getattr(self._dense[0], name)
 
+    @property
+    def stands_for(self) -> nn.Module:
+        """The module that was there before."""
+        return self._dense[0]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         step = _step.get()
         if step is None or not step.covers(self._name):
-            return self._dense[0](x, *args, **kwargs)
+            return self._compute(x, *args, **kwargs)
         return self._skip(step, x, *args, **kwargs)
+
+    def _compute(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._dense[0](x, *args, **kwargs)
 
     def _skip(self, step: Steps, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError
 
 
 class _SkippingLinear(_Skipping):
+    """Stands for the output projection of a feed-forward, too: its weight lies in another order."""
+
+    def _compute(self, x: Tensor) -> Tensor:
+        if not is_slow(self.weight):
+            return super()._compute(x)
+        return project_sparse(projection(self), x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
     def _skip(self, step: Steps, x: Tensor) -> Tensor:
         flat = cut(x.flatten(0, -2), step.threshold(self._name, x.device))
         step.record(flat != 0, self._weights)
-        return project_sparse(projection(self._dense[0]), flat).unflatten(0, x.shape[:-1])
+        return project_sparse(projection(self), flat).unflatten(0, x.shape[:-1])
 
 
 class _SkippingGated(_Skipping):
     def _skip(self, step: Steps, x: Tensor) -> Tensor:
         threshold = step.threshold(self._name, x.device)
-        out, kept = sparse_gated(gated(self._dense[0]), x.flatten(0, -2), threshold, step.first)
+        out, kept = sparse_gated(gated(self), x.flatten(0, -2), threshold, step.first)
         step.record(kept, self._weights)
         return out.unflatten(0, x.shape[:-1])
 
@@ -94,7 +108,7 @@ class _SkippingExperts(_Skipping):
         out = torch.zeros_like(x)
         for token, index, score in routed(indexes, scores):
             threshold = step.threshold(unit_name(self._name, index), x.device)
-            one = expert(self._dense[0], index)
+            one = expert(self, index)
             found, kept = sparse_gated(one, x[token : token + 1], threshold, step.first)
             out[token] += (found[0] * score).to(out.dtype)
             step.record(kept, self._weights / len(x))
@@ -116,26 +130,34 @@ class SkippingModules:
             return
         for name, site in {**gated_sites(self._model), **input_sites(self._model)}.items():
             if feedforward.covers(name) and name not in self._dense:
-                self._dense[name] = site
-                _replace(self._model, name, _skipping(site, name))
-                self._reorder(site)
+                if not isinstance(site, nn.Linear) and not is_experts(site):
+                    self._put(f"{name}.down_proj", site.down_proj)
+                self._put(name, site)
+
+    def _put(self, name: str, site: Any) -> None:
+        self._dense[name] = site
+        _replace(self._model, name, _skipping(site, name))
+        if is_experts(site):
+            self._reorder(cast(nn.Parameter, site.down_proj), with_bfloat16=False)
+        elif isinstance(site, nn.Linear):
+            self._reorder(site.weight)
 
     def remove(self) -> None:
         """Leave the model as it was."""
         for handle in self._handles:
             handle.remove()
-        for name, dense in self._dense.items():
+        for name, dense in reversed(self._dense.items()):
             _replace(self._model, name, dense)
         for weight in self._reordered.values():
             _write(weight, weight.detach().contiguous())
 
-    def _reorder(self, site: Any) -> None:
-        weight = site.weight if isinstance(site, nn.Linear) else site.down_proj
-        weight = weight.weight if isinstance(weight, nn.Linear) else weight
-        transposed = weight.detach().transpose(-1, -2)
-        # Elsewhere all is computed densely, and nothing gained by another order.
-        if weight.is_contiguous() and matvec_skips(weight[0] if weight.dim() > 2 else weight):
-            _write(weight, transposed.contiguous().transpose(-1, -2))
+    def _reorder(self, weight: nn.Parameter, *, with_bfloat16: bool = True) -> None:
+        """Write a weight transposed, where that gains anything."""
+        if not weight.is_contiguous() or not matvec_skips(weight.flatten(0, -2)):
+            return
+        transposed = weight.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
+        if with_bfloat16 or not is_slow(transposed):
+            _write(weight, transposed)
             self._reordered[id(weight)] = weight
 
 

@@ -27,8 +27,8 @@ class Rule(NamedTuple):
 
     Attributes:
         first: the factor that is computed for all channels, "gate" or "up"; the other one only where needed.
-        weighting: what stands for the rest of a channel's part: the "mean" magnitude of the other factor; that
-            times the "norm" of the channel's row of the output projection; or "none", the same for all
+        weighting: what stands for the rest of a channel's part: the "mean" magnitude of the other factor;
+            that times the "norm" of the channel's row of the output projection; or "none", the same for all
             channels (CATS, arXiv 2404.08763).
     """
 

@@ -59,7 +59,7 @@ def gated(module: Any) -> Gated:
 
 
 def units(name: str, site: nn.Module) -> dict[str, Gated]:
-    """What gets thresholds of its own in a gated module, by name: the module itself, or each of its experts."""
+    """What of a gated module gets thresholds of its own, by name: itself, or each of its experts."""
     if not is_experts(site):
         return {name: gated(site)}
     whole: Any = site

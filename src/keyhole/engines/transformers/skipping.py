@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class SkippingModules:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._dense: dict[str, nn.Module] = {}
-        self._reordered: dict[int, nn.Parameter] = {}
+        self._reordered: dict[int, Tensor] = {}
         self._handles = _hooks(model)
 
     def put(self, feedforward: FeedForward) -> None:
@@ -138,7 +138,7 @@ class SkippingModules:
         self._dense[name] = site
         _replace(self._model, name, _skipping(site, name))
         if is_experts(site):
-            self._reorder(cast(nn.Parameter, site.down_proj), with_bfloat16=False)
+            self._reorder(site.down_proj, with_bfloat16=False)
         elif isinstance(site, nn.Linear):
             self._reorder(site.weight)
 
@@ -151,7 +151,7 @@ class SkippingModules:
         for weight in self._reordered.values():
             _write(weight, weight.detach().contiguous())
 
-    def _reorder(self, weight: nn.Parameter, *, with_bfloat16: bool = True) -> None:
+    def _reorder(self, weight: Tensor, *, with_bfloat16: bool = True) -> None:
         """Write a weight transposed, where that gains anything."""
         if not weight.is_contiguous() or not matvec_skips(weight.flatten(0, -2)):
             return
@@ -179,7 +179,7 @@ def _replace(model: PreTrainedModel, name: str, module: nn.Module) -> None:
 
 
 @lasting()
-def _write(weight: nn.Parameter, data: Tensor) -> None:
+def _write(weight: Tensor, data: Tensor) -> None:
     weight.data = data
 
 

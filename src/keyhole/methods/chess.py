@@ -28,7 +28,7 @@ class Chess(Method):
         sparsity: share of channels that are skipped, a mean over tokens and over the channels of a layer.
         attention: the projections of queries and of attention's output skip inputs, too.
         file: directory that `keyhole calibrate chess` has written for the model; without it activations are
-            those of a short text that the model says itself, found once.
+            those of random tokens, found once, which is less accurate.
         first: the factor that is computed for all channels, "gate" or "up".
         weighting: a channel's importance is that factor times the "mean" magnitude of the other one, times
             that and the "norm" of the channel's output weights, or "none" of them.

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.sites import (
@@ -32,11 +32,11 @@ from keyhole.errors import UnsupportedModelError
 from keyhole.feedforward import Fitted, GatedFit, InputFit, Rule, sparse_gated
 from keyhole.lasting import lasting
 
-_SEQUENCES, _LENGTH = 16, 32  # of a model's own text, where there is no other
+_STAND_IN = (2, 256)  # random tokens, in place of text
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-_own: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, Rule, bool], dict[str, Fitted]]] = (
+_stand_ins: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, Rule, bool], dict[str, Fitted]]] = (
     WeakKeyDictionary()
 )
 
@@ -114,34 +114,19 @@ def _watch(
             computed()
 
 
-def own_activations(model: PreTrainedModel, rule: Rule, attention: bool) -> dict[str, Fitted]:
-    """What is known of a model's modules from text that it says itself; found once for each model.
+def stand_in_activations(model: PreTrainedModel, rule: Rule, attention: bool) -> dict[str, Fitted]:
+    """What is known of a model's modules from random tokens; found once for each model.
 
     Raises:
         UnsupportedModelError: as `fit_activations`.
     """
-    known = _own.setdefault(model, {})
+    known = _stand_ins.setdefault(model, {})
     key = (fingerprint(model), rule, attention)
     if key not in known:
-        known[key] = fit_activations(model, [own_text(model)], rule=rule, attention=attention)
+        size = model.config.get_text_config(decoder=True).vocab_size
+        ids = torch.randint(size, _STAND_IN, generator=torch.Generator().manual_seed(0))
+        known[key] = fit_activations(model, [ids], rule=rule, attention=attention)
     return known[key]
-
-
-@lasting()
-@torch.no_grad()
-def own_text(model: PreTrainedModel, seed: int = 0) -> Tensor:
-    """Token ids `[B, T]` that a model says itself, drawn from its own distribution after a random token."""
-    whole: Any = model
-    head = whole.get_output_embeddings()
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(head.weight.shape[0], (_SEQUENCES, 1), generator=generator)
-    cache = DynamicCache(config=model.config)
-    for _ in range(_LENGTH - 1):
-        # Not by a call of the model, of which hooks may take note.
-        out = whole.forward(input_ids=ids[:, -1:].to(model.device), past_key_values=cache, use_cache=True)
-        shares = out.logits[:, -1].float().softmax(-1).cpu()
-        ids = torch.cat([ids, torch.multinomial(shares, 1, generator=generator)], dim=1)
-    return ids
 
 
 @torch.no_grad()

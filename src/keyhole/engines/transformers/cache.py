@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keyhole.accounting import Usage
-from keyhole.engines.transformers.activations import own_activations
+from keyhole.engines.transformers.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.rope import layer_rope
@@ -127,7 +127,7 @@ def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> 
         break_even,
         partial(layer_rope, model),
         partial(fingerprint, model),
-        partial(own_activations, model),
+        partial(stand_in_activations, model),
     )
 
 

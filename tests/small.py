@@ -22,6 +22,8 @@ def full_budget(name: str) -> dict[str, Method]:
     """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
     if name in EVICTING:
         return {name: replace(small(name, 1.0), every=1)}
+    if name == "chess":
+        return {name: replace(small(name), sparsity=0)}
     if name not in SELECTIVE:
         return {name: small(name)}
     return {f"{name}-all": small(name, 1.0), f"{name}-selected": small(name, _EVERYTHING)}

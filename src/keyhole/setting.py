@@ -22,8 +22,8 @@ class Setting:
         break_even: context length that `dense_below="auto"` stands for.
         rope: the rotation of a layer, by its place in the model; without a model the plain one of base 10000.
         fingerprint: what tells the model from others, as files made for it name it; None without a model.
-        activations: what is known of its modules from random tokens, by a rule of `feedforward`, with those of
-            attention or without; None without a model.
+        activations: what is known of its modules from random tokens, by a rule of `feedforward`, those of
+            attention among them or not; None without a model.
     """
 
     layers: tuple[int, ...]

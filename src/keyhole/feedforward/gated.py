@@ -61,7 +61,7 @@ def _has_bfloat16() -> bool:
 
 def cut(x: Tensor, threshold: Tensor) -> Tensor:
     """`x [B, N]` with 0 where its magnitude is below the threshold, `[N]` or `[1]`."""
-    return x.masked_fill(x.float().abs() < threshold, 0)
+    return x.masked_fill(x.abs() < threshold, 0)  # compared in float32, as thresholds are
 
 
 def project_sparse(projection: Projection, x: Tensor) -> Tensor:

@@ -72,4 +72,4 @@ class Steps:
 
     def record(self, kept: Tensor, weights: float) -> None:
         """Count a module's channels, `kept` bool `[B, F]`, of so many weights each."""
-        self.activated.skipped += weights * float(kept.logical_not().sum(-1, dtype=torch.float32).mean())
+        self.activated.skipped += weights * (kept.numel() - int(kept.count_nonzero())) / len(kept)

@@ -23,6 +23,8 @@ def full_budget(name: str) -> dict[str, Method]:
     """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
     if name in EVICTING:
         return {name: replace(small(name, 1.0), every=1)}
+    if name == "chess":
+        return {name: replace(small(name), sparsity=0)}
     if name not in SELECTIVE:
         return {name: small(name)}
     if name not in BY_MASS:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from keyhole.budget import Budget
     from keyhole.engines.transformers import (
+        activated,
         attach,
         detach,
         footprint,
@@ -37,6 +38,7 @@ __all__ = [
     "SpecError",
     "UnsupportedCacheError",
     "UnsupportedModelError",
+    "activated",
     "attach",
     "default_model",
     "detach",
@@ -52,6 +54,7 @@ __all__ = [
 _HOMES = {
     "keyhole.budget": ("Budget",),
     "keyhole.engines.transformers": (
+        "activated",
         "attach",
         "detach",
         "footprint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from keyhole.feedforward.fit import Fitted, Rule
 from keyhole.rope import PlainRope, Rope
 
 
@@ -21,12 +22,15 @@ class Setting:
         break_even: context length that `dense_below="auto"` stands for.
         rope: the rotation of a layer, by its place in the model; without a model the plain one of base 10000.
         fingerprint: what tells the model from others, as files made for it name it; None without a model.
+        activations: what is known of its modules from random tokens, by a rule of `feedforward`, those of
+            attention among them or not; None without a model.
     """
 
     layers: tuple[int, ...]
     break_even: int = 0
     rope: Callable[[int], Rope] = _plain_rope
     fingerprint: Callable[[], str] | None = None
+    activations: Callable[[Rule, bool], dict[str, Fitted]] | None = None
 
     @classmethod
     def of(cls, setting: Setting | int) -> Setting:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from keyhole.cli.markdown import COMMAND
-from keyhole.cli.methods import four_answers
+from keyhole.cli.methods import answers_of
 from keyhole.methods import METHODS
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -18,9 +18,10 @@ def test_every_method_with_paper_and_answers(keyhole):
         assert method.paper.split(",")[0] in told
 
 
-def test_the_four_answers():
-    assert four_answers(METHODS["dense"]) == ("dense", "everything", "device", "everything")
-    assert four_answers(METHODS["pqcache"]) == ("dense", "everything", "device", "product")
+def test_the_answers():
+    assert answers_of(METHODS["dense"]) == ("dense", "everything", "device", "everything", "everything")
+    assert answers_of(METHODS["pqcache"]) == ("dense", "everything", "device", "product", "everything")
+    assert answers_of(METHODS["chess"]) == ("dense", "everything", "device", "everything", "channels")
 
 
 @pytest.mark.slow

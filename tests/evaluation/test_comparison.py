@@ -12,7 +12,7 @@ from tests.small import small
 KEYS = [
     *("method", "task", "context", "budget", "samples", "accuracy", "accuracy_full", "read_fraction"),
     *("mass_estimated", "mass_exact", "kv_bytes_read_per_token"),
-    *("kv_bytes_device", "kv_bytes_host", "kv_bytes_disk", "prefill_s", "decode_ms"),
+    *("kv_bytes_device", "kv_bytes_host", "kv_bytes_disk", "prefill_s", "decode_ms", "weights_read"),
 ]
 SMALL = "sinks=2, window=6"
 

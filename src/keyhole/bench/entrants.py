@@ -17,12 +17,14 @@ from keyhole.bench.models import (
     forward,
     keyhole_cache,
     plain_cache,
+    random_setting,
     sources_of_layers,
     use_keyhole,
     use_sdpa,
     weight_bytes,
 )
 from keyhole.bench.timing import Candidate
+from keyhole.feedforward import Steps
 from keyhole.layer import LayerCache, Observation
 from keyhole.methods.recipe import Recipe
 
@@ -70,7 +72,8 @@ class Entrants:
         for layer, source in zip(layers, sources_of_layers(self.case, self.layers), strict=True):
             fill(layer, *source.keys_values(self.case.tokens), self.case, source)
             layer.prepare()
-        selective = self._entrant(str(recipe), layers)
+        feedforward = recipe.feedforward(random_setting(self.model))
+        selective = self._entrant(str(recipe), layers, Steps(feedforward) if feedforward else None)
         if not with_dense:
             return [selective]
         dense = [LayerCache(layer.prefill, layer.storage) for layer in layers]
@@ -78,12 +81,12 @@ class Entrants:
         self._check_logits(everything)
         return [selective, everything]
 
-    def _entrant(self, name: str, layers: list[LayerCache]) -> Candidate:
-        cache = keyhole_cache(self.model, layers)
+    def _entrant(self, name: str, layers: list[LayerCache], steps: Steps | None = None) -> Candidate:
+        cache = keyhole_cache(self.model, layers, steps)
         run = forward(self.model, self._token, lambda: cache)
 
         def start() -> None:
-            use_keyhole(self.model)
+            use_keyhole(self.model, steps)
 
         def forget() -> None:
             for layer in layers:
@@ -94,7 +97,8 @@ class Entrants:
         start()
         read = _checked_step(layers, run, self.case)
         forget()
-        moved = self._weights + sum(layer.usage.bytes for layer in layers)
+        activated = steps.activated.share if steps else 1.0
+        moved = self._weights * activated + sum(layer.usage.bytes for layer in layers)
         impl = layer_implementation(layers[0])
         return Candidate(name, impl, run, moved, read, before=start, after=forget)
 

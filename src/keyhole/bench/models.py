@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from keyhole.bench.case import Case
 from keyhole.bench.shapes import Shape
 from keyhole.bench.synthetic import Synthetic
-from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.activations import fit_activations
+from keyhole.engines.transformers.cache import KeyholeLayer, setting_of
 from keyhole.engines.transformers.registration import detach, keep_switched
+from keyhole.feedforward import Fitted, Rule, Steps
 from keyhole.layer import LayerCache
+from keyhole.setting import Setting
 
 SDPA = "transformers sdpa"
+_CALIBRATION = 32  # tokens, each of which shows thousands of channels
 
 
 def shape_case(shape: Shape, tokens: int, dtype: str, read_tokens: int, seed: int) -> Case:
@@ -37,15 +43,29 @@ def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:
         yield Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed + index)
 
 
+def random_setting(model: PreTrainedModel) -> Setting:
+    """What methods are told about a model of random weights, whose activations any tokens show."""
+    tokens = torch.randint(
+        model.config.vocab_size, (1, _CALIBRATION), generator=torch.Generator().manual_seed(0)
+    )
+
+    def activations(rule: Rule, attention: bool) -> dict[str, Fitted]:
+        return fit_activations(model, [tokens], rule=rule, attention=attention)
+
+    return replace(setting_of(model), activations=activations)
+
+
 def plain_cache(model: PreTrainedModel) -> DynamicCache:
     """transformers' own cache."""
     return DynamicCache(config=model.config)
 
 
-def keyhole_cache(model: PreTrainedModel, layers: list[LayerCache]) -> DynamicCache:
-    """A cache of Keyhole's layers."""
+def keyhole_cache(
+    model: PreTrainedModel, layers: list[LayerCache], steps: Steps | None = None
+) -> DynamicCache:
+    """A cache of Keyhole's layers, whose steps may skip weights."""
     cache: Any = DynamicCache(config=model.config)
-    cache.layers = [KeyholeLayer(layer) for layer in layers]
+    cache.layers = [KeyholeLayer(layer, steps) for layer in layers]
     for layer in cache.layers:
         layer.is_initialized = layer.get_seq_length() > 0
     return cache
@@ -67,6 +87,6 @@ def use_sdpa(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa")
 
 
-def use_keyhole(model: PreTrainedModel) -> None:
-    """Let the model's attention ask Keyhole's layers."""
-    keep_switched(model)
+def use_keyhole(model: PreTrainedModel, steps: Steps | None = None) -> None:
+    """Let the model's attention ask Keyhole's layers, and its modules skip weights where steps do."""
+    keep_switched(model, steps.feedforward if steps else None)

@@ -133,7 +133,7 @@ def methods_markdown() -> str:
 
 
 def _section(kind: type[Method], sizes: Sizes) -> str:
-    from keyhole.cli.methods import four_answers
+    from keyhole.cli.methods import answers_of
 
     facts = kind.facts
     selecting = (_bytes(facts.scan), _a_token(sizes.scan) + _besides(sizes.once))
@@ -146,7 +146,7 @@ def _section(kind: type[Method], sizes: Sizes) -> str:
         _row("bytes read to attend", *attending),
         _row("multiplications", f"`{computing}`", ""),
     ]
-    answers = zip(("compute", "retain", "place", "select"), four_answers(kind), strict=True)
+    answers = zip(("compute", "retain", "place", "select", "activate"), answers_of(kind), strict=True)
     lines = [
         f"## {kind.name}",
         "",

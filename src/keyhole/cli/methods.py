@@ -16,7 +16,7 @@ def methods(
         bool, typer.Option("--markdown", help="All about each of them, as docs/methods.md has it.")
     ] = False,
 ) -> None:
-    """List the methods, each with its paper and its answers to the four questions."""
+    """List the methods, each with its paper and its answers to the questions."""
     if markdown:
         from keyhole.cli.markdown import methods_markdown
 
@@ -29,25 +29,28 @@ def methods(
     from keyhole.methods import METHODS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("method", "compute", "retain", "place", "select", "what it does", "paper"):
+    for name in ("method", "compute", "retain", "place", "select", "activate", "what it does", "paper"):
         table.add_column(name, overflow="fold")
     for name, kind in METHODS.items():
-        table.add_row(name, *four_answers(kind), kind.summary, kind.paper)
+        table.add_row(name, *answers_of(kind), kind.summary, kind.paper)
     stdout().print(table)
 
 
-def four_answers(kind: type[Method]) -> tuple[str, ...]:
-    """The names of a method's answers to compute, retain, place and select."""
+def answers_of(kind: type[Method]) -> tuple[str, ...]:
+    """The names of a method's answers to compute, retain, place, select and activate."""
     from keyhole.evicting import EvictingLayer
     from keyhole.methods import Recipe
+    from keyhole.setting import Setting
 
-    layer = Recipe((kind(),)).layers(1)[0]
+    recipe = Recipe((kind(),))
+    layer = recipe.layers(1)[0]
     scorer = layer.retention.scorer if isinstance(layer, EvictingLayer) else None
     return (
         _name(layer.prefill),
         _name(scorer) if scorer else "everything",
         _name(layer.storage),
         _name(layer.selector) if layer.selector else "everything",
+        "channels" if recipe.feedforward(Setting.of(0)) else "everything",
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[Token]) -> None:
-    from keyhole.engines.transformers import footprint, usage
+    from keyhole.engines.transformers import activated, footprint, usage
 
     read, held = usage(cache), footprint(cache)
     seconds = sum(token.seconds for token in tokens)
@@ -38,6 +38,8 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
     table.add_row("cache and index kept", ", ".join(tiers))
     if lookups := read.hits + read.misses:
         table.add_row("found in resident blocks", f"{read.hits / lookups:.1%} of {lookups:,} reads")
+    if (share := activated(cache).share) < 1:
+        table.add_row("weights read for each token", f"{share:.1%}")
     table.add_row("prompt", f"{prefill_s:.2f} s")
     table.add_row(
         "answer", f"{len(tokens)} tokens, {seconds:.2f} s, {1000 * seconds / len(tokens):.1f} ms each"

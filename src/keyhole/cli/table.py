@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     *("method", "budget", "task", "accuracy", "tokens\nread", "mass\nread", "best\nfound"),
-    *("KV read\nper token", "KV on\ndevice", "on\nhost", "on\ndisk", "prefill\ns", "decode\nms/token"),
+    *(
+        "KV read\nper token",
+        "KV on\ndevice",
+        "on\nhost",
+        "on\ndisk",
+        "weights\nread",
+        "prefill\ns",
+        "decode\nms/token",
+    ),
 )
 _UNITS, _STEP = ("KiB", "MiB", "GiB", "TiB"), 1024
 _WORDS = 3  # columns of words, the others are numbers
@@ -60,6 +68,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         *("-" if share is None else f"{share:.1%}" for share in (row.mass_exact, row.recall)),
         amount(row.kv_bytes_read_per_token),
         *(amount(held) for held in (row.kv_bytes_device, row.kv_bytes_host, row.kv_bytes_disk)),
+        f"{row.weights_read:.1%}",
         f"{row.prefill_s:.2f}",
         f"{row.decode_ms:.1f}",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.budget import Budget
-from keyhole.engines.transformers import detach, footprint, served_layers, usage
+from keyhole.engines.transformers import activated, detach, footprint, served_layers, usage
 from keyhole.evaluation.candidates import DENSE, Candidate, candidates
 from keyhole.evaluation.decoding import Token, decode, position_range, prefill, stop_tokens, text_of
 from keyhole.evaluation.fitting import count_tokens
@@ -147,6 +147,7 @@ def _answer(
         footprint=footprint(begun.cache),
         prefill_s=begun.seconds,
         decode_s=[token.seconds for turn in turns for token in turn],
+        activated=activated(begun.cache),
     )
 
 

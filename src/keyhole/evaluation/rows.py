@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from keyhole.accounting import Usage
 from keyhole.evaluation.candidates import Candidate
 from keyhole.evaluation.mass import MassTally
+from keyhole.feedforward import Activated
 from keyhole.storage import Footprint
 
 MEAN = "mean"
@@ -25,6 +26,7 @@ class Outcome:
     footprint: Footprint
     prefill_s: float
     decode_s: Sequence[float]
+    activated: Activated = field(default_factory=Activated)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Row:
         kv_bytes_device: bytes held after decoding on the model's device; `host` and `disk` likewise.
         prefill_s: seconds until the first decode step can start, index included.
         decode_ms: milliseconds of one decode step.
+        weights_read: share of the weights that a decode step read.
         recall: share of the selected tokens that exact scores would have selected; 1 where all are read, None
             where tokens are dropped.
         mass_target: the mass the budget asks for, where it does.
@@ -67,6 +70,7 @@ class Row:
     kv_bytes_disk: float
     prefill_s: float
     decode_ms: float
+    weights_read: float = 1.0
     recall: float | None = 1.0
     mass_target: float | None = None
     mass_reached: float | None = None
@@ -106,6 +110,7 @@ def summarise(candidate: Candidate, task: str, context: int, outcomes: Sequence[
         kv_bytes_disk=mean([footprint.disk for footprint in footprints]),
         prefill_s=mean([outcome.prefill_s for outcome in outcomes]),
         decode_ms=1000 * mean(steps),
+        weights_read=sum((outcome.activated for outcome in outcomes), Activated()).share,
         recall=sum(outcome.tally.recall for outcome in outcomes) / cases if known else None,
         mass_target=candidate.mass,
         mass_reached=None if candidate.mass is None else reached,

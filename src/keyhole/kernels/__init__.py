@@ -19,7 +19,7 @@ from keyhole.kernels.pq_select_reference import Picked
 from keyhole.kernels.sale_attention import sale_attention, sale_pays
 from keyhole.kernels.sale_tiles import ROWS as TILE_ROWS
 from keyhole.kernels.sale_tiles import Reach, SparseAttended
-from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows
+from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows, matvec_skips
 from keyhole.kernels.top_slots import top_slots
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "kmeans_assign",
     "matvec_skip_columns",
     "matvec_skip_rows",
+    "matvec_skips",
     "native_available",
     "packed_attention",
     "paged_gather_attention",

@@ -9,6 +9,11 @@ from keyhole.kernels.native import TYPES, call
 _SUPPORTED = (torch.float32, torch.bfloat16)
 
 
+def matvec_skips(weight: Tensor) -> bool:
+    """Whether there is native code that reads only parts of this weight; without it they would be copied."""
+    return use_native("auto", weight, supported=_native_weight(weight))
+
+
 def matvec_skip_rows(weight: Tensor, x: Tensor, gate: Tensor, *, impl: str = "auto") -> Tensor:
     """y[i] = gate[i] * (weight[i] . x), reading no row where gate[i] is 0.
 

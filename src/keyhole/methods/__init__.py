@@ -1,7 +1,8 @@
-"""Published systems as small recipes over the four questions."""
+"""Published systems as small recipes over the questions."""
 
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
+from keyhole.methods.chess import Chess
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.eviction import EvictionMethod
@@ -24,6 +25,7 @@ __all__ = [
     "H2O",
     "METHODS",
     "AdaKV",
+    "Chess",
     "Delta",
     "Dense",
     "EvictionMethod",

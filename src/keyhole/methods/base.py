@@ -1,4 +1,4 @@
-"""A method: one published system as answers to the four questions."""
+"""A method: one published system as answers to the questions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from keyhole.budget import Budget
 from keyhole.errors import SpecError
+from keyhole.feedforward import FeedForward
 from keyhole.methods.facts import Facts
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
@@ -22,7 +23,7 @@ class Method:
 
     A factory returns one answer for each served layer, made together since layers may share state. None
     leaves the question to the other stages of a pipeline, and in the end to the plain answer: dense prefill,
-    keep everything, store on the device, read everything.
+    keep everything, store on the device, read everything, activate everything.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,10 @@ class Method:
 
     def selectors(self, setting: Setting) -> list[Selector] | None:  # noqa: ARG002
         """Select: which tokens a query reads."""
+        return None
+
+    def feedforward(self, setting: Setting) -> FeedForward | None:  # noqa: ARG002
+        """Activate: which weights a token of a decode step needs; one answer for the model."""
         return None
 
     def __str__(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from keyhole.errors import SpecError
 from keyhole.evicting import EvictingLayer
+from keyhole.feedforward import FeedForward
 from keyhole.layer import LayerCache
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.composition import check_evicting
@@ -16,7 +18,13 @@ from keyhole.reader import Reading
 from keyhole.setting import Setting
 from keyhole.storage import DeviceStorage, PooledStorage
 
-_QUESTIONS = {"prefill": "compute", "retention": "retain", "storage": "place", "selectors": "select"}
+_QUESTIONS = {
+    "prefill": "compute",
+    "retention": "retain",
+    "storage": "place",
+    "selectors": "select",
+    "feedforward": "activate",
+}
 _NOWHERE = Setting.of(0)
 
 
@@ -94,6 +102,10 @@ class Recipe:
             for prefill, storage, retention, selector in answers
         ]
 
+    def feedforward(self, setting: Setting) -> FeedForward | None:
+        """The thresholds for a model's weights, None where all are activated."""
+        return self._answer("feedforward", setting)
+
     def _reading(self, setting: Setting) -> Reading | None:
         stage = self.retrieval
         if stage is None:
@@ -101,7 +113,7 @@ class Recipe:
         below = setting.break_even if stage.dense_below == "auto" else int(stage.dense_below)
         return Reading(stage.budget, stage.sinks, stage.window, below)
 
-    def _answer(self, factory: str, setting: Setting) -> list | None:
+    def _answer(self, factory: str, setting: Setting) -> Any:
         stage = next((stage for stage in self.stages if answers(stage, factory)), None)
         return getattr(stage, factory)(setting) if stage else None
 

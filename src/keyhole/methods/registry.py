@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method
+from keyhole.methods.chess import Chess
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.h2o import H2O, Keyformer
@@ -20,8 +21,9 @@ from keyhole.methods.windowkv import WindowKV
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache)
 _PREFILL = (Sale,)
+_FEEDFORWARD = (Chess,)
 _EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV)
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Dense, *_RETRIEVAL, *_PREFILL, *_EVICTION)
+    method.name: method for method in (Dense, *_RETRIEVAL, *_PREFILL, *_FEEDFORWARD, *_EVICTION)
 }

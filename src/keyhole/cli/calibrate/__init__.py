@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keyhole.cli.calibrate.a2ats import a2ats
+from keyhole.cli.calibrate.chess import chess
 from keyhole.cli.calibrate.delta import delta
 from keyhole.cli.calibrate.sale import sale
 
@@ -15,5 +16,5 @@ app = typer.Typer(
 )
 
 
-for command in (a2ats, delta, sale):
+for command in (a2ats, chess, delta, sale):
     app.command()(command)

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from keyhole.accounting import Usage
 from keyhole.engines.transformers.cache import (
+    activated,
     adopt,
     can_serve_layers,
     check_method,
@@ -23,7 +24,9 @@ from keyhole.engines.transformers.cache import (
     usage,
 )
 from keyhole.engines.transformers.registration import keep_switched, switched, text_config
+from keyhole.engines.transformers.skipping import sparse_steps
 from keyhole.engines.transformers.support import check_supported
+from keyhole.feedforward import Activated
 from keyhole.layer import LayerCache
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
@@ -45,6 +48,11 @@ class Attachment:
     def usage(self) -> Usage:
         """What decoding the latest request has read."""
         return Usage() if self.cache is None else usage(self.cache)
+
+    @property
+    def activated(self) -> Activated:
+        """Weights that decoding the latest request has read, and skipped."""
+        return Activated() if self.cache is None else activated(self.cache)
 
     @property
     def footprint(self) -> Footprint:
@@ -71,10 +79,10 @@ def attach(model: PreTrainedModel, method: str | Method | Recipe) -> Iterator[At
     if not can_serve_layers(model):
         yield attachment
         return
-    check_method(recipe, model)
+    feedforward = check_method(recipe, model)
     parameters = list(inspect.signature(model.forward).parameters)
     hook = partial(_take_over, attachment, parameters)
-    with switched(model):
+    with switched(model, feedforward):
         handle = model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
         try:
             yield attachment
@@ -86,6 +94,7 @@ def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> Dynamic
     """A cache for one batch, to be passed to `model(...)` or `model.generate(...)` as `past_key_values`.
 
     The model's attention function becomes Keyhole's, which treats any other cache as transformers' sdpa does;
+    a method that skips weights puts its modules in, which compute densely with any other cache.
     `keyhole.detach(model)` restores what was there.
 
     Raises:
@@ -97,7 +106,8 @@ def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> Dynamic
     adopt(cache, recipe, model)
     # Last, so that a method that is refused leaves the model as it was.
     if can_serve_layers(model):
-        keep_switched(model)
+        steps = sparse_steps(cache)
+        keep_switched(model, steps.feedforward if steps else None)
     return cache
 
 

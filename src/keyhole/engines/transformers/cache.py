@@ -11,10 +11,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keyhole.accounting import Usage
+from keyhole.engines.transformers.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.rope import layer_rope
+from keyhole.engines.transformers.skipping import sparse_steps
 from keyhole.errors import UnsupportedCacheError
+from keyhole.feedforward import Activated, FeedForward, Steps
 from keyhole.layer import LayerCache
 from keyhole.methods.recipe import Recipe
 from keyhole.setting import Setting
@@ -22,11 +25,14 @@ from keyhole.storage import Footprint
 
 
 class KeyholeLayer(DynamicLayer):
-    """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model."""
+    """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model.
 
-    def __init__(self, inner: LayerCache) -> None:
+    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share.
+    """
+
+    def __init__(self, inner: LayerCache, steps: Steps | None = None) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.steps = inner, steps
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
         self.inner.append(key_states, value_states)
@@ -84,9 +90,11 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     kinds = layer_kinds(model)
     layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
     served = [i for i, (layer, kind) in enumerate(zip(layers, kinds, strict=False)) if _is_full(layer, kind)]
-    inners = recipe.layers(_setting(model, served, _break_even(recipe, model)))
+    setting = _setting(model, served, _break_even(recipe, model))
+    inners, feedforward = recipe.layers(setting), recipe.feedforward(setting)
+    steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
     for index, inner in zip(served, inners, strict=True):
-        held, layers[index] = layers[index], KeyholeLayer(inner)
+        held, layers[index] = layers[index], KeyholeLayer(inner, steps)
         if held.get_seq_length():
             layers[index].update(held.keys, held.values)
     if not cache.layers:
@@ -94,19 +102,33 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     cache.layers = layers
 
 
-def check_method(recipe: Recipe, model: PreTrainedModel) -> None:
+def check_method(recipe: Recipe, model: PreTrainedModel) -> FeedForward | None:
     """Make a method's layers once, so that what it refuses of a model shows before a request does.
+
+    Returns its thresholds for weights, which are the same for all requests.
 
     Raises:
         UnsupportedModelError: the method needs what this model's layers do not offer.
         ValueError: a file given to the method is missing, damaged or of another model.
     """
-    served = [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)]
-    recipe.layers(_setting(model, served))
+    setting = setting_of(model)
+    recipe.layers(setting)
+    return recipe.feedforward(setting)
+
+
+def setting_of(model: PreTrainedModel) -> Setting:
+    """What methods are told about a model whose caches are not made yet."""
+    return _setting(model, [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)])
 
 
 def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> Setting:
-    return Setting(tuple(served), break_even, partial(layer_rope, model), partial(fingerprint, model))
+    return Setting(
+        tuple(served),
+        break_even,
+        partial(layer_rope, model),
+        partial(fingerprint, model),
+        partial(stand_in_activations, model),
+    )
 
 
 def _break_even(recipe: Recipe, model: PreTrainedModel) -> int:
@@ -157,6 +179,12 @@ def served_layers(cache: Cache) -> list[LayerCache]:
 def usage(cache: Cache) -> Usage:
     """What decoding with this cache has read so far, over all served layers."""
     return reduce(lambda total, layer: total + layer.usage, served_layers(cache), Usage())
+
+
+def activated(cache: Cache) -> Activated:
+    """Weights that decoding with this cache has read so far, and skipped."""
+    steps = sparse_steps(cache)
+    return Activated() if steps is None else steps.activated
 
 
 def footprint(cache: Cache) -> Footprint:

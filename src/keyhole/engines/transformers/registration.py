@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock
 
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from keyhole.engines.transformers.attention import keyhole_attention
+from keyhole.engines.transformers.skipping import SkippingModules
+from keyhole.feedforward import FeedForward
 
 NAME = "keyhole"
 
 
 @dataclass
 class _Switch:
-    """A configuration whose attention is Keyhole's: for so many open blocks, or `kept` so until `detach`."""
+    """A configuration whose attention is Keyhole's: for so many open blocks, or `kept` so until `detach`.
+
+    `skipping` are the modules that skip weights in models of this configuration, by the models' ids.
+    """
 
     config: PreTrainedConfig
     previous: str
     blocks: int = 0
     kept: bool = False
+    skipping: dict[int, SkippingModules] = field(default_factory=dict)
 
 
 # Keyed by the id of a configuration, which models may share; the entry keeps it alive.
@@ -31,10 +37,13 @@ _lock = RLock()
 
 
 @contextmanager
-def switched(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` call Keyhole's attention function inside the block; blocks may nest and overlap."""
+def switched(model: PreTrainedModel, feedforward: FeedForward | None = None) -> Iterator[None]:
+    """Let `model` call Keyhole's attention function, and skip weights, inside the block.
+
+    Blocks may nest and overlap.
+    """
     with _lock:
-        switch = _switch(model)
+        switch = _switch(model, feedforward)
         switch.blocks += 1
     try:
         yield
@@ -44,14 +53,14 @@ def switched(model: PreTrainedModel) -> Iterator[None]:
             _restore_unneeded(model, switch)
 
 
-def keep_switched(model: PreTrainedModel) -> None:
-    """Let `model` call Keyhole's attention function until `detach`."""
+def keep_switched(model: PreTrainedModel, feedforward: FeedForward | None = None) -> None:
+    """Let `model` call Keyhole's attention function, and skip weights, until `detach`."""
     with _lock:
-        _switch(model).kept = True
+        _switch(model, feedforward).kept = True
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Restore the attention function a model had before `make_cache`.
+    """Restore the attention function and the modules a model had before `make_cache`.
 
     Nothing happens to a model that was not switched; inside an `attach` block, the block's end restores it.
     """
@@ -67,7 +76,7 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
 
 
-def _switch(model: PreTrainedModel) -> _Switch:
+def _switch(model: PreTrainedModel, feedforward: FeedForward | None) -> _Switch:
     config = text_config(model)
     switch = _switches.get(id(config))
     if switch is None:
@@ -75,12 +84,22 @@ def _switch(model: PreTrainedModel) -> _Switch:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         switch = _switches[id(config)] = _Switch(config, str(config._attn_implementation))
         _set_attention(model, NAME)
+    if feedforward is not None and feedforward.thresholds:
+        try:
+            if id(model) not in switch.skipping:
+                switch.skipping[id(model)] = SkippingModules(model)
+            switch.skipping[id(model)].put(feedforward)
+        except BaseException:
+            _restore_unneeded(model, switch)
+            raise
     return switch
 
 
 def _restore_unneeded(model: PreTrainedModel, switch: _Switch) -> None:
     if not switch.blocks and not switch.kept:
         _set_attention(model, switch.previous)
+        for modules in switch.skipping.values():
+            modules.remove()
         del _switches[id(switch.config)]
 
 

@@ -1,0 +1,70 @@
+"""`keyhole calibrate chess`."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keyhole.cli import options
+from keyhole.cli.outputs import check_writable
+
+_SETTINGS = "activations.json"
+
+
+def chess(
+    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Directory that what was found goes to.")],
+    model: options.Model = None,
+    sparsity: Annotated[
+        float, typer.Option(help="Share of channels to skip; the directory serves all shares.")
+    ] = 0.5,
+    attention: Annotated[bool, typer.Option(help="Projections of attention skip inputs, too.")] = True,
+    first: Annotated[str, typer.Option(help="Factor computed for all channels: `gate` or `up`.")] = "gate",
+    weighting: Annotated[
+        str, typer.Option(help="What a channel's importance is weighed by: `mean`, `norm` or `none`.")
+    ] = "mean",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text taken at most.")] = 65_536,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of one prompt at most.")] = 2048,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find how large a model's activations usually are, for chess, on text like that it will read."""
+    check_writable(out / _SETTINGS, "--out")
+    from keyhole.cli.calibrate.prompts import prompts_of
+    from keyhole.cli.console import progress, stderr, stdout
+    from keyhole.cli.inputs import load, read_text
+    from keyhole.engines.transformers.activations import fit_activations
+    from keyhole.engines.transformers.fingerprint import fingerprint
+    from keyhole.engines.transformers.weights import activated_share
+    from keyhole.feedforward.file import write_activations
+    from keyhole.methods import Chess
+
+    method = Chess(sparsity=sparsity, attention=attention, file=str(out), first=first, weighting=weighting)
+    texts = [read_text(str(path)) for path in text]
+    loaded = load(model, threads)
+    prompts = prompts_of(loaded, texts, tokens, context)
+    with progress(quiet) as report:
+        done = count(1)
+        report("prompts", 0, 2 * len(prompts))
+        found = fit_activations(
+            loaded.model,
+            prompts,
+            rule=method.rule,
+            attention=attention,
+            computed=lambda: report("prompts", next(done), 2 * len(prompts)),
+        )
+    write_activations(
+        out,
+        found,
+        model=fingerprint(loaded.model),
+        rule=method.rule,
+        attention=attention,
+        tokens=sum(ids.shape[1] for ids in prompts),
+    )
+    if not quiet:
+        share = activated_share(loaded.model, sparsity, attention=attention)
+        stderr().print(f"a step reads {share:.1%} of the weights", highlight=False)
+    stdout().print(str(method), highlight=False, soft_wrap=True, markup=False)

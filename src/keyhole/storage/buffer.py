@@ -119,8 +119,8 @@ class GrowingBuffer(Buffer):
     def _grow(self, rows: Tensor, needed: int) -> None:
         old = self._data
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
-        fresh = old is None or not old.shape[2]
-        capacity = needed + self._spare if fresh else max(needed, 2 * old.shape[2])
+        held = 0 if old is None else old.shape[2]
+        capacity = max(needed, 2 * held) if held else needed + self._spare
         batch, heads, _, width = rows.shape
         grown = self._allocate((batch, heads, capacity, width), rows)
         if old is not None:

@@ -72,12 +72,9 @@ def prompt(
 
 
 def named(given: list[str], *, selecting: bool = False) -> list[str]:
-    """The methods given; `all` are all but the dense one, or those that select."""
-    from keyhole.methods import METHODS, RetrievalMethod
+    """The methods given; `all` are those that select or drop tokens, or only those that select."""
+    from keyhole.methods import METHODS, EvictionMethod, RetrievalMethod
 
-    every = [
-        name
-        for name, kind in METHODS.items()
-        if (issubclass(kind, RetrievalMethod) if selecting else name != "dense")
-    ]
+    kinds = RetrievalMethod if selecting else (RetrievalMethod, EvictionMethod)
+    every = [name for name, kind in METHODS.items() if issubclass(kind, kinds)]
     return list(dict.fromkeys(spec for each in given for spec in (every if each == "all" else [each])))

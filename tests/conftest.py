@@ -1,5 +1,7 @@
 """Settings of all tests: properties are checked on the same examples each time, and nothing is timed."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -8,6 +10,10 @@ from keyhole.engines.transformers import cache
 
 settings.register_profile("keyhole", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keyhole")
+
+# Triton kernels run without a GPU in Triton's interpreter, which it asks for when they are defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Tensors are tiny here: handing them to several threads takes longer than the work.
 torch.set_num_threads(1)

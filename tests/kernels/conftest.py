@@ -1,4 +1,4 @@
-"""Every instruction-set level that is built and that this CPU can run.
+"""Every instruction-set level that is built and that this CPU can run, and Triton's kernels.
 
 KEYHOLE_TEST_LIBRARIES names a directory of other builds, such as those of `make sanitize`.
 """
@@ -29,6 +29,18 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, then the native code at each level."""
     if request.param == "reference":
         yield "reference"
+        return
+    with kernels.cpu_level(request.param):
+        yield "native"
+
+
+@pytest.fixture(params=["reference", *_LEVELS, "triton"])
+def any_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `impl`, and then the Triton kernels, interpreted where there is no GPU."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    if request.param in ("reference", "triton"):
+        yield request.param
         return
     with kernels.cpu_level(request.param):
         yield "native"

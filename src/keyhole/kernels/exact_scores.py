@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import FLOATS, TYPES, call
 
 
@@ -25,6 +25,10 @@ def exact_scores(
         raise ValueError(f"slots {first}..{last} lie outside 0..{keys.shape[1]}")
     if use_native(impl, query, keys, supported=keys.dtype in FLOATS):
         return _native(query.float().contiguous(), keys[:, first:last], scale)
+    if use_triton(impl, query, keys, supported=keys.dtype in FLOATS):
+        from keyhole.kernels.gpu.exact_scores import exact_scores as on_gpu
+
+        return on_gpu(query, keys[:, first:last], scale)
     return query.float() @ keys[:, first:last].float().transpose(1, 2) * scale
 
 

@@ -1,0 +1,29 @@
+"""What the Triton kernels share."""
+
+import os
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The interpreter multiplies the bits of bfloat16 numbers as integers, and sums halves in half precision.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+LEAST = 16  # rows and columns of the least matrix product
+
+
+@triton.jit
+def product(a, b):
+    """a [M, K] times b [K, N] in float32, both of one dtype; little of float32 is lost on tensor cores."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+def padded(size: int, least: int = LEAST) -> int:
+    """The power of two that holds `size`, as tiles have to be."""
+    return max(least, triton.next_power_of_2(size))
+
+
+def rows_first(tensor: Tensor) -> Tensor:
+    """The tensor with its last dimension dense; a copy only where it is not."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -45,7 +45,7 @@ class _Methods(TorchFunctionMode):
 
 @contextmanager
 def without_waiting(monkeypatch) -> Iterator[None]:
-    """Raise WaitedError where the block would wait. What Triton's interpreter does inside a kernel is its own."""
+    """Raise WaitedError where the block would wait; Triton's interpreter may, inside a kernel."""
     from triton.runtime.interpreter import GridExecutor
 
     run = GridExecutor.__call__

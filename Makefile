@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 demo: install
 	mkdir -p demo
-	$(BIN)/keyhole compare --json demo/compare.json --plot demo/compare.png
+	$(BIN)/keyhole compare --samples 6 --json demo/compare.json --plot demo/compare.png
 
 test: install
 	$(BIN)/python -m pytest

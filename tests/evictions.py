@@ -2,9 +2,23 @@
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
+from keyhole.methods import Recipe
 from tests import oracles
 from tests.layers import Layer
+
+HISTORIES = st.lists(
+    st.one_of(
+        st.tuples(st.just("prompt"), st.sampled_from([2, 31, 100])),
+        st.tuples(st.just("step"), st.integers(1, 9)),
+        st.tuples(st.just("crop"), st.integers(7, 120)),
+        st.tuples(st.just("reorder"), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    min_size=1,
+    max_size=8,
+)
 
 
 class Evicting(Layer):
@@ -34,9 +48,38 @@ class Evicting(Layer):
         super().crop(length)
         self.cropped = min(self.length, length)
 
+    def prompt(self, tokens):
+        self.append(tokens)
+        self.attend(tokens)
+
     def step(self):
         self.append(1)
         return self.attend()
+
+    def steps(self, count):
+        for _ in range(count):
+            self.step()
+
+    def restart(self, spec):
+        """Go on in a fresh cache, from what the state of this one says."""
+        state = {name: tensor.clone() for name, tensor in self.cache.state().items()}
+        fresh = Recipe.parse(spec).layers(1)[0]
+        fresh.restore(state, self.cache.indexed)
+        fresh.observer, self.cache = self._observe, fresh
+
+    def live(self, spec, history):
+        """One of HISTORIES, after a prompt, each step checked."""
+        act = {
+            "prompt": self.prompt,
+            "step": self.steps,
+            "crop": self.crop,
+            "reorder": self.reorder,
+            "restart": lambda _: self.restart(spec),
+        }
+        self.prompt(13)
+        for action, argument in history:
+            act[action](argument)
+        self.step()
 
 
 def check_read(layer, out, reads):

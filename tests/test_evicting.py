@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from keyhole.attention import Logits
 from keyhole.evicting import EvictingLayer
 from keyhole.methods import Recipe
-from tests.evictions import Evicting, counts
+from tests.evictions import HISTORIES, Evicting, counts
 from tests.layers import check_dense
 from tests.small import EVICTING
 
@@ -176,16 +176,7 @@ def test_a_restored_layer_goes_on_alike(name, every):
 @pytest.mark.parametrize("name", EVICTING)
 @settings(max_examples=10)
 @given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("prompt"), st.sampled_from([2, 31, 100])),
-            st.tuples(st.just("step"), st.integers(1, 9)),
-            st.tuples(st.just("crop"), st.integers(7, 120)),
-            st.tuples(st.just("reorder"), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
-        ),
-        min_size=1,
-        max_size=8,
-    ),
+    HISTORIES,
     st.booleans(),
     st.integers(0, 3),
     st.sampled_from(["pieces", "whole"]),
@@ -194,20 +185,7 @@ def test_a_restored_layer_goes_on_alike(name, every):
 def test_any_history(name, history, padded, every, prompt, seed):
     spec = spec_of(name, every=every, prompt=prompt)
     layer = Evicting(spec, batch=2, padding=[0, 6] if padded else None, seed=seed)
-    layer.append(13)
-    layer.attend(13)
-    for action, argument in history:
-        if action == "prompt":
-            layer.append(argument)
-            layer.attend(argument)
-        elif action == "step":
-            for _ in range(argument):
-                layer.step()
-        elif action == "crop":
-            layer.crop(argument)
-        else:
-            layer.reorder(argument)
-    layer.step()
+    layer.live(spec, history)
 
 
 @pytest.mark.parametrize("name", EVICTING)

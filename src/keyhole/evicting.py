@@ -138,15 +138,13 @@ class EvictingLayer(LayerCache):
     def _crop(self, length: int) -> None:
         tokens = self.length - length
         if length == 0:
-            self.storage.crop(0)
+            super()._crop(0)
             self.retention.scorer.clear()
             self.kept.clear()
         elif tokens > 0:
             self.retention.scorer.crop(tokens)
             self._cut(length)
             self.kept.forget(length)
-        if length == 0 and self.selector is not None:
-            self.selector.crop(0)
 
     def _cut(self, length: int) -> None:
         """Drop the positions from `length` on; where heads have kept as many of them, indexes stay."""
@@ -154,7 +152,8 @@ class EvictingLayer(LayerCache):
         gone = (positions >= length).sum(-1)
         chosen = Chosen(*packed_slots((positions >= 0) & (positions < length)))
         left = self.kept.slots - int(gone[0, 0])
-        if left == 0 or (gone != gone[0, 0]).any():
+        # All rows may begin with filling, after beams took the shorter one.
+        if left == 0 or left != int(chosen.counts.max()) or (gone != gone[0, 0]).any():
             self._keep(chosen)
             return
         super()._crop(left)

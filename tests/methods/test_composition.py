@@ -11,6 +11,7 @@ from keyhole.errors import SpecError
 from keyhole.methods import METHODS, EvictionMethod, Recipe
 from keyhole.methods.registry import METHODS as REGISTERED
 from tests.composed import Composed
+from tests.evictions import HISTORIES
 from tests.layers import check_dense
 from tests.tiny import prompt, tiny_model
 
@@ -120,17 +121,7 @@ def test_order_does_not_matter(second):
 @pytest.mark.parametrize("second", SELECTING)
 @settings(max_examples=10)
 @given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("prompt"), st.sampled_from([2, 31, 100])),
-            st.tuples(st.just("step"), st.integers(1, 9)),
-            st.tuples(st.just("crop"), st.integers(7, 120)),
-            st.tuples(st.just("reorder"), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
-            st.tuples(st.just("restart"), st.none()),
-        ),
-        min_size=1,
-        max_size=8,
-    ),
+    HISTORIES,
     st.booleans(),
     st.sampled_from(["pieces", "whole"]),
     st.integers(0, 9),
@@ -138,22 +129,12 @@ def test_order_does_not_matter(second):
 def test_any_history(first, second, history, padded, when, seed):
     """Prompts and turns, crops, beams and restarts, each step checked."""
     spec = f"{evicting(first)} + {selecting(second)}".replace("prompt=pieces", f"prompt={when}")
-    live(Composed(spec, batch=2, padding=[0, 6] if padded else None, seed=seed), spec, history)
+    Composed(spec, batch=2, padding=[0, 6] if padded else None, seed=seed).live(spec, history)
 
 
 @settings(max_examples=25)
 @given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("prompt"), st.sampled_from([2, 31, 100])),
-            st.tuples(st.just("step"), st.integers(1, 9)),
-            st.tuples(st.just("crop"), st.integers(7, 120)),
-            st.tuples(st.just("reorder"), st.lists(st.integers(0, 1), min_size=2, max_size=2)),
-            st.tuples(st.just("restart"), st.none()),
-        ),
-        min_size=1,
-        max_size=8,
-    ),
+    HISTORIES,
     st.booleans(),
     st.sampled_from(["device", "host", "disk"]),
     st.booleans(),
@@ -162,29 +143,7 @@ def test_any_history(first, second, history, padded, when, seed):
 def test_any_history_of_both_stages_of_one_method(history, padded, place, per_head, seed):
     spec = f"mpcache(keep=30, budget=5, sinks=2, window=6, fine=2, coarse=6, dense_below=0, place={place}"
     spec += f", per_head={str(per_head).lower()})"
-    live(Composed(spec, batch=2, padding=[0, 6] if padded else None, seed=seed), spec, history)
-
-
-def live(layer, spec, history):
-    layer.append(13)
-    layer.attend(13)
-    for action, argument in history:
-        if action == "prompt":
-            layer.append(argument)
-            layer.attend(argument)
-        elif action == "step":
-            for _ in range(argument):
-                layer.step()
-        elif action == "crop":
-            layer.crop(argument)
-        elif action == "restart":
-            state = {name: tensor.clone() for name, tensor in layer.cache.state().items()}
-            fresh = Recipe.parse(spec).layers(1)[0]
-            fresh.restore(state, layer.cache.indexed)
-            fresh.observer, layer.cache = layer._observe, fresh
-        else:
-            layer.reorder(argument)
-    layer.step()
+    Composed(spec, batch=2, padding=[0, 6] if padded else None, seed=seed).live(spec, history)
 
 
 def test_a_crop_of_generated_tokens_leaves_the_index():

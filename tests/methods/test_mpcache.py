@@ -127,8 +127,8 @@ def test_keeping_everything_leaves_that_question_to_others():
         ({"keep": "mass=0.9"}, "counts depend on the text"),
         ({"coarse": 24}, "multiple of fine=16"),
         ({"coarse": 8}, "at least 16"),
-        ({"alpha": 1.5}, r"\[0, 1\]"),
-        ({"survivors": -0.1}, r"\[0, 1\]"),
+        ({"alpha": 1.5}, "give a number, 0 to 1"),
+        ({"survivors": -0.1}, "give a number, 0 to 1"),
         ({"share": 1}, "true nor false"),
     ],
 )

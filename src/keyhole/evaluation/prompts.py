@@ -77,6 +77,7 @@ class Prompt:
         for layer in cache.layers:
             if isinstance(layer, KeyholeLayer):
                 layer.inner = _Noting(DensePrefill(), DeviceStorage())
+                layer.inner.remember = _PIECE
         _copy(self._dense.cache, cache)
         others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
         seconds = prefill(self.model, self.tokens[:, -1:], cache)
@@ -99,7 +100,6 @@ def _copy(source: DynamicCache, target: DynamicCache) -> None:
     for index, held in enumerate(source.layers):
         mine = target.layers[index]
         if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
-            mine.inner.remember = held.inner.remember
             mine.inner.take(held.inner)
             mine.is_initialized = True
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.recording import record
+from keyhole.engines.transformers.recording import recorded
 from keyhole.errors import UnsupportedModelError
 from keyhole.methods.delta import Delta, default_full, roles
 from keyhole.prefill import DensePrefill
@@ -79,8 +79,7 @@ def attention_shift(
 
 
 def _shift(model: PreTrainedModel, text: Tensor) -> dict[int, float]:
-    recorders: dict[int, _Recorder] = {}
-    record(model, text, lambda place: recorders.setdefault(place, _Recorder()))
+    recorders = recorded(model, [text], lambda _: _Recorder())
     if len(recorders) < 2:
         raise UnsupportedModelError(
             f"{type(model).__name__} has {len(recorders)} layers that attend to the whole sequence; "

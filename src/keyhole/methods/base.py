@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, ClassVar
 
 from keyhole.budget import Budget
@@ -121,6 +122,14 @@ def check_range(method: str, option: str, value: Any, low: int, high: int | None
     if not whole or value < low or (high is not None and value > high):
         allowed = f"at least {low}" if high is None else f"{low} to {high}"
         raise SpecError(f"{method}: {option}={value!r} is out of range; give a whole number, {allowed}")
+
+
+def check_number(method: str, option: str, value: Any, low: float, high: float | None = None) -> None:
+    """Raise SpecError unless `value` is a finite number in [low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not number or value < low or (high is not None and value > high):
+        allowed = f"at least {low}" if high is None else f"{low} to {high}"
+        raise SpecError(f"{method}: {option}={value!r} is out of range; give a number, {allowed}")
 
 
 def check_flag(method: str, option: str, value: Any) -> None:

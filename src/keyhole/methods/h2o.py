@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole import kernels
-from keyhole.errors import SpecError
-from keyhole.methods.base import check_choice, check_flag, check_range
+from keyhole.methods.base import check_choice, check_flag, check_number, check_range
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import ALIKE, EVICTED, Differs, Facts
 from keyhole.retention import Accumulated, Keeping, LayerShare, NoiseSource, Schedule, Scorer
@@ -52,7 +51,7 @@ class H2O(EvictionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self.name, "recent", self.recent, 0.0, 1.0)
+        check_number(self.name, "recent", self.recent, 0.0, 1.0)
         check_range(self.name, "queries", self.queries, 0)
         check_flag(self.name, "normalise", self.normalise)
 
@@ -105,7 +104,7 @@ class Keyformer(H2O):
         check_choice(self.name, "noise", self.noise, (*kernels.NOISES, "none"))
         check_range(self.name, "seed", self.seed, 0)
         for option in ("tau_init", "tau_end"):
-            _check_number(self.name, option, getattr(self, option), 0.01, 100.0)
+            check_number(self.name, option, getattr(self, option), 0.01, 100.0)
         check_range(self.name, "generate", self.generate, 1)
         check_flag(self.name, "freeze_keys", self.freeze_keys)
         check_flag(self.name, "shared_selection", self.shared_selection)
@@ -119,10 +118,3 @@ class Keyformer(H2O):
             freeze=self.freeze_keys,
             shared=self.shared_selection,
         )
-
-
-def _check_number(method: str, option: str, value: float, low: float, high: float) -> None:
-    """Raise SpecError unless `value` is a number in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise SpecError(f"{method}: {option}={value!r} is out of range; give a number, {low} to {high}")

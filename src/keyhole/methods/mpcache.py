@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from keyhole.budget import Budget
 from keyhole.errors import SpecError
-from keyhole.methods.base import RetrievalMethod, check_flag, check_range
+from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.retention import BestTokens, Equal, Keeping, NewestShare, Retention, share
 from keyhole.selection import ClusterSelector, FollowingClusters, Selector
@@ -87,10 +87,7 @@ class MPCache(RetrievalMethod):
         if self.coarse % self.fine:
             raise SpecError(f"{self.name}: coarse={self.coarse} is not a multiple of fine={self.fine}")
         for option in ("survivors", "alpha"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise SpecError(
-                    f"{self.name}: {option}={getattr(self, option)!r} is no share; give a number in [0, 1]"
-                )
+            check_number(self.name, option, getattr(self, option), 0, 1)
 
     @property
     def needs_positions(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole.errors import SpecError
-from keyhole.methods.base import RetrievalMethod, check_flag, check_range
+from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.prefill import ChunkedPrefill, Prefill
 from keyhole.rope import FixedDistance
@@ -76,8 +76,8 @@ class TokenSelect(RetrievalMethod):
         check_range(self.name, "chunk", self.chunk, 1)
         for option in ("per_head", "scaled_vote", "sparse_prefill", "renumber"):
             check_flag(self.name, option, getattr(self, option))
-        if self.reuse is not None and not -1 <= self.reuse <= 1:
-            raise SpecError(f"{self.name}: reuse={self.reuse!r} is no cosine; give a number in [-1, 1]")
+        if self.reuse is not None:
+            check_number(self.name, "reuse", self.reuse, -1, 1)
         if self.distance is not None:
             check_range(self.name, "distance", self.distance, self.window)
         if self.renumber:

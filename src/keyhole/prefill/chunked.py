@@ -129,7 +129,7 @@ class ChunkedPrefill(Prefill):
 
     def _reads_all(self, where: Regions) -> bool:
         candidates = [max(where.last - first, 0) for first in where.first.tolist()]
-        limits = [self.budget.limit(where.length - unused) for unused in where.padding]
+        limits = [self.budget.limit(tokens) for tokens in where.context]
         allowed = all(c <= limit for c, limit in zip(candidates, limits, strict=True))
         return allowed if self.budget.mass is None else not any(candidates)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def read_thresholds(directory: str | Path, setting: Setting, reach: Reach) -> li
             f"{directory}: the thresholds were made for {Reach(**settings['reach'])}, not {reach}; "
             "give those options, or calibrate again with these"
         )
-    _FILES.written(directory)  # that there are any
-    held = {int(place): tau for place, tau in _FILES.tensors(directory).items()}
+    held = _thresholds(directory, _FILES.written(directory))
     return _FILES.of_layers(directory, held, setting)
+
+
+@lru_cache(maxsize=2)  # every request asks for them
+def _thresholds(source: str | Path, _written: int) -> dict[int, Tensor]:
+    return {int(place): tau for place, tau in _FILES.tensors(source).items()}

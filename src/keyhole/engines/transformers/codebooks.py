@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.recording import record
+from keyhole.engines.transformers.recording import recorded
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.prefill import DensePrefill
 from keyhole.rope import Rope
@@ -73,27 +73,13 @@ def fit_codebooks(
         UnsupportedModelError: the model cannot be served, or its rotations are not understood.
         ValueError: fewer keys than codewords.
     """
-    recorders = _record(model, prompts, distance)
+    recorders = recorded(model, prompts, lambda place: Recorder(layer_rope(model, place), distance))
     found: dict[int, Fitted] = {}
     for place in sorted(recorders):
         # Not needed again, and there are many.
         found[place] = _fit(recorders.pop(place), model.device, codewords, iterations)
         fitted(len(found), len(found) + len(recorders))
     return found
-
-
-def _record(model: PreTrainedModel, prompts: Iterable[Tensor], distance: int) -> dict[int, Recorder]:
-    recorders: dict[int, Recorder] = {}
-
-    def recorder(place: int) -> Recorder:
-        if place not in recorders:
-            recorders[place] = Recorder(layer_rope(model, place), distance)
-        return recorders[place]
-
-    for ids in prompts:
-        if ids.shape[1] > 1:
-            record(model, ids, recorder)
-    return recorders
 
 
 def _fit(recorder: Recorder, device: torch.device, codewords: int, iterations: int) -> Fitted:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,33 @@ from keyhole.engines.transformers.registration import switched
 from keyhole.engines.transformers.support import check_supported
 from keyhole.methods.recipe import Recipe
 from keyhole.prefill import Prefill
+
+_Recorder = TypeVar("_Recorder", bound=Prefill)
+
+
+def recorded(
+    model: PreTrainedModel, prompts: Iterable[Tensor], make: Callable[[int], _Recorder]
+) -> dict[int, _Recorder]:
+    """A recorder for each served layer, by its place in the model, that has seen all prompts.
+
+    Args:
+        prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
+        make: gives the recorder of a layer.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served.
+    """
+    found: dict[int, _Recorder] = {}
+
+    def recorder(place: int) -> _Recorder:
+        if place not in found:
+            found[place] = make(place)
+        return found[place]
+
+    for ids in prompts:
+        if ids.shape[1] > 1:
+            record(model, ids, recorder)
+    return found
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.recording import record
+from keyhole.engines.transformers.recording import recorded
 from keyhole.errors import UnsupportedModelError
 from keyhole.kernels import Reach
 from keyhole.prefill import DensePrefill
@@ -57,16 +57,7 @@ def fit_thresholds(
         UnsupportedModelError: the model cannot be served, or has soft-capped logits or sink logits.
         ValueError: no prompt is of two tokens.
     """
-    fits: dict[int, ThresholdFit] = {}
-
-    def fitter(place: int) -> _Fitter:
-        if place not in fits:
-            fits[place] = ThresholdFit(reach, error, kind=kind)
-        return _Fitter(fits[place], fitted)
-
-    for ids in prompts:
-        if ids.shape[1] > 1:
-            record(model, ids, fitter)
-    if not fits:
+    fitters = recorded(model, prompts, lambda _: _Fitter(ThresholdFit(reach, error, kind=kind), fitted))
+    if not fitters:
         raise ValueError("no prompt has two tokens; give more text")
-    return {place: fit.tau for place, fit in fits.items()}
+    return {place: fitter.fit.tau for place, fitter in fitters.items()}

@@ -14,7 +14,8 @@ def competing(first, last, length):
     none = torch.zeros(len(first), 0, dtype=torch.int32)
     padding = (0,) * len(first)
     context = (length,) * len(first)
-    return Regions(length, padding, context, none, none.sum(1).int(), first, last)
+    stop = torch.full_like(first, last)
+    return Regions(length, padding, context, none, none.sum(1).int(), first, last, stop)
 
 
 def stored(keys):

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from keyhole.engines.transformers import (
         activated,
         attach,
+        captured,
+        captured_generate,
         detach,
         footprint,
         load_cache,
@@ -40,6 +42,8 @@ __all__ = [
     "UnsupportedModelError",
     "activated",
     "attach",
+    "captured",
+    "captured_generate",
     "default_model",
     "detach",
     "footprint",
@@ -56,6 +60,8 @@ _HOMES = {
     "keyhole.engines.transformers": (
         "activated",
         "attach",
+        "captured",
+        "captured_generate",
         "detach",
         "footprint",
         "load_cache",

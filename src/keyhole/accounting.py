@@ -42,6 +42,10 @@ class Usage:
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, float(selection.mass.mean()), read_bytes)
 
+    def record_steps(self, steps: int, tokens: float, read: float, mass: float, read_bytes: float) -> None:
+        """Count steps, each of which did this in the mean."""
+        self._add(tokens * steps, read * steps, mass * steps, read_bytes * steps, steps=steps)
+
     def record_lookups(self, lookups: Lookups) -> None:
         """Take over what a storage's block cache has counted so far."""
         self.hits, self.misses = lookups

@@ -124,6 +124,11 @@ class LayerCache:
         if other._prompted is not None:
             self.see(other._prompted)
 
+    @property
+    def selects(self) -> bool:
+        """Whether a step would read a selection now, and not everything."""
+        return self._reader is not None and not self._wants_all(self._reader)
+
     def _wants_all(self, reader: Reader) -> bool:
         return reader.wants_all(self.storage.length, self.length)
 
@@ -213,7 +218,7 @@ class LayerCache:
     @lasting()
     def prepare(self, mask: Tensor | None = None) -> None:
         """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
-        if self._reader is not None and not self._wants_all(self._reader):
+        if self._reader is not None and self.selects:
             self._reader.index(self.storage, mask, self._context)
 
 

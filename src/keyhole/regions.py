@@ -19,7 +19,8 @@ class Regions(NamedTuple):
         always: int32 `[B, A]`, the slots of sinks and window, ascending; filling after `always_counts`.
         always_counts: int32 `[B]`.
         first: int32 `[B]`.
-        last: where the window begins.
+        last: where the window begins; where steps are of fixed size, where it begins at the latest.
+        stop: int32 `[B]`, where the window begins.
     """
 
     length: int
@@ -29,6 +30,7 @@ class Regions(NamedTuple):
     always_counts: Tensor
     first: Tensor
     last: int
+    stop: Tensor
 
 
 @lru_cache(maxsize=16)
@@ -56,8 +58,11 @@ def regions(
     after_sinks = window_start.unsqueeze(1) + index - sink_counts
     slots = torch.where(index < sink_counts, starts.unsqueeze(1) + index, after_sinks)
     slots = slots.clamp(max=length - 1)
-    slots, counts, first = (tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first))
-    return Regions(length, padding, context, slots, counts, first, last)
+    stop = torch.full_like(first, last)
+    slots, counts, first, stop = (
+        tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first, stop)
+    )
+    return Regions(length, padding, context, slots, counts, first, last, stop)
 
 
 def left_padding(mask: Tensor, batch: int, *, empty: bool = False) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ READ = ["--read-tokens", "100"]
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path, tiny):
-    monkeypatch.setattr("keyhole.bench.timing.cache_bytes", lambda: 1 << 18)
+    monkeypatch.setattr("keyhole.bench.timing.cache_bytes", lambda *_: 1 << 18)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
 

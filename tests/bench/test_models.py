@@ -37,7 +37,7 @@ def test_step_has_each_method_against_transformers_and_dense(tiny, evictor, made
 
 
 def test_step_goes_one_after_the_other_where_memory_is_short(tiny, evictor, monkeypatch):
-    monkeypatch.setattr(step_module, "free_bytes", lambda: 0)
+    monkeypatch.setattr(step_module, "free_bytes", lambda *_: 0)
     result = step(tiny, [PQ, "oracle"], evictor=evictor, **SIZES)[0]
     assert len(checked_rows([result])) == 4
     assert any("one after the other" in note for note in result.notes)

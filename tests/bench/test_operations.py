@@ -15,7 +15,7 @@ from keyhole.bench.scan import scan
 
 KEYS = [
     *("op", "method", "impl", "tokens", "query_heads", "kv_heads", "head_dim", "dtype", "read_tokens"),
-    *("ms", "bytes", "bandwidth_share", "baseline", "baseline_ms", "ratio"),
+    *("ms", "bytes", "bandwidth_share", "baseline", "baseline_ms", "ratio", "batch"),
 ]
 PQ = "pqcache(subspaces=4, bits=4, iterations=1)"
 

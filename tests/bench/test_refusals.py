@@ -89,7 +89,7 @@ def test_nan_is_refused():
 
 
 def test_what_does_not_fit_into_memory_is_refused(case, evictor, tiny, monkeypatch):
-    monkeypatch.setattr(machine, "free_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "free_bytes", lambda *_: 1 << 20)
     for measure in (
         lambda: decode(case, PQ, rounds=1, evictor=evictor),
         lambda: gather(case, rounds=1, evictor=evictor),

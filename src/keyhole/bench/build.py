@@ -30,7 +30,7 @@ def build(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) ->
         CheckFailedError: a step with the built index is not exact over what it reads.
     """
     recipe = case.recipe(method)
-    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
+    source = case.source()
     filled = filled_layer(case, recipe, source)
     held: list[LayerCache] = []
 

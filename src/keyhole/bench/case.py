@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from keyhole.attention import Logits
+from keyhole.bench.synthetic import Synthetic
 from keyhole.budget import Budget
 from keyhole.methods.recipe import Recipe
 
@@ -19,6 +20,8 @@ class Case:
 
     Attributes:
         read_tokens: tokens a step reads beside sinks and window; 0 leaves the method its own budget.
+        batch: sequences, each of so many tokens.
+        device: where they lie.
     """
 
     tokens: int
@@ -28,9 +31,11 @@ class Case:
     dtype: str = "float32"
     read_tokens: int = 2048
     seed: int = 0
+    batch: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "query_heads", "kv_heads", "head_dim"):
+        for name in ("tokens", "query_heads", "kv_heads", "head_dim", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; give at least 1")
         if self.query_heads % self.kv_heads:
@@ -55,11 +60,22 @@ class Case:
     @property
     def cache_bytes(self) -> int:
         """Bytes of all keys and values."""
-        return self.tokens * self.token_bytes
+        return self.batch * self.tokens * self.token_bytes
 
     @property
     def logits(self) -> Logits:
         return Logits(self.head_dim**-0.5)
+
+    def source(self, layer: int = 0) -> Synthetic:
+        """The stream of tokens of a layer."""
+        return Synthetic(
+            self.kv_heads,
+            self.head_dim,
+            dtype=self.torch_dtype,
+            device=self.device,
+            seed=self.seed + layer,
+            batch=self.batch,
+        )
 
     def recipe(self, method: str | Recipe) -> Recipe:
         """A method, reading what this case asks for."""

@@ -1,9 +1,11 @@
 """What must hold before a time means anything.
 
-Legend: H query heads, Hkv KV heads, G = H / Hkv, S slots read, D head size.
+Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, S slots read, D head size.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -58,32 +60,32 @@ def check_selective_step(layer: LayerCache, query: Tensor, logits: Logits) -> No
 def check_observation(
     seen: Observation | None, layer: LayerCache, query: Tensor, out: Tensor, logits: Logits
 ) -> None:
-    """Compare `out [1, H, 1, Dv]` of a step with exact attention over what it read; None means everything."""
+    """Compare `out [B, H, 1, Dv]` of a step with exact attention over what it read; None means everything."""
     keys, values = layer.storage.keys(), layer.storage.values()
     groups = query.shape[1] // keys.shape[1]
-    for head in range(keys.shape[1]):
-        slots = slots_read(seen, head, keys.shape[2])[_filling(layer, head) :]
-        rows = query[0, head * groups : (head + 1) * groups, 0].float()
-        weights = (rows @ keys[0, head, slots].float().T * logits.scale).softmax(-1)
-        picked = values[0, head, slots].float()
-        found = out[0, head * groups : (head + 1) * groups, 0]
+    for row, head in product(range(keys.shape[0]), range(keys.shape[1])):
+        slots = slots_read(seen, head, keys.shape[2], row).to(keys.device)[_filling(layer, row, head) :]
+        asked = query[row, head * groups : (head + 1) * groups, 0].float()
+        weights = (asked @ keys[row, head, slots].float().T * logits.scale).softmax(-1)
+        picked = values[row, head, slots].float()
+        found = out[row, head * groups : (head + 1) * groups, 0]
         check_close(
             "attention over what was read", found, weights @ picked, values.dtype, float(picked.abs().max())
         )
 
 
-def _filling(layer: LayerCache, head: int) -> int:
+def _filling(layer: LayerCache, row: int, head: int) -> int:
     """Slots that a head begins with and that are no tokens, where heads keep different numbers."""
-    return int(layer.kept.filling[0, head]) if isinstance(layer, EvictingLayer) else 0
+    return int(layer.kept.filling[row, head]) if isinstance(layer, EvictingLayer) else 0
 
 
-def slots_read(seen: Observation | None, head: int, tokens: int) -> Tensor:
-    """The slots `[S]` a KV head read in a step of one batch row."""
+def slots_read(seen: Observation | None, head: int, tokens: int, row: int = 0) -> Tensor:
+    """The slots `[S]` a KV head of a batch row read in a step."""
     if seen is None:
         return torch.arange(tokens)
     selection, regions = seen.read.selection, seen.read.regions
-    picked = selection.slots[0, head, : int(selection.counts[0, head])]
-    slots = torch.cat([regions.always[0, : int(regions.always_counts[0])], picked]).long()
+    picked = selection.slots[row, head, : int(selection.counts[row, head])]
+    slots = torch.cat([regions.always[row, : int(regions.always_counts[row])], picked]).long()
     if slots.unique().numel() < slots.numel() or int(slots.min()) < 0 or int(slots.max()) >= tokens:
         raise CheckFailedError(
             f"KV head {head} read a slot twice, or outside 0 to {tokens - 1}; no time is reported"

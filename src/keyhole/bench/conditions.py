@@ -14,7 +14,7 @@ from keyhole.bench.timing import Evictor
 def conditions(command: str, results: Sequence[Result], evictor: Evictor, rounds: int) -> dict[str, Any]:
     """Machine, versions, date, the command and the notes of its results."""
     said = [note for result in results for note in result.notes]
-    return describe() | {
+    return describe(evictor.device) | {
         "command": command,
         "date": date.today().isoformat(),
         "notes": [*dict.fromkeys(said), fairness(evictor, rounds)],

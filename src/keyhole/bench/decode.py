@@ -27,7 +27,7 @@ def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -
         CheckFailedError: the step is not exact over what it reads.
     """
     recipe = case.recipe(method)
-    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
+    source = case.source()
     layer = filled_layer(case, recipe, source)
     built = clock(layer.prepare)
     token = new_token(case, source)

@@ -12,12 +12,12 @@ EXPANDED = "sdpa enable_gqa"
 
 
 def dense_baselines(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> list[Candidate]:
-    """One decode step of `query [1, H, 1, D]` over `keys`, `values [1, Hkv, N, D]` by torch.
+    """One decode step of `query [B, H, 1, D]` over `keys`, `values [B, Hkv, N, D]` by torch.
 
     Folded, the query heads of a group are the rows of one call, which reads K and V once for each KV head:
     the honest baseline. With `enable_gqa` torch reads them once for each query head.
     """
-    folded = query.reshape(1, keys.shape[1], -1, query.shape[-1])
+    folded = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
     cache_bytes = keys.nbytes + values.nbytes
     tokens = keys.shape[2]
     calls = {

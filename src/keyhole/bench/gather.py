@@ -13,7 +13,6 @@ from keyhole.bench.dense import dense_baselines
 from keyhole.bench.layers import layer_sizes, require_layer_memory
 from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate, Evictor
 from keyhole.storage import PRECISIONS, DeviceStorage, Storage, make_storage
 
@@ -30,7 +29,7 @@ def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> 
     if not 1 <= read <= case.tokens:
         raise ValueError(f"read_tokens={read} is out of range; give 1 to {case.tokens}, the tokens there are")
     require_layer_memory(case, copies=2)  # the drawn tokens exist twice while they are stored
-    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
+    source = case.source()
     query = source.query(case.query_heads)
     # Where decoding finds them: a cache's memory is laid out for reading scattered rows.
     storage = DeviceStorage()

@@ -21,7 +21,7 @@ _WORKING = 512 << 20  # bytes for the eviction buffer and temporaries
 
 
 class NewToken(NamedTuple):
-    """What a decode step brings: `query [1, H, 1, D]`, `key` and `value [1, Hkv, 1, D]`."""
+    """What a decode step brings: `query [B, H, 1, D]`, `key` and `value [B, Hkv, 1, D]`."""
 
     query: Tensor
     key: Tensor
@@ -58,7 +58,8 @@ def require_layer_memory(case: Case, copies: int = 1) -> None:
     Raises:
         ValueError: more is needed than is free.
     """
-    require_memory(f"a layer with {case.tokens} tokens", copies * case.cache_bytes + _WORKING)
+    needed = copies * case.cache_bytes + _WORKING
+    require_memory(f"a layer with {case.tokens} tokens", needed, torch.device(case.device))
 
 
 def new_token(case: Case, source: Synthetic) -> NewToken:
@@ -108,4 +109,4 @@ def step_usage(layer: LayerCache, run: Callable[[], object]) -> tuple[float, int
 
 def layer_sizes(case: Case) -> Sizes:
     """The sizes of a case, as a row states them."""
-    return Sizes(case.tokens, case.query_heads, case.kv_heads, case.head_dim, case.dtype)
+    return Sizes(case.tokens, case.query_heads, case.kv_heads, case.head_dim, case.dtype, case.batch)

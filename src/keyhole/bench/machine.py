@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from keyhole import __version__
-from keyhole.kernels import library
+from keyhole.kernels import dispatch, library
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_CPU = torch.device("cpu")
+_LARGE = 256 << 20
 _USUAL_CACHE = 32 << 20  # bytes of last-level cache where the system does not tell
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -36,8 +38,10 @@ def isa_level() -> str:
     return "none" if current is None else library.level_of(current)
 
 
-def implementation() -> str:
-    """Who computes an operation left to `auto` on this machine's CPU."""
+def implementation(device: torch.device = _CPU) -> str:
+    """Who computes an operation left to `auto` on this machine's CPU, or on its GPU."""
+    if device.type == "cuda":
+        return "triton" if dispatch.gpu_is_served(device) else "reference"
     return "native" if library.native_available() else "reference"
 
 
@@ -51,9 +55,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe() -> dict[str, object]:
-    """The machine as it computes now."""
-    return {
+def describe(device: torch.device = _CPU) -> dict[str, object]:
+    """The machine as it computes now, and the GPU where that is what computes."""
+    gpu: dict[str, object] = {"gpu": gpu_model(device)} if device.type == "cuda" else {}
+    return gpu | {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -64,15 +69,25 @@ def describe() -> dict[str, object]:
 
 
 @cache
-def cache_bytes() -> int:
-    """Bytes of the largest cache of a core, shared ones included."""
+def cache_bytes(device: torch.device = _CPU) -> int:
+    """Bytes of the largest cache of a core, shared ones included, or of a GPU."""
+    if device.type == "cuda":
+        # So much that reading it, which measures the bandwidth, outlasts starting to.
+        return max(torch.cuda.get_device_properties(device).L2_cache_size, _LARGE)
     sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
     known = [int(size[:-1]) * _UNITS[size[-1]] for size in sizes if size[-1:] in _UNITS]
     return max(known, default=_USUAL_CACHE)
 
 
-def free_bytes() -> int:
+def gpu_model(device: torch.device) -> str:
+    """What a GPU calls itself."""
+    return torch.cuda.get_device_name(device)
+
+
+def free_bytes(device: torch.device = _CPU) -> int:
     """Memory that can be had without swapping, or all there is where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     if _MEMINFO.exists():
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable"):
@@ -80,13 +95,13 @@ def free_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def require_memory(what: str, needed: float) -> None:
+def require_memory(what: str, needed: float, device: torch.device = _CPU) -> None:
     """Refuse what will not fit.
 
     Raises:
         ValueError: more bytes are needed than are free.
     """
-    free = free_bytes()
+    free = free_bytes(device)
     if needed > free:
         raise ValueError(
             f"{what} needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "

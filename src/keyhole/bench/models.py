@@ -40,7 +40,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:
     """A stream of tokens for each layer in turn; the same whenever it is asked."""
     for index in range(layers):
-        yield Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed + index)
+        yield case.source(index)
 
 
 def random_setting(model: PreTrainedModel) -> Setting:

@@ -61,7 +61,8 @@ def _machine(conditions: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     cores = f"{conditions['cores']} cores, threads used: {conditions['threads']}"
     kernels = f"native kernels: {conditions['isa_level']}"
-    return f"## {conditions['cpu']}\n\n{cores}, {kernels}, {conditions['system']}; {versions}.\n"
+    name = f"One {conditions['gpu']}" if "gpu" in conditions else conditions["cpu"]
+    return f"## {name}\n\n{cores}, {kernels}, {conditions['system']}; {versions}.\n"
 
 
 def _section(rows: Sequence[Row], conditions: dict[str, Any]) -> str:
@@ -77,7 +78,7 @@ def _cells(row: Row) -> list[str]:
     return [
         f"`{row.method}`",
         row.impl,
-        f"{row.tokens:,}",
+        f"{row.tokens:,}" if row.batch == 1 else f"{row.batch} x {row.tokens:,}",
         heads,
         str(row.head_dim),
         row.dtype,

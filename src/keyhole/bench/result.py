@@ -19,6 +19,7 @@ class Sizes(NamedTuple):
     kv_heads: int | None
     head_dim: int | None
     dtype: str
+    batch: int = 1
 
 
 class Timed(NamedTuple):

@@ -32,6 +32,7 @@ class Row:
     baseline: str
     baseline_ms: float
     ratio: float
+    batch: int = 1
 
 
 _KEYS = {field.name for field in fields(Row)}

@@ -15,7 +15,6 @@ from keyhole.bench.faiss_scan import faiss_baseline
 from keyhole.bench.layers import layer_sizes, require_layer_memory
 from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.synthetic import Synthetic
 from keyhole.bench.timing import Candidate, Evictor
 from keyhole.budget import Budget
 from keyhole.methods.pqcache import PQCache
@@ -54,7 +53,7 @@ def scan(
     recipe = case.recipe(method)
     coder = _quantiser(recipe, case.head_dim)
     require_layer_memory(case)
-    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, seed=case.seed)
+    source = case.source()
     query = source.query(case.query_heads)
     keys, values = source.keys_values(case.tokens)
     codes = _random_codes(case, coder)

@@ -30,7 +30,8 @@ def title(result: Result) -> str:
     if sizes.query_heads is None:
         return f"{result.op}: {sizes.tokens} x {sizes.head_dim}, {sizes.dtype}"
     heads = f"{sizes.query_heads} query heads, {sizes.kv_heads} KV heads of size {sizes.head_dim}"
-    return f"{result.op}: {sizes.tokens} tokens, {heads}, {sizes.dtype}"
+    batch = "" if sizes.batch == 1 else f"{sizes.batch} x "
+    return f"{result.op}: {batch}{sizes.tokens} tokens, {heads}, {sizes.dtype}"
 
 
 def _cells(one: Timed, bandwidth: float) -> list[str]:

@@ -43,6 +43,11 @@ def use_triton(impl: str, *tensors: Tensor, supported: bool = True) -> bool:
     return True
 
 
+def gpu_is_served(device: torch.device) -> bool:
+    """Whether a GPU computes with Triton kernels."""
+    return not _lacking(device)
+
+
 def _considers(impl: str, name: str) -> bool:
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r}, expected one of {', '.join(IMPLEMENTATIONS)}")

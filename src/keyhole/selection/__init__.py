@@ -1,6 +1,6 @@
 """Select: which kept tokens a query reads."""
 
-from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector, FollowingClusters
 from keyhole.selection.codewords import CodewordSelector
@@ -13,6 +13,7 @@ from keyhole.selection.vote import Vote, VoteSelector
 
 __all__ = [
     "BoxSelector",
+    "Capturable",
     "ClusterSelector",
     "CodewordSelector",
     "DistantVoteSelector",

@@ -121,6 +121,24 @@ class Selector(ABC):
         return 0
 
 
+class Capturable(Selector):
+    """A selector whose steps can be of fixed size, see `keyhole.capture`.
+
+    `select` then never waits for a GPU, and takes where the window begins from `Regions.stop`.
+    """
+
+    @abstractmethod
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens, so that tensors stay where they are when more come."""
+
+    @abstractmethod
+    def place(self, keys: Tensor, slot: Tensor) -> None:
+        """Index `keys [B, Hkv, 1, D]` as the slot that int64 `slot [1]` names, without waiting for it.
+
+        `length` is set by the owner when steps are over.
+        """
+
+
 class Unindexed(Selector):
     """A selector without an index: it only counts what an index would hold."""
 

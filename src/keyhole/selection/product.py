@@ -15,7 +15,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.kernels.codes import BLOCK
 from keyhole.regions import Regions
-from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.drift import DriftWatch
 from keyhole.selection.quantiser import Codes, Quantiser, decode, fit, fit_rotated
 from keyhole.selection.sample import sample_slots
@@ -26,7 +26,7 @@ _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
 
 
-class ProductSelector(Selector):
+class ProductSelector(Capturable):
     """Codebooks fitted on the prompt's own keys, codes addressed by slot."""
 
     def __init__(
@@ -81,8 +81,9 @@ class ProductSelector(Selector):
         together = step.budget.mass is None and len(set(step.limits())) == 1
         calls = [slice(0, batch)] if together else [slice(b, b + 1) for b in range(batch)]
         picked = [self._pick(step, query[rows], variance[rows], rows) for rows in calls]
-        # As wide as the longest choice: a mass budget may allow the whole context and take little of it.
-        width = max(1, *(int(part.counts.max()) for part in picked))
+        # A mass budget may allow the whole context and take little of it, which only the device knows.
+        by_mass = step.budget.mass is not None
+        width = max(1, *(int(p.counts.max()) if by_mass else p.slots.shape[1] for p in picked))
         fields = zip(*(part._replace(slots=_as_wide(part.slots, width)) for part in picked), strict=True)
         return Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
 
@@ -96,7 +97,7 @@ class ProductSelector(Selector):
             self._fitted("codebooks")[rows].flatten(0, 1),
             self._fitted("codes")[rows].flatten(0, 1),
             first,
-            first.clamp(min=step.regions.last),
+            first.maximum(step.regions.stop[rows].repeat_interleave(query.shape[1])),
             k=limit if budget.mass is None else None,
             mass=None if budget.mass is None else cautious(budget.mass, variance),
             floor=min(budget.floor, limit),
@@ -106,6 +107,14 @@ class ProductSelector(Selector):
             scale=step.logits.scale,
             softcap=step.logits.softcap,
         )
+
+    def reserve(self, tokens: int) -> None:
+        self._reserve(tokens)
+
+    def place(self, keys: Tensor, slot: Tensor) -> None:
+        rows, books = self._rotated(keys.float()).flatten(0, 1), self._fitted("codebooks").flatten(0, 1)
+        codes = kernels.pq_encode(rows, books)
+        kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 
     def bytes_read(self, step: Step) -> int:
         fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")

@@ -93,6 +93,21 @@ class GrowingBuffer(Buffer):
             raise ValueError("the buffer is empty; append first")
         return self._data[:, :, start : self._length]
 
+    def reserve(self, rows: int) -> Tensor:
+        """Make room for so many rows in all; the whole memory, what is held first.
+
+        Raises:
+            ValueError: nothing was appended yet.
+        """
+        held = self.view()
+        if self._data is None or rows > self._data.shape[2]:
+            self._data = self._moved(held, rows)
+        return self._data
+
+    def extend(self, rows: int) -> None:
+        """So many more rows were written behind the others, to memory that was reserved."""
+        self._length += rows
+
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)
         if not self._length and self._data is not None:
@@ -117,15 +132,17 @@ class GrowingBuffer(Buffer):
             self._data = None
 
     def _grow(self, rows: Tensor, needed: int) -> None:
-        old = self._data
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
-        held = 0 if old is None else old.shape[2]
-        capacity = max(needed, 2 * held) if held else needed + self._spare
+        held = 0 if self._data is None else self._data.shape[2]
+        self._data = self._moved(rows, max(needed, 2 * held) if held else needed + self._spare)
+
+    def _moved(self, rows: Tensor, capacity: int) -> Tensor:
+        """Memory for so many rows such as these, beginning with what is held."""
         batch, heads, _, width = rows.shape
-        grown = self._allocate((batch, heads, capacity, width), rows)
-        if old is not None:
-            grown[:, :, : self._length] = old[:, :, : self._length]
-        self._data = grown
+        larger = self._allocate((batch, heads, capacity, width), rows)
+        if self._data is not None:
+            larger[:, :, : self._length] = self._data[:, :, : self._length]
+        return larger
 
     def _allocate(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:
         return empty(shape, rows.dtype, rows.device)

@@ -68,6 +68,12 @@ def read_codes(buffer: Tensor, start: int, stop: int, *, subspaces: int, bits: i
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :subspaces].contiguous()
 
 
+def read_as_words(buffer: Tensor) -> bool:
+    """Whether kernels on a GPU can read four bytes of the buffer at a time."""
+    places = (buffer.data_ptr(), buffer.stride(0), buffer.stride(1))
+    return buffer.stride(2) == 1 and not any(place % 4 for place in places)
+
+
 def _check_range(buffer: Tensor, start: int, stop: int, subspaces: int, bits: int) -> None:
     size = row_bytes(subspaces, bits) * BLOCK
     if buffer.dtype != torch.uint8 or buffer.dim() != 3 or buffer.shape[2] != size:

@@ -6,7 +6,9 @@ The tensors lie on the CPU: `compiling.py` compiles what the calls launch, and l
 import torch
 
 from keyhole.kernels.codes import allocate_codes
+from keyhole.kernels.gpu.assign import assign
 from keyhole.kernels.gpu.exact_scores import exact_scores
+from keyhole.kernels.gpu.pq_codes import write_codes
 from keyhole.kernels.gpu.pq_scores import pq_scores
 from keyhole.kernels.gpu.pq_select import pq_select
 from keyhole.kernels.pq_select_reference import Budget
@@ -39,4 +41,24 @@ def _pq_select() -> None:
             pq_select(*index, *bounds, slots, 0.1, None, anchors, budget)
 
 
-CALLS = {"exact_scores": _exact_scores, "pq_scores": _pq_scores, "pq_select": _pq_select}
+def _assign() -> None:
+    for dtype in (BF16, torch.float32):
+        keys = torch.zeros(8, 8192, 128, dtype=dtype)
+        for subspaces, centroids in ((32, 16), (16, 256), (1, 1024)):
+            assign(keys, torch.zeros(8, subspaces, centroids, 128 // subspaces), torch.uint8)
+
+
+def _write_codes() -> None:
+    for bits in (4, 8):
+        for tokens in (1, 8192):
+            codes = torch.zeros(8, tokens, 32, dtype=torch.uint8)
+            write_codes(allocate_codes(8, 131072, 32, bits), torch.zeros(1, dtype=torch.int64), codes, bits)
+
+
+CALLS = {
+    "assign": _assign,
+    "exact_scores": _exact_scores,
+    "pq_scores": _pq_scores,
+    "pq_select": _pq_select,
+    "write_codes": _write_codes,
+}

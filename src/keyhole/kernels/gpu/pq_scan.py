@@ -68,8 +68,3 @@ def _looked_up(tables, codes, begin):
     places = tables.to(tl.int64) | ((codes & 15) << 2)
     return tl.load(places.to(tl.pointer_type(tl.uint32)) + begin)
 
-
-@triton.jit
-def as_logits(sums, base, step, softcap, CAPPED: tl.constexpr):
-    logits = base + step * sums.to(tl.float32)
-    return softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1) if CAPPED else logits

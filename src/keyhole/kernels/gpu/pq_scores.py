@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.codes import BLOCK
-from keyhole.kernels.gpu.pq_scan import SLOTS, as_logits, head_sums, slot_of_lane, tile_lanes, tiles_of
+from keyhole.kernels.gpu.common import capped
+from keyhole.kernels.gpu.pq_scan import SLOTS, head_sums, slot_of_lane, tile_lanes, tiles_of
 from keyhole.kernels.gpu.pq_tables import heads_of_word, packed_tables
 
 
@@ -23,7 +24,7 @@ def pq_scores(
     # Programs that read the same codes are neighbours.
     _scores[(tables.words.shape[1], tiles_of(n), rows)](
         *tables, buffer, out, buffer.stride(0), buffer.stride(1), buffer.shape[1], buffer.shape[2] // BLOCK,
-        tables.words.shape[2], n, heads, softcap or 1.0, CAPPED=softcap is not None,
+        tables.words.shape[2], n, heads, softcap,
         HEADS=heads_of_word(centroids), CENTROIDS=centroids, SLOTS=SLOTS,
     )  # fmt: skip
     return out
@@ -32,7 +33,7 @@ def pq_scores(
 @triton.jit
 def _scores(
     words, base, step, codes, out, row_stride, block_stride, blocks, code_rows: tl.constexpr, stored, n, heads,
-    softcap, CAPPED: tl.constexpr, HEADS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
+    softcap, HEADS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     word, tile, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = row * tl.num_programs(0) + word
@@ -42,7 +43,7 @@ def _scores(
     )  # fmt: skip
     head = tl.arange(0, HEADS)
     factors = place * HEADS + head
-    logits = as_logits(sums, tl.load(base + factors), tl.load(step + factors), softcap, CAPPED)
+    logits = capped(tl.load(base + factors) + tl.load(step + factors) * sums.to(tl.float32), softcap)
     slot = slot_of_lane(tile_lanes(tile, SLOTS), CENTROIDS == 16)[:, None]
     head = (word * HEADS + head)[None, :]
     tl.store(out + (row * heads + head) * n + slot, logits, mask=(head < heads) & (slot < n))

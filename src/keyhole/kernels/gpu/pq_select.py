@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keyhole.kernels.gpu.common import padded
+from keyhole.kernels.gpu.common import bound, padded
 from keyhole.kernels.gpu.pq_shares import BINS, UNIT, Range, bin_of, bounds, shares
 from keyhole.kernels.pq_select_reference import Budget, Picked
 
@@ -45,7 +45,7 @@ def pq_select(
     )  # fmt: skip
     _settle[(rows,)](
         near, edge, above, found.anchor, picked.counts, picked.mass, within.span, chunks, **goal,
-        CHUNKS=padded(chunks, 1), TILE=_TILE,
+        CHUNKS=padded(chunks, 1), TILE=_TILE, num_warps=16,
     )  # fmt: skip
     _write[(chunks, rows)](
         found.share, within.first, within.last, edge, marks, near, picked.slots, picked.counts, budget.cap,
@@ -83,8 +83,9 @@ def _narrow(
         tl.store(edge + row * 3 + 2, tl.sum(tl.where(place == last_bin, every, 0), 0))
     start, stop = bounds(first, last, row, span)
     total = tl.zeros([TILE], tl.float32)
-    for begin in range(0, CHUNK, TILE):
-        slot = chunk * CHUNK + begin + tl.arange(0, TILE)
+    end = tl.minimum(chunk * CHUNK + CHUNK, stop)
+    for begin in range(bound(chunk * CHUNK), bound(end), TILE):
+        slot = begin + tl.arange(0, TILE)
         value, over, among = _parted(share + row * span, slot, start, stop, last_bin)
         total += tl.where(over, value, 0.0)
         rank = listed + tl.cumsum(among.to(tl.int32), 0) - 1
@@ -121,8 +122,8 @@ def _settle(
         lacking = tl.ceil((goal - mass - weight) / tl.sum(lowest.to(tl.float32, bitcast=True), 0))
         wanted = tl.maximum(tl.minimum(lacking, cap * 1.0).to(tl.int32), floor - higher - over)
         ties = tl.minimum(ties, tl.maximum(wanted, 0))
-    chosen, equals, begin = 0, 0, 0
-    while begin < listed:
+    chosen, equals = 0, 0
+    for begin in range(0, bound(listed), TILE):
         at = begin + tl.arange(0, TILE)
         bits = tl.load(near + at, mask=at < listed, other=0).to(tl.uint32, bitcast=True)
         equal = ((bits == lowest) & (at < listed)).to(tl.int32)
@@ -131,7 +132,6 @@ def _settle(
         mass += tl.sum(tl.where(taken, bits.to(tl.float32, bitcast=True), 0.0), 0)
         chosen += tl.sum(taken.to(tl.int32), 0)
         equals += tl.sum(equal, 0)
-        begin += TILE
     tl.store(counts + row, higher + chosen)
     tl.store(masses + row, mass)
 
@@ -147,8 +147,9 @@ def _write(
     higher, listed, last_bin = tl.load(mark), tl.load(mark + 1), tl.load(edge + row * 3)
     near += row * span
     slots += row * cap
-    for begin in range(0, CHUNK, TILE):
-        slot = chunk * CHUNK + begin + tl.arange(0, TILE)
+    end = tl.minimum(chunk * CHUNK + CHUNK, stop)
+    for begin in range(bound(chunk * CHUNK), bound(end), TILE):
+        slot = begin + tl.arange(0, TILE)
         _, over, among = _parted(share + row * span, slot, start, stop, last_bin)
         over, among = over.to(tl.int32), among.to(tl.int32)
         passed = listed + tl.cumsum(among, 0)
@@ -159,11 +160,10 @@ def _write(
         tl.store(slots + position, slot, mask=taken & (position < cap))
         higher += tl.sum(over, 0)
         listed += tl.sum(among, 0)
-    count, begin = tl.load(counts + row), chunk * TILE
-    while begin < cap:
+    count = tl.load(counts + row)
+    for begin in range(bound(chunk * TILE), bound(cap), bound(tl.num_programs(0) * TILE)):
         at = begin + tl.arange(0, TILE)
         tl.store(slots + at, 0, mask=(at >= count) & (at < cap))
-        begin += tl.num_programs(0) * TILE
 
 
 @triton.jit
@@ -184,12 +184,10 @@ def _parted(share, slot, start, stop, last_bin):
 def _reaching(near, listed, bits, TILE: tl.constexpr):
     """How many of the listed shares are at least those of some bits, and their sums."""
     number, weight = tl.zeros(bits.shape, tl.int32), tl.zeros(bits.shape, tl.float32)
-    begin = 0
-    while begin < listed:
+    for begin in range(0, bound(listed), TILE):
         at = begin + tl.arange(0, TILE)
         found = tl.load(near + at, mask=at < listed, other=0).to(tl.uint32, bitcast=True)
         hit = (found[None, :] >= bits[:, None]) & (at < listed)[None, :]
         number += tl.sum(hit.to(tl.int32), 1)
         weight += tl.sum(tl.where(hit, found.to(tl.float32, bitcast=True)[None, :], 0.0), 1)
-        begin += TILE
     return number, weight

@@ -13,10 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.codes import BLOCK
-from keyhole.kernels.gpu.common import padded
+from keyhole.kernels.gpu.common import bound, capped, padded
 from keyhole.kernels.gpu.pq_scan import (
     SLOTS,
-    as_logits,
     head_sums,
     lane_of_slot,
     slot_of_lane,
@@ -28,7 +27,8 @@ from keyhole.kernels.gpu.pq_tables import heads_of_word, packed_tables
 BINS = 256
 UNIT = 1 << 40  # a share of 1 as an integer, so that adding shares knows no order
 _CHUNKS = 32  # of a row, at most: each chunk's program reads the counts of all of them
-_TILE = 4096  # logits that a program of the second pass holds at a time
+_TILE = 1024  # slots of which a program of the second pass holds the shares
+_CHUNK = 4096  # slots of a chunk, at least
 _PARTS = 256  # tiles of which it takes the log-sum-exp at a time
 
 
@@ -40,7 +40,7 @@ class Range(NamedTuple):
     @property
     def chunk(self) -> int:
         """Slots of a chunk: a power of two."""
-        return max(_TILE, triton.next_power_of_2(triton.cdiv(self.span, _CHUNKS)))
+        return max(_CHUNK, triton.next_power_of_2(triton.cdiv(self.span, _CHUNKS)))
 
     @property
     def chunks(self) -> int:
@@ -65,10 +65,9 @@ def shares(
     tiles = tiles_of(within.span)
     sums = torch.empty(rows, heads, tiles * SLOTS, dtype=torch.uint16, device=device)
     parts = torch.empty(2, rows, heads, tiles, dtype=torch.float32, device=device)
-    curve = {"softcap": softcap or 1.0, "CAPPED": softcap is not None}
     _scan[(tables.words.shape[1], tiles, rows)](
         *tables, buffer, within.first, within.last, sums, *parts, buffer.stride(0), buffer.stride(1),
-        buffer.shape[1], buffer.shape[2] // BLOCK, tables.words.shape[2], within.span, heads, **curve,
+        buffer.shape[1], buffer.shape[2] // BLOCK, tables.words.shape[2], within.span, heads, softcap,
         HEADS=heads_of_word(centroids), CENTROIDS=centroids, SLOTS=SLOTS,
     )  # fmt: skip
     found = Shares(
@@ -79,9 +78,9 @@ def shares(
     )
     _shares[(within.chunks, rows)](
         sums, tables.base, tables.step, *parts, anchor_lse.float().contiguous(), within.first, within.last,
-        *found, tables.base.shape[1], within.span, tiles, heads, **curve, NIBBLES=centroids == 16, WEIGH=weigh,
+        *found, tables.base.shape[1], within.span, tiles, heads, softcap, NIBBLES=centroids == 16, WEIGH=weigh,
         UNIT=UNIT, HEADS=padded(heads, 1), PARTS=_PARTS, SLOTS=SLOTS, BINS=BINS,
-        TILE=max(64, _TILE // padded(heads, 1)), CHUNK=within.chunk,
+        TILE=_TILE, CHUNK=within.chunk,
     )  # fmt: skip
     return found
 
@@ -103,7 +102,7 @@ def bin_of(share):
 @triton.jit
 def _scan(
     words, base, step, codes, first, last, sums, peaks, totals, row_stride, block_stride, blocks,
-    code_rows: tl.constexpr, stored, span, heads, softcap, CAPPED: tl.constexpr,
+    code_rows: tl.constexpr, stored, span, heads, softcap,
     HEADS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     word, tile, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -122,7 +121,7 @@ def _scan(
         kept = sums + head[None, :] * (tl.num_programs(1) * SLOTS) + lane[:, None]
         tl.store(kept, found.to(tl.uint16), mask=real[None, :])
         factors = place * HEADS + inner
-        logits = as_logits(found, tl.load(base + factors), tl.load(step + factors), softcap, CAPPED)
+        logits = capped(tl.load(base + factors) + tl.load(step + factors) * found.to(tl.float32), softcap)
         slot = slot_of_lane(lane, CENTROIDS == 16)
         logits = tl.where(((slot >= start) & (slot < stop))[:, None], logits, -float("inf"))
         peak = tl.max(logits, 0)
@@ -138,7 +137,7 @@ def _scan(
 @triton.jit
 def _shares(
     sums, base, step, peaks, totals, anchors, first, last, share, anchor_share, counts, held,
-    factors, span, tiles: tl.constexpr, heads, softcap, CAPPED: tl.constexpr, NIBBLES: tl.constexpr,
+    factors, span, tiles: tl.constexpr, heads: tl.constexpr, softcap, NIBBLES: tl.constexpr,
     WEIGH: tl.constexpr, UNIT: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, SLOTS: tl.constexpr,
     BINS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -149,17 +148,20 @@ def _shares(
     lse, anchor = _log_sums(peaks, totals, anchors, row * heads + head, real, tiles, PARTS)
     if chunk == 0:
         tl.store(anchor_share + row, tl.sum(tl.where(real, tl.exp(anchor - lse), 0.0), 0) / heads)
-    zero = tl.load(base + row * factors + head, mask=real, other=0.0)[:, None]
-    unit = tl.load(step + row * factors + head, mask=real, other=0.0)[:, None]
-    kept = sums + (row * heads + head)[:, None] * (tiles * SLOTS)
     bins = tl.zeros([BINS], tl.int32)
-    for begin in range(0, CHUNK, TILE):
-        slot = chunk * CHUNK + begin + tl.arange(0, TILE)
+    end = tl.minimum(chunk * CHUNK + CHUNK, stop)
+    for begin in range(bound(chunk * CHUNK), bound(end), TILE):
+        slot = begin + tl.arange(0, TILE)
         inside = (slot >= start) & (slot < stop)
-        lane = lane_of_slot(slot, NIBBLES)[None, :]
-        found = tl.load(kept + lane, mask=real[:, None] & inside[None, :], other=0)
-        logits = as_logits(found, zero, unit, softcap, CAPPED)
-        value = tl.sum(tl.where(real[:, None], tl.exp(logits - lse[:, None]), 0.0), 0) / heads
+        kept = sums + row * heads * (tiles * SLOTS) + lane_of_slot(slot, NIBBLES)
+        value = tl.zeros([TILE], tl.float32)
+        # Head by head, for threads would hold copies of what is left of a tile of all heads.
+        for one in range(heads):
+            found = tl.load(kept + one * (tiles * SLOTS), mask=inside, other=0)
+            zero, unit = tl.load(base + row * factors + one), tl.load(step + row * factors + one)
+            logits = capped(zero + unit * found.to(tl.float32), softcap)
+            value += tl.exp(logits - tl.sum(tl.where(head == one, lse, 0.0), 0))
+        value /= heads
         tl.store(share + row * span + slot, value, mask=inside)
         counted, place = inside & (value >= 0), bin_of(value)
         bins += tl.histogram(place, BINS, mask=counted)

@@ -46,7 +46,7 @@ def packed_tables(query: Tensor, codebooks: Tensor, scale: float) -> Packed:
     _tables[(words, rows)](
         query.contiguous(), codebooks.contiguous(), *packed, heads, subspaces, stored, width,
         SCALE=scale, TOP=largest_entry(subspaces, centroids.bit_length() - 1),
-        HEADS=together, SPACES=block, CENTROIDS=centroids,
+        HEADS=together, SPACES=block, CENTROIDS=centroids, num_warps=16,
     )  # fmt: skip
     return packed
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from keyhole.engines.transformers import cache
-
 settings.register_profile("keyhole", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keyhole")
 
-# Triton kernels run without a GPU in Triton's interpreter, which it asks for when they are defined.
+# Triton kernels run without a GPU in Triton's interpreter. It asks for this when it is imported, as it is by
+# transformers: hence nothing of Keyhole is imported here.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -22,4 +21,4 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _select_at_any_length(monkeypatch):
     """Tests are short and time nothing: `dense_below="auto"` means 0 in them."""
-    monkeypatch.setattr(cache, "_break_even", lambda *_: 0)
+    monkeypatch.setattr("keyhole.engines.transformers.cache._break_even", lambda *_: 0)

@@ -84,9 +84,9 @@ def test_sizes(impl, n, bits, k):
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 5, 8, 64])
-def test_heads(impl, heads):
+def test_heads(any_impl, heads):
     index = make_index(heads=heads, n=700)
-    check(index, select(index, 3, 699, impl, k=50), 3, 699, k=50)
+    check(index, select(index, 3, 699, any_impl, k=50), 3, 699, k=50)
 
 
 @pytest.mark.parametrize("n", [5000, 40000])
@@ -98,12 +98,12 @@ def test_long_rows(impl, n, spread, rows):
     check(index, select(index, 1, n, impl, k=100, anchor_lse=anchors), 1, n, k=100, anchor_lse=anchors)
 
 
-def test_ranges_differ_by_row(impl):
+def test_ranges_differ_by_row(any_impl):
     index = make_index(rows=5, n=1500)
     first, last = [0, 63, 700, 64, 1499], [1500, 65, 700, 1400, 1500]
-    check(index, select(index, first, last, impl, k=40), first, last, k=40)
-    same = select(index, torch.tensor(first), torch.tensor(last), impl, k=40)
-    assert all(torch.equal(a, b) for a, b in zip(same, select(index, first, last, impl, k=40), strict=True))
+    check(index, select(index, first, last, any_impl, k=40), first, last, k=40)
+    same = select(index, torch.tensor(first), torch.tensor(last), any_impl, k=40)
+    assert all(torch.equal(a, b) for a, b in zip(same, select(index, first, last, any_impl, k=40), strict=True))
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -162,22 +162,22 @@ def test_rising_scores_rescan(impl):
         check(index, select(index, 0, 30000, impl, k=500), 0, 30000, k=500)
 
 
-def test_anchors_weigh_heads(impl):
+def test_anchors_weigh_heads(any_impl):
     """A head whose mass lies in the anchors has no say."""
     index = make_index(n=2000, spread=4.0)
     anchors = torch.tensor([[NONE, 60.0, 60.0, 60.0]] * 2)
-    picked = select(index, 0, 2000, impl, k=20, anchor_lse=anchors)
+    picked = select(index, 0, 2000, any_impl, k=20, anchor_lse=anchors)
     check(index, picked, 0, 2000, k=20, anchor_lse=anchors)
     alone = kernels.pq_select(
-        index.query[:, :1], *index.parts[1:], 0, 2000, scale=index.scale, k=20, impl=impl
+        index.query[:, :1], *index.parts[1:], 0, 2000, scale=index.scale, k=20, impl=any_impl
     )
     assert torch.equal(picked.slots, alone.slots)
 
 
-def test_nothing_to_pick(impl):
+def test_nothing_to_pick(any_impl):
     index = make_index()
     anchors = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, NONE, NONE]])
-    picked = select(index, 7, 7, impl, k=5, anchor_lse=anchors)
+    picked = select(index, 7, 7, any_impl, k=5, anchor_lse=anchors)
     assert picked.counts.tolist() == [0, 0]
     assert picked.mass.tolist() == [1.0, 0.5]
 

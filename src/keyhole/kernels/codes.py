@@ -11,7 +11,7 @@ Growing a buffer means copying its blocks to the front of a longer one.
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import call
 
 BLOCK = 64
@@ -37,15 +37,29 @@ def allocate_codes(
     return torch.zeros(rows, blocks, size, dtype=torch.uint8, device=device)
 
 
-def write_codes(buffer: Tensor, start: int, codes: Tensor, *, bits: int, impl: str = "auto") -> None:
-    """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place."""
+def write_codes(
+    buffer: Tensor, start: int | Tensor, codes: Tensor, *, bits: int, impl: str = "auto"
+) -> None:
+    """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place.
+
+    Triton kernels do not look into a `start` that is a tensor of one integer, and write what fits.
+    """
     rows, tokens, subspaces = codes.shape
-    _check_range(buffer, start, start + tokens, subspaces, bits)
+    _check_buffer(buffer, subspaces, bits)
     if buffer.shape[0] != rows:
         raise ValueError(f"codes have {rows} rows, the buffer {buffer.shape[0]}")
     if codes.dtype != torch.uint8:
         raise TypeError(f"codes are {codes.dtype}, expected torch.uint8")
+    on_gpu = use_triton(impl, buffer, codes)
+    if not (on_gpu and isinstance(start, Tensor)):
+        start = int(start)
+        _check_range(buffer, start, start + tokens)
     if tokens == 0:
+        return
+    if on_gpu:
+        from keyhole.kernels.gpu.pq_codes import write_codes as write
+
+        write(buffer, torch.as_tensor(start, device=buffer.device), codes, bits)
         return
     if use_native(impl, buffer, codes, supported=buffer.stride(-1) == 1):
         codes = codes.contiguous()
@@ -60,7 +74,8 @@ def write_codes(buffer: Tensor, start: int, codes: Tensor, *, bits: int, impl: s
 
 def read_codes(buffer: Tensor, start: int, stop: int, *, subspaces: int, bits: int) -> Tensor:
     """The codes [R, stop - start, M] (uint8) held in slots start .. stop of every row."""
-    _check_range(buffer, start, stop, subspaces, bits)
+    _check_buffer(buffer, subspaces, bits)
+    _check_range(buffer, start, stop)
     block, column = _places(start, stop, bits, buffer.device)
     packed = _block_rows(buffer)[:, block, :, column].transpose(0, 1)
     if bits != 4:
@@ -68,12 +83,21 @@ def read_codes(buffer: Tensor, start: int, stop: int, *, subspaces: int, bits: i
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :subspaces].contiguous()
 
 
-def _check_range(buffer: Tensor, start: int, stop: int, subspaces: int, bits: int) -> None:
+def read_as_words(buffer: Tensor) -> bool:
+    """Whether kernels on a GPU can read four bytes of the buffer at a time."""
+    places = (buffer.data_ptr(), buffer.stride(0), buffer.stride(1))
+    return buffer.stride(2) == 1 and not any(place % 4 for place in places)
+
+
+def _check_buffer(buffer: Tensor, subspaces: int, bits: int) -> None:
     size = row_bytes(subspaces, bits) * BLOCK
     if buffer.dtype != torch.uint8 or buffer.dim() != 3 or buffer.shape[2] != size:
         raise ValueError(
             f"buffer is {buffer.dtype} {list(buffer.shape)}, expected uint8 [rows, blocks, {size}]"
         )
+
+
+def _check_range(buffer: Tensor, start: int, stop: int) -> None:
     capacity = buffer.shape[1] * BLOCK
     if not 0 <= start <= stop <= capacity:
         raise ValueError(f"slots {start}..{stop} lie outside 0..{capacity}")

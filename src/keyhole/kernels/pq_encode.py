@@ -6,7 +6,7 @@ Shapes: R rows (batch x KV heads), T tokens, D size of a point, C centroids, M s
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import FLOATS, TYPES, call
 
 _CHUNK = 1 << 22
@@ -23,6 +23,10 @@ def kmeans_assign(points: Tensor, centroids: Tensor, *, impl: str = "auto") -> T
         raise ValueError(f"points {list(points.shape)} do not fit centroids {list(centroids.shape)}")
     if use_native(impl, points, centroids, supported=points.dtype in FLOATS):
         return _native(points, centroids[:, None], torch.int32)[..., 0]
+    if use_triton(impl, points, centroids, supported=points.dtype in FLOATS):
+        from keyhole.kernels.gpu.assign import assign
+
+        return assign(points, centroids[:, None], torch.int32)[..., 0]
     return _assign(points[:, :, None], centroids[:, None])[..., 0].int()
 
 
@@ -38,6 +42,10 @@ def pq_encode(keys: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
         raise ValueError(f"keys {list(keys.shape)} do not fit codebooks {list(codebooks.shape)}")
     if use_native(impl, keys, codebooks, supported=keys.dtype in FLOATS):
         return _native(keys, codebooks, torch.uint8)
+    if use_triton(impl, keys, codebooks, supported=keys.dtype in FLOATS):
+        from keyhole.kernels.gpu.assign import assign
+
+        return assign(keys, codebooks, torch.uint8)
     return _assign(keys.unflatten(2, (subspaces, width)), codebooks).to(torch.uint8)
 
 

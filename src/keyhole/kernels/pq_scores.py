@@ -6,8 +6,8 @@ Shapes: R rows (batch x KV heads), G query heads of a KV head, D head size, M su
 import torch
 from torch import Tensor
 
-from keyhole.kernels.codes import BLOCK, read_codes, row_bytes
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.codes import BLOCK, read_as_words, read_codes, row_bytes
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import call
 from keyhole.kernels.pq_tables import Tables, check_query, pq_tables, softcapped
 
@@ -31,6 +31,10 @@ def pq_scores(
     check_buffer(buffer, codebooks, n)
     if use_native(impl, query, codebooks, buffer, supported=buffer.stride(2) == 1):
         return _native(query.float().contiguous(), codebooks.float().contiguous(), buffer, n, scale, softcap)
+    if use_triton(impl, query, codebooks, buffer, supported=read_as_words(buffer)):
+        from keyhole.kernels.gpu.pq_scores import pq_scores as on_gpu
+
+        return on_gpu(query, codebooks, buffer, n, scale, softcap)
     tables = pq_tables(query, codebooks, scale=scale)
     logits = tables.base[..., None] + tables.step[..., None] * table_sums(tables, buffer, n)
     return softcapped(logits, softcap).float()

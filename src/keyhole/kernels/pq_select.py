@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from keyhole.kernels.codes import BLOCK
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.codes import BLOCK, read_as_words
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import call
 from keyhole.kernels.pq_scores import check_buffer
 from keyhole.kernels.pq_select_reference import Budget, Picked, reference
@@ -45,19 +45,24 @@ def pq_select(
     P[t] = mean over g of exp(a_gt) / Z_g, ties by lower position. Either `k` slots are picked (all, if there
     are fewer), or the fewest whose P, added to the anchors' share, reach `mass`, but at least `floor` and at
     most `cap` (default: all). The width of `slots` is k or cap, at most the capacity of the buffer.
+
+    Triton kernels do not look into tensors: first and last are cut to the slots that there are, and bad numbers
+    give a choice without meaning. What they scan has the size of the buffer unless `last` is known to the host.
     """
     check_query(query, codebooks)
     check_buffer(buffer, codebooks, 0)
     rows, capacity = query.shape[0], buffer.shape[1] * BLOCK
-    starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
-    for start, stop in zip(starts, stops, strict=True):
-        if not 0 <= start <= stop <= capacity:
-            raise ValueError(f"range {start}..{stop} lies outside 0..{capacity}")
     budget = _budget(k, mass, floor, cap, capacity)
     if anchor_lse is None:
         anchor_lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
     if anchor_lse.shape != query.shape[:2]:
         raise ValueError(f"anchor_lse has shape {list(anchor_lse.shape)}, expected {list(query.shape[:2])}")
+    if use_triton(impl, query, codebooks, buffer, anchor_lse, supported=read_as_words(buffer)):
+        from keyhole.kernels.gpu.pq_select import pq_select as on_gpu
+
+        ranges = _on_device(first, last, rows, capacity, query.device)
+        return on_gpu(query, codebooks, buffer, *ranges, scale, softcap, anchor_lse, budget)
+    starts, stops = _ranges(first, last, rows, capacity)
     native = use_native(impl, query, codebooks, buffer, anchor_lse, supported=buffer.stride(2) == 1)
     run = _native if native else reference
     return run(query, codebooks, buffer, starts, stops, scale, softcap, anchor_lse, budget)
@@ -76,6 +81,34 @@ def _budget(k: int | None, mass: float | None, floor: int, cap: int | None, capa
         raise ValueError(f"floor={floor}, cap={cap}, expected 0 <= floor <= cap")
     cap = capacity if cap is None else min(cap, capacity)
     return Budget(min(floor, cap), cap, mass)
+
+
+def _ranges(
+    first: Bounds, last: Bounds, rows: int, capacity: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
+    for start, stop in zip(starts, stops, strict=True):
+        if not 0 <= start <= stop <= capacity:
+            raise ValueError(f"range {start}..{stop} lies outside 0..{capacity}")
+    return starts, stops
+
+
+def _on_device(
+    first: Bounds, last: Bounds, rows: int, capacity: int, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """Both bounds as tensors [R], without waiting for those that are, and a slot behind all ranges."""
+    span = capacity if isinstance(last, Tensor) else max(_bounds(last, rows, "last"))
+    if not isinstance(first, Tensor) and not isinstance(last, Tensor):
+        _ranges(first, last, rows, capacity)
+    return _bound(first, rows, "first", device), _bound(last, rows, "last", device), min(span, capacity)
+
+
+def _bound(value: Bounds, rows: int, name: str, device: torch.device) -> Tensor:
+    if isinstance(value, int):
+        return torch.full((rows,), value, dtype=torch.int32, device=device)
+    if len(value) != rows:
+        raise ValueError(f"{name} has {len(value)} entries, expected one for each of {rows} rows")
+    return torch.as_tensor(value, device=device).contiguous()
 
 
 def _bounds(value: Bounds, rows: int, name: str) -> Sequence[int]:

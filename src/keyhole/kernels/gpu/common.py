@@ -19,6 +19,25 @@ def product(a, b):
     return tl.dot(a, b, input_precision="tf32x3")
 
 
+@triton.jit
+def bound(number):
+    """A number that bounds a loop. The interpreter's are arrays, which numpy 2.4 takes for no bounds."""
+    return number.handle.data.item() if INTERPRETED else number
+
+
+@triton.jit
+def capped(logits, softcap):
+    """softcap * tanh(logits / softcap), float32; `softcap` may be None."""
+    if softcap is not None:
+        x = logits / softcap
+        square = x * x
+        # The difference of exponentials cancels near 0.
+        near = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+        far = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
+        logits = softcap * tl.where(square < 0.01, near, tl.where(x < 0, -far, far))
+    return logits
+
+
 def padded(size: int, least: int = LEAST) -> int:
     """The power of two that holds `size`, as tiles have to be."""
     return max(least, triton.next_power_of_2(size))

@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/test_captured.py -k "triton or gpu or captured"
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-oldest sanitize pure check install format clean
+.PHONY: demo test test-oldest sanitize pure gpu check install format clean
 
 demo: install
 	mkdir -p demo
@@ -27,6 +28,13 @@ sanitize: install
 	KEYHOLE_TEST_LIBRARIES=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest tests/kernels --ignore tests/kernels/gpu -k "not triton"
+
+# Tests and benchmarks of the kernels on a GPU, in at most nine minutes and from the source tree: torch, Triton,
+# transformers and pytest are those of the machine's own PYTHON.
+gpu:
+	mkdir -p gpu
+	PYTHONPATH=src timeout 150 $(PYTHON) -m pytest $(ON_GPU) 2>&1 | tee gpu/tests.txt
+	PYTHONPATH=src timeout 390 $(PYTHON) -m keyhole.cli bench gpu --seconds 300 --json gpu 2>&1 | tee gpu/table.txt
 
 # A wheel made where there is no compiler has no native code, and works. (-S: not the editable install.)
 pure: install
@@ -53,4 +61,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist demo .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist demo gpu .ruff_cache .hypothesis

@@ -41,6 +41,7 @@ def decode(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Re
     token = new_token(case, source)
     expected, moved, read = _ordinary(layer, token, case.logits)
     step = _Captured(layer, case, token)
+    moved *= case.batch
     ours = graphed(Candidate(str(recipe), implementation(device), step.run, moved, read), device)
     ours.run()
     check_close("a captured step", step.out, expected, case.torch_dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keyhole.cli.bench.calibrate import calibrate
+from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, scan
 from keyhole.cli.bench.matrix import gemv
 from keyhole.cli.bench.memory import memory
@@ -19,5 +20,5 @@ app = typer.Typer(
     "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
 )
 
-for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, calibrate, report):
+for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, calibrate, report):
     app.command()(command)

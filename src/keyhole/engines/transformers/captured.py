@@ -84,14 +84,16 @@ class CapturedSteps:
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 self._run()
-                self._rewind()
+                self.rewind()
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._run()
         self._graph = graph
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Take all steps back, as if none had been taken."""
+        self.done = 0
         self.clock.rewind()
         for layer in self.layers:
             layer.rewind()

@@ -1,0 +1,92 @@
+"""Attention over long prompts on a GPU by SALE, against flash attention.
+
+Legend: H query heads, Hkv KV heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.bench.case import Case
+from keyhole.bench.layers import layer_sizes
+from keyhole.bench.machine import implementation, require_memory
+from keyhole.bench.result import Result, compare
+from keyhole.bench.timing import Candidate, Evictor
+from keyhole.kernels import Reach
+
+_TOPICS = 64  # of a text; a query attends to its own topic's keys, to the first tokens and to the newest
+_STRETCH = 512  # tokens of a text that stay with a topic
+_PULL = 10.0  # how far a logit within a topic lies above the others, of standard deviation 1
+_CHECKED = 1024  # newest queries whose error is looked at
+
+
+@torch.no_grad()
+def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Result]:
+    """Time `sale_attention` with one threshold for all heads over a structured prompt, all costs included.
+
+    Raises:
+        ValueError: the case does not fit into memory.
+    """
+    device = torch.device(case.device)
+    query_bytes = case.cache_bytes * case.query_heads / case.kv_heads
+    require_memory(f"a prompt of {case.tokens} tokens", 2 * case.cache_bytes + 2 * query_bytes, device)
+    query, keys, values = structured(case)
+    scale, taus = case.logits.scale, torch.full((case.query_heads,), tau, device=device)
+    reach = Reach(width=32)
+
+    def sale() -> Tensor:
+        return kernels.sale_attention(query, keys, values, taus, scale=scale, reach=reach).out
+
+    def flash() -> Tensor:
+        grouped = case.query_heads > case.kv_heads
+        return F.scaled_dot_product_attention(
+            query, keys, values, is_causal=True, scale=scale, enable_gqa=grouped
+        )
+
+    newest = slice(-min(_CHECKED, case.tokens), None)
+    found, exact = sale()[:, :, newest].float(), flash()[:, :, newest].float()
+    error = float((found - exact).norm() / exact.norm())
+    told = kernels.sale_attention(query, keys, values, taus, scale=scale, reach=reach).kept
+    density = float(told.sum()) / (case.batch * case.query_heads * case.tokens**2 / 2 / kernels.TILE_ROWS)
+    moved = case.cache_bytes + 2 * query.nbytes
+    ours = Candidate(f"sale(tau={tau})", implementation(device), sale, moved, case.tokens)
+    baseline = Candidate("sdpa causal", "torch", flash, moved, case.tokens)
+    notes = [
+        f"{_TOPICS} topics in stretches of {_STRETCH} tokens, drawn; of the keys {density:.1%} are read; "
+        f"relative error of the newest {-newest.start} outputs {error:.2%}"
+    ]
+    return [
+        compare("prompt", layer_sizes(case), [ours], [baseline], rounds=rounds, evictor=evictor, notes=notes)
+    ]
+
+
+def structured(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries `[B, H, T, D]`, keys and values `[B, Hkv, T, D]` of a text that goes from topic to topic."""
+    device = torch.device(case.device)
+    draw = torch.Generator(device).manual_seed(case.seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, device=device, dtype=torch.float32)
+
+    stretches = -(-case.tokens // _STRETCH)
+    topics = torch.randint(_TOPICS, (stretches,), generator=draw, device=device)
+    topic = topics.repeat_interleave(_STRETCH)[: case.tokens]
+    # A logit is a product over D numbers, of which the square root is taken out.
+    size = (_PULL * case.head_dim**0.5) ** 0.5
+    directions = F.normalize(normal(case.kv_heads, _TOPICS, case.head_dim), dim=-1) * size
+
+    def drawn(heads: int) -> Tensor:
+        groups = heads // case.kv_heads
+        parts = [
+            (normal(case.batch, groups, case.tokens, case.head_dim) + directions[head][topic]).to(
+                case.torch_dtype
+            )
+            for head in range(case.kv_heads)
+        ]
+        return torch.cat(parts, dim=1)
+
+    values = normal(case.batch, case.kv_heads, case.tokens, case.head_dim).to(case.torch_dtype)
+    return drawn(case.query_heads), drawn(case.kv_heads), values

@@ -1,0 +1,120 @@
+"""All benchmarks of a GPU in one call, as long as time is left."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from keyhole.bench.case import Case
+from keyhole.bench.conditions import conditions
+from keyhole.bench.gpu.build import build
+from keyhole.bench.gpu.decode import decode
+from keyhole.bench.gpu.prompt import prompt
+from keyhole.bench.gpu.scan import scan
+from keyhole.bench.gpu.step import step
+from keyhole.bench.result import Result
+from keyhole.bench.rows import write_rows
+from keyhole.bench.shapes import Shape
+from keyhole.bench.timing import Evictor
+
+
+class Part(NamedTuple):
+    """A measurement, and what it is called."""
+
+    name: str
+    measure: Callable[[Evictor], list[Result]]
+
+
+class Plan(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        case: a layer; its length, batch and device.
+        shape: a model.
+        method: what decodes.
+        batches: of the decode steps.
+        lengths: of the decode steps, beside that of the case.
+        prompts: lengths of prompts.
+        tau: SALE's threshold.
+        rounds: the median of which is taken.
+        seconds: after which no further measurement is begun.
+    """
+
+    case: Case
+    shape: Shape
+    method: str
+    batches: tuple[int, ...] = (1, 8, 32)
+    lengths: tuple[int, ...] = (32_768, 524_288)
+    prompts: tuple[int, ...] = (65_536, 131_072)
+    tau: float = 1e-4
+    rounds: int = 15
+    seconds: float = 420.0
+
+    def parts(self) -> Iterator[Part]:
+        """The measurements, those that matter most first."""
+        case, rounds = self.case, self.rounds
+
+        def layer(case: Case) -> Part:
+            name = f"decode-{case.tokens}-batch-{case.batch}"
+            return Part(name, lambda evictor: decode(case, self.method, rounds=rounds, evictor=evictor))
+
+        def sparse(tokens: int) -> Part:
+            long = replace(case, tokens=tokens)
+            return Part(f"prompt-{tokens}", lambda evictor: prompt(long, self.tau, rounds=5, evictor=evictor))
+
+        yield from (layer(replace(case, batch=batch)) for batch in self.batches)
+        yield Part("scan", lambda evictor: scan(case, self.method, rounds=rounds, evictor=evictor))
+        yield from (sparse(tokens) for tokens in self.prompts)
+        yield Part("step", lambda evictor: step(case, self.shape, self.method, rounds=7, evictor=evictor))
+        yield Part("build", lambda evictor: build(case, self.shape, self.method, rounds=5, evictor=evictor))
+        yield from (layer(replace(case, tokens=tokens)) for tokens in self.lengths)
+
+
+class Outcome(NamedTuple):
+    """What came of a measurement: results, or why there are none."""
+
+    name: str
+    results: list[Result]
+    failure: str = ""
+
+
+def run(plan: Plan, directory: Path | None, told: Callable[[Outcome], object]) -> list[Outcome]:
+    """Measure part after part; one that fails is told, and the others go on.
+
+    Args:
+        directory: where each part's rows are written as soon as they are there.
+        told: called after each part.
+    """
+    evictor = Evictor(device=plan.case.device)
+    ends, outcomes = time.monotonic() + plan.seconds, []
+    for part in plan.parts():
+        if time.monotonic() > ends:
+            outcome = Outcome(part.name, [], f"not begun: {plan.seconds:.0f} s are over")
+        else:
+            outcome = _measured(part, plan, evictor, directory)
+        outcomes.append(outcome)
+        told(outcome)
+    return outcomes
+
+
+def _measured(part: Part, plan: Plan, evictor: Evictor, directory: Path | None) -> Outcome:
+    try:
+        results = part.measure(evictor)
+    except Exception as error:
+        # Memory may be short, or a kernel wrong: what else was measured is worth having.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        return Outcome(part.name, [], f"{type(error).__name__}: {error} ({place})")
+    finally:
+        if plan.case.device != "cpu":
+            torch.cuda.empty_cache()
+    if directory is not None:
+        known = conditions(f"keyhole bench gpu: {part.name}", results, evictor, plan.rounds)
+        write_rows(directory / f"{part.name}.json", [row for each in results for row in each.rows], known)
+    return Outcome(part.name, results)

@@ -1,0 +1,5 @@
+"""`python -m keyhole.cli`, where the package is not installed."""
+
+from keyhole.cli.app import main
+
+main()

@@ -11,6 +11,7 @@ import pytest
 
 from keyhole import kernels
 from keyhole.kernels import library
+from tests.kernels.on_device import move_operations
 
 if "KEYHOLE_TEST_LIBRARIES" in os.environ:
     library.DIRECTORY = Path(os.environ["KEYHOLE_TEST_LIBRARIES"]).resolve()
@@ -35,10 +36,11 @@ def impl(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(params=["reference", *_LEVELS, "triton"])
-def any_impl(request: pytest.FixtureRequest) -> Iterator[str]:
+def any_impl(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
     """As `impl`, and then the Triton kernels, interpreted where there is no GPU."""
     if request.param == "triton":
         pytest.importorskip("triton")
+        move_operations(monkeypatch)
     if request.param in ("reference", "triton"):
         yield request.param
         return

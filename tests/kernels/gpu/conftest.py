@@ -1,7 +1,6 @@
 """Every test here runs on a GPU where there is one."""
 
 import pytest
-
 from tests.kernels.on_device import move_operations
 
 pytest.importorskip("triton")

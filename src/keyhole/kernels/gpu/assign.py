@@ -29,7 +29,7 @@ def assign(points: Tensor, centroids: Tensor, dtype: torch.dtype) -> Tensor:
         _assign[(triton.cdiv(tokens, _TOKENS), triton.cdiv(subspaces, spaces), rows)](
             points, centroids.contiguous(), labels, points.stride(0), points.stride(1), tokens, subspaces,
             count, width, TILE=_TOKENS, SPACES=spaces, COLUMNS=columns,
-            WIDE=min(padded(spaces * width), _CHANNELS),
+            WIDE=min(padded(spaces * width), _CHANNELS), num_warps=4 if spaces * columns < _COLUMNS else 8,
         )  # fmt: skip
     return labels
 

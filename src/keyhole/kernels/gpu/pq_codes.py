@@ -15,8 +15,8 @@ def write_codes(buffer: Tensor, start: Tensor, codes: Tensor, bits: int) -> None
     rows, tokens, subspaces = codes.shape
     size = buffer.shape[2] // BLOCK
     _write[(triton.cdiv(tokens, _TILE), rows)](
-        buffer, start, codes, *buffer.stride(), *codes.stride(), buffer.shape[1] * BLOCK, tokens, subspaces, size,
-        NIBBLES=bits == 4, TILE=_TILE, SIZE=padded(size, 1),
+        buffer, start, codes, *buffer.stride(), *codes.stride(), buffer.shape[1] * BLOCK, tokens, subspaces,
+        size, NIBBLES=bits == 4, TILE=_TILE, SIZE=padded(size, 1),
     )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ def pq_scores(
 
 @triton.jit
 def _scores(
-    words, base, step, codes, out, row_stride, block_stride, blocks, code_rows: tl.constexpr, stored, n, heads,
-    softcap, HEADS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
+    words, base, step, codes, out, row_stride, block_stride, blocks, code_rows: tl.constexpr, stored, n,
+    heads, softcap, HEADS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     word, tile, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = row * tl.num_programs(0) + word

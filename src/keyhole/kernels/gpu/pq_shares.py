@@ -1,8 +1,9 @@
 """Shares of attention mass of all slots of a range, from sums of table entries.
 
-Two passes, because a share needs the log-sum-exp of each head. The first leaves sums of 16 bits, and for each
-tile and head the largest logit and the sum of exponentials below it. The second leaves a float32 share for each
-slot, and counts for each chunk how many fall into each of 256 bins, quarters of an octave from 1 downwards.
+Two passes, because a share needs the log-sum-exp of each head. The first leaves sums of 16 bits, and for
+each tile and head the largest logit and the sum of exponentials below it. The second leaves a float32 share
+for each slot, and counts for each chunk how many fall into each of 256 bins, quarters of an octave from 1
+downwards.
 """
 
 from typing import NamedTuple
@@ -27,8 +28,8 @@ from keyhole.kernels.gpu.pq_tables import heads_of_word, packed_tables
 BINS = 256
 UNIT = 1 << 40  # a share of 1 as an integer, so that adding shares knows no order
 _CHUNKS = 32  # of a row, at most: each chunk's program reads the counts of all of them
-_TILE = 1024  # slots of which a program of the second pass holds the shares
-_CHUNK = 4096  # slots of a chunk, at least
+TILE = 4096  # slots whose shares a program of 256 threads holds at a time; a chunk has no fewer
+WARPS = 8
 _PARTS = 256  # tiles of which it takes the log-sum-exp at a time
 
 
@@ -40,7 +41,7 @@ class Range(NamedTuple):
     @property
     def chunk(self) -> int:
         """Slots of a chunk: a power of two."""
-        return max(_CHUNK, triton.next_power_of_2(triton.cdiv(self.span, _CHUNKS)))
+        return max(TILE, triton.next_power_of_2(triton.cdiv(self.span, _CHUNKS)))
 
     @property
     def chunks(self) -> int:
@@ -78,9 +79,9 @@ def shares(
     )
     _shares[(within.chunks, rows)](
         sums, tables.base, tables.step, *parts, anchor_lse.float().contiguous(), within.first, within.last,
-        *found, tables.base.shape[1], within.span, tiles, heads, softcap, NIBBLES=centroids == 16, WEIGH=weigh,
-        UNIT=UNIT, HEADS=padded(heads, 1), PARTS=_PARTS, SLOTS=SLOTS, BINS=BINS,
-        TILE=_TILE, CHUNK=within.chunk,
+        *found, tables.base.shape[1], within.span, tiles, heads, softcap, NIBBLES=centroids == 16,
+        WEIGH=weigh, UNIT=UNIT, HEADS=padded(heads, 1), PARTS=_PARTS, SLOTS=SLOTS, BINS=BINS,
+        TILE=TILE, CHUNK=within.chunk, num_warps=WARPS,
     )  # fmt: skip
     return found
 
@@ -137,7 +138,7 @@ def _scan(
 @triton.jit
 def _shares(
     sums, base, step, peaks, totals, anchors, first, last, share, anchor_share, counts, held,
-    factors, span, tiles: tl.constexpr, heads: tl.constexpr, softcap, NIBBLES: tl.constexpr,
+    factors, span, tiles, heads: tl.constexpr, softcap, NIBBLES: tl.constexpr,
     WEIGH: tl.constexpr, UNIT: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, SLOTS: tl.constexpr,
     BINS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -156,7 +157,7 @@ def _shares(
         kept = sums + row * heads * (tiles * SLOTS) + lane_of_slot(slot, NIBBLES)
         value = tl.zeros([TILE], tl.float32)
         # Head by head, for threads would hold copies of what is left of a tile of all heads.
-        for one in range(heads):
+        for one in tl.range(heads, loop_unroll_factor=4):
             found = tl.load(kept + one * (tiles * SLOTS), mask=inside, other=0)
             zero, unit = tl.load(base + row * factors + one), tl.load(step + row * factors + one)
             logits = capped(zero + unit * found.to(tl.float32), softcap)
@@ -171,18 +172,18 @@ def _shares(
 
 
 @triton.jit
-def _log_sums(peaks, totals, anchors, head, real, tiles: tl.constexpr, PARTS: tl.constexpr):
+def _log_sums(peaks, totals, anchors, head, real, tiles, PARTS: tl.constexpr):
     """Log-sum-exp of the heads' logits and anchors, 0 where there is nothing, and the anchors."""
     anchor = tl.load(anchors + head, mask=real, other=-float("inf"))
     top = anchor
-    for begin in range(0, tiles, PARTS):
+    for begin in range(0, bound(tiles), PARTS):
         part = begin + tl.arange(0, PARTS)[None, :]
         asked = real[:, None] & (part < tiles)
         peak = tl.load(peaks + head[:, None] * tiles + part, mask=asked, other=-float("inf"))
         top = tl.maximum(top, tl.max(peak, 1))
     top = tl.where(top == -float("inf"), 0.0, top)
     mass = tl.exp(anchor - top)
-    for begin in range(0, tiles, PARTS):
+    for begin in range(0, bound(tiles), PARTS):
         part = begin + tl.arange(0, PARTS)[None, :]
         asked = real[:, None] & (part < tiles)
         peak = tl.load(peaks + head[:, None] * tiles + part, mask=asked, other=-float("inf"))

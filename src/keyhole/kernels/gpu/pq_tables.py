@@ -2,9 +2,9 @@
 
 Shapes: R rows, G query heads of a KV head, M sub-spaces, C centroids, W words that hold the heads.
 
-The entries are those of `keyhole.kernels.pq_tables`, computed in float64 as well, which costs nothing here:
-tables are small. With 4-bit codes an entry fits into a byte, and a word of 32 bits holds four heads: 0 and 1 in
-its even bytes, 2 and 3 in its odd ones. Otherwise a word holds two heads. Either way all sums fit into 16 bits.
+The entries are those of `keyhole.kernels.pq_tables`, computed in float64 as well, which costs little: tables
+are small. With 4-bit codes an entry fits into a byte, and a word of 32 bits holds four heads: 0 and 1 in its
+even bytes, 2 and 3 in its odd ones. Otherwise a word holds two heads. Either way all sums fit into 16 bits.
 """
 
 from typing import NamedTuple
@@ -53,8 +53,8 @@ def packed_tables(query: Tensor, codebooks: Tensor, scale: float) -> Packed:
 
 @triton.jit
 def _tables(
-    query, codebooks, words, base, step, heads, subspaces: tl.constexpr, stored: tl.constexpr, width: tl.constexpr,
-    SCALE: tl.constexpr, TOP: tl.constexpr,
+    query, codebooks, words, base, step, heads, subspaces: tl.constexpr, stored: tl.constexpr,
+    width: tl.constexpr, SCALE: tl.constexpr, TOP: tl.constexpr,
     HEADS: tl.constexpr, SPACES: tl.constexpr, CENTROIDS: tl.constexpr,
 ):  # fmt: skip
     word, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -87,7 +87,7 @@ def _logits(
     query, codebooks, head, begin, heads, subspaces, width: tl.constexpr,
     SCALE: tl.constexpr, SPACES: tl.constexpr, CENTROIDS: tl.constexpr,
 ):  # fmt: skip
-    """Products [HEADS, SPACES, CENTROIDS] (float64) of a block of sub-spaces; zeros beyond heads and spaces."""
+    """Products [HEADS, SPACES, CENTROIDS] (float64) of a block of sub-spaces; zeros beyond what there is."""
     space, centroid = begin + tl.arange(0, SPACES), tl.arange(0, CENTROIDS)
     asked = (head < heads)[:, None] & (space < subspaces)[None, :]
     there = (space < subspaces)[:, None] & (centroid < CENTROIDS)[None, :]

@@ -40,6 +40,9 @@ def sale_attention(
     least that the rest can have. Slots before `padding` of a batch row are neither read nor answered: the
     output of queries there is 0. A query that is not finite gives NaN.
 
+    A GPU rounds with more levels than a CPU, and keys in longer runs (`Rounding`): with one tau both keep
+    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read.
+
     Raises:
         ValueError: shapes do not fit, or a number is out of range.
     """
@@ -71,7 +74,10 @@ def _has_native(query: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 
 def _has_triton(query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    return _has_native(query, keys, values) and query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
+    return (
+        _has_native(query, keys, values)
+        and query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
+    )
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reach) -> None:

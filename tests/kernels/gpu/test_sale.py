@@ -5,21 +5,25 @@ import torch
 
 pytest.importorskip("triton")
 
+from tests.waiting import without_waiting
+
 from keyhole import kernels
 from keyhole.attention import dense_attention
 from keyhole.kernels import Reach
 from keyhole.kernels.gpu import sale, sale_estimate, sale_tiles
 from keyhole.kernels.sale_reference import attend_reference
 from keyhole.kernels.sale_tiles import unpack
-from tests.waiting import without_waiting
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about infinities
 
 SHAPES = [
-    # heads, KV heads, queries, tokens, D, Dv, padding, dtype
-    (4, 2, 200, 333, 16, 20, (0,), torch.float32),
-    (3, 1, 130, 290, 33, 24, (0, 161), torch.float32),
-    (5, 1, 65, 259, 80, 96, (40,), torch.bfloat16),
-    (1, 1, 257, 257, 128, 64, (30,), torch.float16),
-    (2, 2, 1, 300, 7, 130, (0,), torch.float32),
+    # heads, KV heads, queries, tokens, D, Dv, padding, dtype; the width of runs, whether shares are pooled
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), 1, True),
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), 32, False),
+    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), 4, True),
+    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), 16, False),
+    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), 2, True),
+    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), 32, True),
 ]
 
 
@@ -27,9 +31,12 @@ def drawn(heads, kv_heads, queries, tokens, size, value_size, padding=(0,), dtyp
     """Operands with NaN where nothing may be read: in padding, and between rows and heads."""
     make, batch = torch.Generator().manual_seed(heads), len(padding)
     wide = torch.full((3, batch, tokens + 1, heads + 1, max(size, value_size) + 3), torch.nan)
-    for operand, (rows, count, width, shift) in zip(
-        wide, ((queries, heads, size, 0.0), (tokens, kv_heads, size, 1.0), (tokens, kv_heads, value_size, 0.0)), strict=True
-    ):  # fmt: skip
+    parts = (
+        (queries, heads, size, 0.0),
+        (tokens, kv_heads, size, 1.0),
+        (tokens, kv_heads, value_size, 0.0),
+    )
+    for operand, (rows, count, width, shift) in zip(wide, parts, strict=True):
         part = operand[:, :rows, :count, 1 : width + 1]
         part.copy_(torch.randn(part.shape, generator=make) + shift)
     wide[0] *= 2
@@ -60,7 +67,7 @@ def expected_of(query, keys, values, tau, *, padding=(0,), **reach):
 
 
 def assert_same(found, expected, tolerance=1e-4):
-    """Equal, but for tiles of which a key lies where rounding meets a threshold: few, and answered nearly so."""
+    """Equal, but for few tiles of which a key lies where rounding meets a threshold."""
     differing = (found.map != expected.map).any(-1)
     assert int(differing.sum()) <= 0.05 * differing.numel()
     same = ~differing.repeat_interleave(64, 2)[:, :, : found.out.shape[2]]
@@ -69,16 +76,16 @@ def assert_same(found, expected, tolerance=1e-4):
     assert torch.equal(found.kept, unpack(found.map, found.map.shape[3] * 32).sum(-1).int())
 
 
-@pytest.mark.parametrize(("width", "pooled"), [(1, True), (4, False), (32, True)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "width", "pooled"), SHAPES, ids=str)
 def test_the_reference_that_rounds_alike_agrees(shape, width, pooled):
     padding, dtype = shape[6:]
     operands = drawn(*shape)
     options = {"padding": padding, "sinks": 3, "window": 41, "width": width, "pooled": pooled}
-    expected = expected_of(*operands, 0.03, **options)
-    assert shape[2] == 1 or bool((expected.kept[..., -1] < shape[3] - max(padding)).any())
+    tau = 0.03 if width < 8 else 0.5
+    expected = expected_of(*operands, tau, **options)
+    assert bool((expected.kept[..., -1] < shape[3] - torch.tensor(padding).view(-1, 1)).any())
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    assert_same(run(*operands, 0.03, **options), expected, tolerance)
+    assert_same(run(*operands, tau, **options), expected, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -99,7 +106,7 @@ def test_heads_have_thresholds_of_their_own():
 
 
 def test_pieces_of_a_prompt_and_parts_of_its_keys_make_the_whole(monkeypatch):
-    operands = drawn(3, 1, 200, 450, 16, 16)
+    operands = drawn(3, 1, 130, 330, 16, 16)
     whole = run(*operands, 0.02, window=10)
     monkeypatch.setattr(sale, "_LISTS", 1)
     monkeypatch.setattr(sale_estimate, "_SPAN", 128)
@@ -111,7 +118,7 @@ def test_pieces_of_a_prompt_and_parts_of_its_keys_make_the_whole(monkeypatch):
 
 
 def test_tiles_in_parts_and_short_steps(monkeypatch):
-    operands = drawn(2, 1, 100, 200, 16, 16)
+    operands = drawn(1, 1, 70, 140, 16, 16)
     whole = run(*operands, 0.02, window=10)
     tiling = property(lambda _: {"ROWS": 16, "KEYS": 16, "num_warps": 4})
     monkeypatch.setattr(sale_tiles.Prompt, "tiling", tiling)
@@ -122,7 +129,7 @@ def test_tiles_in_parts_and_short_steps(monkeypatch):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_query_that_is_not_finite_spoils_itself_alone(value):
-    query, keys, values = (part.clone() for part in drawn(2, 1, 130, 300, 16, 16))
+    query, keys, values = (part.clone() for part in drawn(2, 1, 130, 260, 16, 16))
     query[0, 1, 70, 3] = value
     found = run(query, keys, values, 0.02, width=1)
     assert found.out[0, 1, 70].isnan().all()

@@ -1,7 +1,7 @@
 """Matrix-vector products that read only the weights an activation needs.
 
-Rows that are skipped are masked, not left out of a list: loads that a mask turns off cost no traffic, and a list
-would have to be made, by one more kernel, before the first weight could be read.
+Rows that are skipped are masked, not left out of a list: loads that a mask turns off cost no traffic, and a
+list would have to be made, by one more kernel, before the first weight could be read.
 """
 
 import torch
@@ -22,7 +22,15 @@ def matvec_skip_rows(weight: Tensor, x: Tensor, gate: Tensor) -> Tensor:
     y = x.new_empty(rows)
     if rows:
         _skip_rows[(triton.cdiv(rows, _ROWS),)](
-            weight, x.contiguous(), _numbers(gate), y, weight.stride(0), rows, columns, ROWS=_ROWS, COLUMNS=_COLUMNS
+            weight,
+            x.contiguous(),
+            _numbers(gate),
+            y,
+            weight.stride(0),
+            rows,
+            columns,
+            ROWS=_ROWS,
+            COLUMNS=_COLUMNS,
         )
     return y
 
@@ -93,5 +101,7 @@ def _sums(parts, y, splits, columns, PARTS: tl.constexpr, COLUMNS: tl.constexpr)
     for start in range(0, bound(splits), PARTS):
         split = start + tl.arange(0, PARTS)
         there = (split < splits)[:, None] & (column < columns)[None, :]
-        sums += tl.load(parts + split.to(tl.int64)[:, None] * columns + column[None, :], mask=there, other=0.0)
+        sums += tl.load(
+            parts + split.to(tl.int64)[:, None] * columns + column[None, :], mask=there, other=0.0
+        )
     tl.store(y + column, tl.sum(sums, 0), mask=column < columns)

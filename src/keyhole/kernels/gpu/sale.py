@@ -1,8 +1,8 @@
 """Block-sparse attention of a prompt on a GPU, a piece of it at a time.
 
-Keys are rounded once for each KV head. For a piece of the tiles, each query's limit comes from what is always read;
-bytes are multiplied on tensor cores to find what may exceed it; lists of that are made, and attention reads them.
-Estimates are by `sale_tiles.ROUNDING`: what is kept differs from a CPU's by what rounding does at thresholds.
+Keys are rounded once for each KV head. For a piece of the tiles, each query's limit comes from what is always
+read; bytes are multiplied on tensor cores to find what may exceed it; lists of that are made, and attention
+reads them. Estimates are by `sale_tiles.ROUNDING`: what is kept differs from a CPU's where rounding decides.
 """
 
 import torch
@@ -22,8 +22,8 @@ _LISTS = 512 << 20  # bytes that the lists of a piece may have
 
 
 def sale_attention(
-    query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, scale: float, reach: Reach, padding: tuple[int, ...],
-    with_map: bool,
+    query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, scale: float, reach: Reach,
+    padding: tuple[int, ...], with_map: bool,
 ) -> SparseAttended:  # fmt: skip
     """As `keyhole.kernels.sale_attention`, of operands of one dtype whose shapes were checked.
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from keyhole.kernels.gpu.common import bound, padded, product
 from keyhole.kernels.gpu.sale_tiles import GRAIN, QUERIES, WORD, Prompt, place
 
+_BITS = 1.4426950408889634  # of a factor e
+
 
 def attend(prompt: Prompt, words: Tensor, found: Tensor, counts: Tensor, tile: int, out: Tensor) -> None:
     """Fill out [B, H, Q, Dv] for tiles from one on: lists and their counts, then what follows them."""
@@ -15,10 +17,10 @@ def attend(prompt: Prompt, words: Tensor, found: Tensor, counts: Tensor, tile: i
     size, width = query.shape[3], values.shape[3]
     tiling = prompt.tiling
     _attend[(tiles * heads * (QUERIES.value // tiling["ROWS"]), batch)](
-        query, keys, values, words, found, counts, prompt.unused, out, *query.stride()[:3], *keys.stride()[:3],
-        *values.stride()[:3], *words.stride()[:3], *out.stride()[:3], *prompt.lengths, tile, tiles, found.shape[3],
-        prompt.scale * 1.4426950408889634, heads, prompt.groups, size, width, SIZE=padded(size),
-        VALUES=padded(width), SINGLE=prompt.reach.width < GRAIN.value, num_stages=2, **tiling,
+        query, keys, values, words, found, counts, prompt.unused, out, *query.stride()[:3],
+        *keys.stride()[:3], *values.stride()[:3], *words.stride()[:3], *out.stride()[:3],
+        *prompt.lengths, tile, tiles, found.shape[3], prompt.scale * _BITS,
+        heads, prompt.groups, size, width, SIZE=padded(size), VALUES=padded(width), SINGLE=prompt.reach.width < GRAIN.value, num_stages=2, **tiling,
     )  # fmt: skip
 
 
@@ -26,7 +28,8 @@ def attend(prompt: Prompt, words: Tensor, found: Tensor, counts: Tensor, tile: i
 def _attend(
     query, keys, values, words, found, counts, unused, out, q_batch, q_head, q_row, k_batch, k_head, k_row,
     v_batch, v_head, v_row, w_batch, w_head, w_tile, o_batch, o_head, o_row, queries, tokens, begin, window,
-    tile, tiles, most, scale, heads: tl.constexpr, groups: tl.constexpr, size: tl.constexpr, width: tl.constexpr,
+    tile, tiles, most, scale,
+    heads: tl.constexpr, groups: tl.constexpr, size: tl.constexpr, width: tl.constexpr,
     SIZE: tl.constexpr, VALUES: tl.constexpr, SINGLE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     # The longest rows first, and the heads of a tile, which share keys, together.
@@ -42,7 +45,11 @@ def _attend(
     there, real = (start + row < queries)[:, None], (channel < size)[None, :]
     valued = (part < width)[None, :]
     line = (start + row).to(tl.int64)[:, None]
-    q = tl.load(query + batch * q_batch + head * q_head + line * q_row + channel[None, :], mask=there & real, other=0.0)
+    q = tl.load(
+        query + batch * q_batch + head * q_head + line * q_row + channel[None, :],
+        mask=there & real,
+        other=0.0,
+    )
     keys += batch * k_batch + (head // groups) * k_head + slots.to(tl.int64) * k_row
     values += batch * v_batch + (head // groups) * v_head + slots.to(tl.int64) * v_row
     map_row = words + batch * w_batch + head * w_head + number * w_tile
@@ -75,7 +82,7 @@ def _attend(
 
 @triton.jit
 def _added(q, k, v, seen, scale, top, total, acc):
-    """A softmax's largest logit, sum and weighted values with these keys among them; scale is for powers of 2."""
+    """A softmax's largest logit, sum and weighted values with these keys among them, in powers of 2."""
     logits = tl.where(seen, product(q, tl.trans(k)) * scale, float("-inf"))
     higher = tl.maximum(top, tl.max(logits, 1))
     weights, shrunk = tl.exp2(logits - higher[:, None]), tl.exp2(top - higher)

@@ -15,12 +15,11 @@ _SPAN = 4096  # the fewest keys of a program
 
 
 def estimate(prompt: Prompt, found: SmallKeys, limits: Limits, words: Tensor, tile: int) -> None:
-    """Fill the candidates' part of int32 words [B, H, tiles, W], a bit for each key, for tiles from one on."""
-    batch, _, tiles, width = words.shape
-    _, tokens, begin, window = prompt.lengths
+    """Fill the candidates' part of int32 words [B, H, tiles, W], a bit for each key, of tiles from one on."""
+    batch, _, tiles, _ = words.shape
     groups = triton.cdiv(tiles * prompt.groups, UNITS)
     programs = groups * prompt.keys.shape[1] * batch
-    splits = max(1, min(triton.cdiv(_PROGRAMS, programs), tokens // _SPAN))
+    splits = max(1, min(triton.cdiv(_PROGRAMS, programs), prompt.keys.shape[2] // _SPAN))
     _estimate[(groups, prompt.keys.shape[1], batch * splits)](
         found.small, found.steps, *limits, prompt.unused, words, *words.stride()[:3],
         *prompt.lengths, found.steps.shape[2], tile, tiles, limits.least.shape[2],

@@ -30,15 +30,19 @@ class SmallKeys(NamedTuple):
 
 
 def small_keys(keys: Tensor, padding: tuple[int, ...], unused: Tensor) -> SmallKeys:
-    """Of keys [B, Hkv, N, D], `padding` of whose slots at a row's start, on the device `unused`, do not count."""
+    """Of keys [B, Hkv, N, D]; a row's first slots, `padding`, and `unused` on the device, do not count."""
     batch, heads, tokens, size = keys.shape
     runs, width = triton.cdiv(tokens, CHUNK.value), padded(size, LEAST_BYTES)
-    centre = torch.stack([keys[row, :, slots:].mean(1, dtype=torch.float32) for row, slots in enumerate(padding)])
+    centre = torch.stack(
+        [keys[row, :, slots:].mean(1, dtype=torch.float32) for row, slots in enumerate(padding)]
+    )
     found = SmallKeys(
         centre,
         torch.empty(batch, heads, runs * CHUNK.value, width, dtype=torch.int8, device=keys.device),
         torch.empty(batch, heads, runs, dtype=torch.float32, device=keys.device),
-        torch.empty(batch, heads, runs * (CHUNK.value // WORD.value), size, dtype=keys.dtype, device=keys.device),
+        torch.empty(
+            batch, heads, runs * (CHUNK.value // WORD.value), size, dtype=keys.dtype, device=keys.device
+        ),
     )
     _small_keys[(runs, heads, batch)](
         keys, *found, unused, *keys.stride()[:3], tokens, runs, size,

@@ -30,13 +30,16 @@ def limits(prompt: Prompt, found: SmallKeys, tile: int, tiles: int, spare: int) 
     query, keys = prompt.query, prompt.keys
     batch, heads, _, size = query.shape
     units, wide = tiles * prompt.groups + spare, found.small.shape[3]
-    small = torch.empty(batch, keys.shape[1], units, QUERIES.value, wide, dtype=torch.int8, device=query.device)
+    small = torch.empty(
+        batch, keys.shape[1], units, QUERIES.value, wide, dtype=torch.int8, device=query.device
+    )
     least = torch.full(small.shape[:4], torch.inf, device=query.device)
     tiling = prompt.tiling
     _limits[(tiles * (QUERIES.value // tiling["ROWS"]), heads, batch)](
         query, keys, found.centre, found.means, prompt.tau, prompt.unused, small, least,
-        *query.stride()[:3], *keys.stride()[:3], *prompt.lengths, found.means.shape[2], tile, units, prompt.scale,
-        prompt.groups, size, SIZE=wide, LEVELS=ROUNDING.levels, POOLED=prompt.reach.pooled, **tiling,
+        *query.stride()[:3], *keys.stride()[:3], *prompt.lengths, found.means.shape[2], tile, units,
+        prompt.scale, prompt.groups, size, SIZE=wide, LEVELS=ROUNDING.levels, POOLED=prompt.reach.pooled,
+        **tiling,
     )  # fmt: skip
     return Limits(small, least)
 
@@ -70,14 +73,18 @@ def _limits(
     top, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     for at in range(0, bound(begin), KEYS):
         position = (at + key).to(tl.int64)
-        k = tl.load(rows + position[:, None] * k_row, mask=(position < begin)[:, None] & real[None, :], other=0.0)
+        k = tl.load(
+            rows + position[:, None] * k_row, mask=(position < begin)[:, None] & real[None, :], other=0.0
+        )
         logits = tl.where((position < begin)[None, :], product(q, tl.trans(k)) * scale, float("-inf"))
         top, total = _added(top, total, logits)
     for at in range(bound(end), bound(first + QUERIES), KEYS):
         position = (at + key).to(tl.int64)
         seen = position[None, :] <= first + row[:, None]
         k = tl.load(
-            rows + position[:, None] * k_row, mask=(position < tokens - slots)[:, None] & real[None, :], other=0.0
+            rows + position[:, None] * k_row,
+            mask=(position < tokens - slots)[:, None] & real[None, :],
+            other=0.0,
         )
         top, total = _added(top, total, tl.where(seen, product(q, tl.trans(k)) * scale, float("-inf")))
     if POOLED:

@@ -15,7 +15,7 @@ _WORDS = 256  # of a map that a program looks at together
 def lists(prompt: Prompt, words: Tensor, kept: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     """Runs of 8 keys before each tile's window that it reads some of: int32 [B, H, tiles, N / 8] and counts.
 
-    Completes words [B, H, tiles, W], of tiles from one on, by what is always read, and fills kept [B, H, tiles].
+    Completes words [B, H, tiles, W] of tiles from one on by what is always read; fills kept [B, H, tiles].
     """
     batch, heads, tiles, width = words.shape
     shape = (batch, heads, tiles, width * (WORD.value // GRAIN.value))
@@ -30,8 +30,8 @@ def lists(prompt: Prompt, words: Tensor, kept: Tensor, tile: int) -> tuple[Tenso
 
 @triton.jit
 def _lists(
-    words, kept, found, counts, unused, w_batch, w_head, w_tile, kept_batch, kept_head, queries, tokens, begin,
-    window, width, tile, WORDS: tl.constexpr,
+    words, kept, found, counts, unused, w_batch, w_head, w_tile, kept_batch, kept_head, queries, tokens,
+    begin, window, width, tile, WORDS: tl.constexpr,
 ):  # fmt: skip
     number, head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, first, end = place(tl.load(unused + batch), tile + number, queries, tokens, begin, window)

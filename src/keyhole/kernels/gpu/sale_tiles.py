@@ -1,7 +1,7 @@
-"""What the kernels of sparse prompts share: the operands, where a tile of queries lies, and how keys are rounded.
+"""What the kernels of sparse prompts share: operands, where a tile of queries lies, how keys are rounded.
 
-A unit is a tile of one query head. Those of a KV head are numbered by tile, then by head: U of them, with some
-to spare, are a piece of the prompt.
+A unit is a tile of one query head. Those of a KV head are numbered by tile, then by head: U of them, with
+some to spare, are a piece of the prompt.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ _TILE = 16 << 10  # bytes of the keys of a step of exact attention
 
 
 class Prompt(NamedTuple):
-    """Operands of `keyhole.kernels.sale_attention`, last dimensions dense, and the unused slots of each row."""
+    """Operands of `keyhole.kernels.sale_attention`, last dimensions dense; unused slots of each row."""
 
     query: Tensor
     keys: Tensor
@@ -39,7 +39,12 @@ class Prompt(NamedTuple):
     @property
     def lengths(self) -> tuple[int, int, int, int]:
         """Queries, tokens, where candidates begin, the window: what `place` is told."""
-        return self.query.shape[2], self.keys.shape[2], -(-self.reach.sinks // BLOCK) * BLOCK, self.reach.window
+        return (
+            self.query.shape[2],
+            self.keys.shape[2],
+            -(-self.reach.sinks // BLOCK) * BLOCK,
+            self.reach.window,
+        )
 
     @property
     def tiling(self) -> dict[str, int]:
@@ -50,7 +55,11 @@ class Prompt(NamedTuple):
         row = padded(max(self.keys.shape[3], self.values.shape[3])) * self.keys.element_size()
         if self.keys.element_size() == 4 and not INTERPRETED.value:
             return {"ROWS": LEAST, "KEYS": LEAST, "num_warps": 4}
-        return {"ROWS": ROWS, "KEYS": max(LEAST, min(ROWS, _TILE // row)), "num_warps": 4 if row * ROWS <= _TILE else 8}
+        return {
+            "ROWS": ROWS,
+            "KEYS": max(LEAST, min(ROWS, _TILE // row)),
+            "num_warps": 4 if row * ROWS <= _TILE else 8,
+        }
 
 
 @triton.jit

@@ -20,7 +20,8 @@ def attend(prompt: Prompt, words: Tensor, found: Tensor, counts: Tensor, tile: i
         query, keys, values, words, found, counts, prompt.unused, out, *query.stride()[:3],
         *keys.stride()[:3], *values.stride()[:3], *words.stride()[:3], *out.stride()[:3],
         *prompt.lengths, tile, tiles, found.shape[3], prompt.scale * _BITS,
-        heads, prompt.groups, size, width, SIZE=padded(size), VALUES=padded(width), SINGLE=prompt.reach.width < GRAIN.value, num_stages=2, **tiling,
+        heads, prompt.groups, size, width, SIZE=padded(size), VALUES=padded(width),
+        SINGLE=prompt.reach.width < GRAIN.value, num_stages=2, **tiling,
     )  # fmt: skip
 
 

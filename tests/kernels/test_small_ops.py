@@ -31,31 +31,33 @@ def test_exact_scores_of_nothing(any_impl):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (31, 65), (100, 63), (257, 1000), (2000, 100)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_skipped_rows_are_not_read(impl, share, m, n, dtype):
+def test_skipped_rows_are_not_read(any_impl, share, m, n, dtype):
+    m = min(m, 300) if any_impl == "triton" else m  # what is interpreted takes long
     weight, x = torch.randn(m, n).to(dtype), torch.randn(n)
     gate = torch.randn(m) * (torch.rand(m) < share)
     expected = gate.double() * (weight.double() @ x.double())
     weight[gate == 0] = torch.nan
-    assert close(kernels.matvec_skip_rows(weight, x, gate, impl=impl), expected, n)
+    assert close(kernels.matvec_skip_rows(weight, x, gate, impl=any_impl), expected, n)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (31, 65), (100, 63), (257, 1000), (100, 5000)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_skipped_columns_are_not_read(impl, share, m, n, dtype):
+def test_skipped_columns_are_not_read(any_impl, share, m, n, dtype):
+    n = min(n, 1100) if any_impl == "triton" else n
     weight = torch.randn(m, n).to(dtype)
     x = torch.randn(m) * (torch.rand(m) < share)
     expected = x.double() @ weight.double()
     weight[x == 0] = torch.nan
     padded = torch.full((m, n + 3), torch.nan, dtype=dtype)
     padded[:, 1:-2] = weight
-    assert close(kernels.matvec_skip_columns(padded[:, 1:-2], x, impl=impl), expected, m)
+    assert close(kernels.matvec_skip_columns(padded[:, 1:-2], x, impl=any_impl), expected, m)
 
 
-def test_result_has_the_dtype_of_the_input(impl):
+def test_result_has_the_dtype_of_the_input(any_impl):
     weight, x = torch.randn(20, 20).bfloat16(), torch.randn(20).bfloat16()
-    assert kernels.matvec_skip_rows(weight, x, torch.ones(20), impl=impl).dtype == torch.bfloat16
-    assert kernels.matvec_skip_columns(weight, x, impl=impl).dtype == torch.bfloat16
+    assert kernels.matvec_skip_rows(weight, x, torch.ones(20), impl=any_impl).dtype == torch.bfloat16
+    assert kernels.matvec_skip_columns(weight, x, impl=any_impl).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def cut(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def project_sparse(projection: Projection, x: Tensor) -> Tensor:
-    """As `project`; for a single token inputs that are 0 are skipped, where there is native code for it.
+    """As `project`; for a single token inputs that are 0 are skipped, where there is a kernel for it.
 
     What is skipped are rows of the transposed weight, so its numbers have to lie in that order.
     """
@@ -78,7 +78,7 @@ def project_sparse(projection: Projection, x: Tensor) -> Tensor:
 def sparse_gated(gated: Gated, x: Tensor, threshold: Tensor, first: str) -> tuple[Tensor, Tensor]:
     """The output `[B, M]` by channels whose first factor reaches the threshold; bool `[B, F]`, which do."""
     lead, other = (gated.gate, gated.up) if first == "gate" else (gated.up, gated.gate)
-    # All of it, but for one token the native code is the faster one.
+    # All of it, but for one token the kernel is no slower, and on CPUs the faster one.
     led = _project_where(lead, x, x.new_ones(1, lead.weight.shape[0]))
     led = cut(gated.activation(led) if first == "gate" else led, threshold)
     kept = led != 0
@@ -97,7 +97,7 @@ def _project_where(projection: Projection, x: Tensor, kept: Tensor) -> Tensor:
 
 
 def _skips(x: Tensor, weight: Tensor) -> bool:
-    # The native code has no gradient.
+    # The kernels have no gradient.
     return x.shape[0] == 1 and not x.requires_grad and kernels.matvec_skips(weight)
 
 

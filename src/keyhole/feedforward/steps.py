@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from keyhole.feedforward.fit import Rule
-
-_DENSE = torch.zeros(1)
+from keyhole.lasting import lasting
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +26,18 @@ class FeedForward:
     def covers(self, name: str) -> bool:
         """Whether a module, or one of its experts, has a threshold."""
         return name in self._modules
+
+    @lasting()
+    def threshold(self, name: str, device: torch.device) -> Tensor:
+        """The threshold of a module or an expert; nothing is below that of experts without one."""
+        if (name, device) not in self._held:
+            self._held[name, device] = self.thresholds.get(name, torch.zeros(1)).to(device)
+        return self._held[name, device]
+
+    @cached_property
+    def _held(self) -> dict[tuple[str, torch.device], Tensor]:
+        """Thresholds where they are used, copied once: a step that copies from the host waits for it."""
+        return {}
 
     @cached_property
     def _modules(self) -> frozenset[str]:
@@ -52,10 +63,15 @@ class Activated:
 
 @dataclass
 class Steps:
-    """The decode steps of one cache by a `FeedForward`, counted."""
+    """The decode steps of one cache by a `FeedForward`, counted on the devices that take them."""
 
     feedforward: FeedForward
-    activated: Activated = field(default_factory=Activated)
+    _counts: dict[torch.device, Tensor] = field(default_factory=dict)  # float64 [2]: dense, skipped
+
+    @property
+    def activated(self) -> Activated:
+        """What was read so far. This waits for the steps; they wait for nothing."""
+        return sum((Activated(*counts.tolist()) for counts in self._counts.values()), Activated())
 
     @property
     def first(self) -> str:
@@ -68,8 +84,19 @@ class Steps:
 
     def threshold(self, name: str, device: torch.device) -> Tensor:
         """The threshold of a module or an expert; nothing is below that of experts without one."""
-        return self.feedforward.thresholds.get(name, _DENSE).to(device)
+        return self.feedforward.threshold(name, device)
+
+    def begin(self, weights: int, device: torch.device) -> None:
+        """Count a step that reads so many weights if it is dense."""
+        self._count(device)[0].add_(weights)
 
     def record(self, kept: Tensor, weights: float) -> None:
         """Count a module's channels, `kept` bool `[B, F]`, of so many weights each."""
-        self.activated.skipped += weights * (kept.numel() - int(kept.count_nonzero())) / len(kept)
+        skipped = (kept.numel() - kept.sum(dtype=torch.float64)) * (weights / len(kept))
+        self._count(kept.device)[1].add_(skipped)
+
+    @lasting()
+    def _count(self, device: torch.device) -> Tensor:
+        if device not in self._counts:
+            self._counts[device] = torch.zeros(2, dtype=torch.float64, device=device)
+        return self._counts[device]

@@ -10,11 +10,13 @@ T = ceil(Q / 64) tiles of queries, W = ceil(N / 32) words of a tile's map.
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import FLOATS
 from keyhole.kernels.sale_native import attend_native
 from keyhole.kernels.sale_reference import attend_reference
-from keyhole.kernels.sale_tiles import WIDTHS, Reach, SparseAttended
+from keyhole.kernels.sale_tiles import WIDTHS, Reach, Rounding, SparseAttended, levels
+
+_LARGEST = 512  # bytes of a row that a GPU's kernels hold in registers
 
 
 def sale_attention(
@@ -38,6 +40,9 @@ def sale_attention(
     least that the rest can have. Slots before `padding` of a batch row are neither read nor answered: the
     output of queries there is 0. A query that is not finite gives NaN.
 
+    A GPU rounds with more levels than a CPU, and keys in longer runs (`Rounding`): with one tau both keep
+    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read.
+
     Raises:
         ValueError: shapes do not fit, or a number is out of range.
     """
@@ -45,18 +50,34 @@ def sale_attention(
     padding = padding or (0,) * query.shape[0]
     if len(padding) != query.shape[0] or not all(0 <= unused < keys.shape[2] for unused in padding):
         raise ValueError(f"padding {padding} does not fit {query.shape[0]} rows of {keys.shape[2]} tokens")
+    operands = (query, keys, values, tau, scale, reach, padding, with_map)
+    if use_triton(impl, query, keys, values, tau, supported=_has_triton(query, keys, values)):
+        from keyhole.kernels.gpu.sale import sale_attention as on_gpu
+
+        return on_gpu(*operands)
+    if not (tau >= 0).all():
+        raise ValueError(f"tau {tau.tolist()} must be at least 0; 0 reads everything")
     if use_native(impl, query, keys, values, tau, supported=_has_native(query, keys, values)):
-        return attend_native(query, keys, values, tau, scale, reach, padding, with_map)
-    return attend_reference(query, keys, values, tau, scale, reach, padding, with_map)
+        return attend_native(*operands)
+    return attend_reference(*operands, Rounding(levels(query.shape[3])))
 
 
 def sale_pays(query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether native code would compute it: the reference is slower than dense attention."""
-    return use_native("auto", query, keys, values, supported=_has_native(query, keys, values))
+    """Whether native or Triton code would compute it: the reference is slower than dense attention."""
+    return use_native("auto", query, keys, values, supported=_has_native(query, keys, values)) or use_triton(
+        "auto", query, keys, values, supported=_has_triton(query, keys, values)
+    )
 
 
 def _has_native(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     return query.dtype == keys.dtype == values.dtype and query.dtype in FLOATS
+
+
+def _has_triton(query: Tensor, keys: Tensor, values: Tensor) -> bool:
+    return (
+        _has_native(query, keys, values)
+        and query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
+    )
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reach) -> None:
@@ -66,10 +87,8 @@ def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reac
         raise ValueError(
             f"keys {list(keys.shape)} and values {list(values.shape)} do not fit query {list(query.shape)}"
         )
-    if tau.shape != (heads,) or tau.dtype != torch.float32 or not (tau >= 0).all():
-        raise ValueError(
-            f"tau {list(tau.shape)} must be float32 numbers of at least 0, one for each of {heads} heads"
-        )
+    if tau.shape != (heads,) or tau.dtype != torch.float32:
+        raise ValueError(f"tau {list(tau.shape)} must be float32 numbers, one for each of {heads} heads")
     if reach.width not in WIDTHS:
         raise ValueError(f"width={reach.width} is not one of {', '.join(map(str, WIDTHS))}")
     if reach.sinks < 0 or reach.window < 0:

@@ -10,11 +10,10 @@ from torch import Tensor
 from keyhole.kernels.sale_tiles import (
     BLOCK,
     ROWS,
-    SCALE_KEYS,
     Reach,
+    Rounding,
     SparseAttended,
     Tile,
-    levels,
     pack,
     tiles,
 )
@@ -29,8 +28,9 @@ def attend_reference(
     reach: Reach,
     padding: tuple[int, ...],
     with_map: bool,
+    rounding: Rounding,
 ) -> SparseAttended:
-    """As `keyhole.kernels.sale_attention`, of operands that were checked."""
+    """As `keyhole.kernels.sale_attention`, of operands that were checked, by estimates of any `rounding`."""
     batch, heads, queries, _ = query.shape
     tokens, groups = keys.shape[2], heads // keys.shape[1]
     counts = -(-queries // ROWS)
@@ -41,15 +41,13 @@ def attend_reference(
         where = tiles(queries, tokens, unused, reach)
         for head in range(heads):
             sides = keys[row, head // groups, unused:].float(), values[row, head // groups, unused:].float()
-            small = small_keys(sides[0])
+            small = small_keys(sides[0], rounding)
             for number, tile in enumerate(where):
                 rows = slice(*tile.rows)
-                wanted = select(
-                    query[row, head, rows].float() * scale, sides[0], small, float(tau[head]), tile, reach
-                )
-                out[row, head, rows] = _attend(
-                    query[row, head, rows].float() * scale, *sides, wanted, tile
-                ).to(out)
+                asked = query[row, head, rows].float() * scale
+                some = small_queries(asked, rounding)
+                wanted = select(asked, some, sides[0], small, float(tau[head]), tile, reach)
+                out[row, head, rows] = _attend(asked, *sides, wanted, tile).to(out)
                 kept[row, head, number] = wanted.sum()
                 if words is not None:
                     packed = pack(wanted)
@@ -57,28 +55,33 @@ def attend_reference(
     return SparseAttended(out, kept, words)
 
 
-def small_keys(keys: Tensor) -> Tensor:
-    """Keys [N, D] less their mean, rounded to a few levels with one scale for each run of 8."""
+def small_keys(keys: Tensor, rounding: Rounding) -> Tensor:
+    """Keys [N, D] less their mean, rounded to a few levels with one scale for each run."""
     shifted = keys - keys.mean(0)
-    padded = torch.nn.functional.pad(shifted, (0, 0, 0, -len(keys) % SCALE_KEYS)).unflatten(
-        0, (-1, SCALE_KEYS)
-    )
-    return _rounded(padded, padded.abs().amax((1, 2), keepdim=True)).flatten(0, 1)[: len(keys)]
+    runs = torch.nn.functional.pad(shifted, (0, 0, 0, -len(keys) % rounding.run))
+    runs = runs.unflatten(0, (-1, rounding.run))
+    most = runs.abs().amax((1, 2), keepdim=True)
+    return _rounded(runs, most, rounding.levels).flatten(0, 1)[: len(keys)]
 
 
-def small_queries(query: Tensor) -> Tensor:
+def small_queries(query: Tensor, rounding: Rounding) -> Tensor:
     """Queries [R, D], rounded to a few levels with a scale each."""
-    return _rounded(query, query.abs().amax(-1, keepdim=True))
+    return _rounded(query, query.abs().amax(-1, keepdim=True), rounding.levels)
 
 
-def _rounded(x: Tensor, most: Tensor) -> Tensor:
-    step = most / levels(x.shape[-1])
+def _rounded(x: Tensor, most: Tensor, levels: int) -> Tensor:
+    step = most / levels
     step = torch.where(step > 0, step, 1.0)
     return (x / step).round() * step
 
 
-def select(query: Tensor, keys: Tensor, small: Tensor, tau: float, tile: Tile, reach: Reach) -> Tensor:
-    """Which keys a tile of scaled queries [R, D] reads, of those up to its last query: bool."""
+def select(
+    query: Tensor, some: Tensor, keys: Tensor, small: Tensor, tau: float, tile: Tile, reach: Reach
+) -> Tensor:
+    """Which keys a tile of scaled queries [R, D] reads, of those up to its last query: bool.
+
+    `some` and `small` are rounded queries and keys.
+    """
     wanted = torch.ones(tile.first + len(query), dtype=torch.bool, device=keys.device)
     if tau == 0 or tile.begin == tile.end:
         return wanted
@@ -90,7 +93,7 @@ def select(query: Tensor, keys: Tensor, small: Tensor, tau: float, tile: Tile, r
         means = keys[candidates].unflatten(0, (-1, BLOCK)).mean(1)
         least = (query @ means.T).logsumexp(-1) + torch.log(torch.tensor(float(BLOCK)))
         lse = torch.logaddexp(lse, least)
-    estimates = small_queries(query) @ small[candidates].T + (query @ keys.mean(0)).unsqueeze(-1)
+    estimates = some @ small[candidates].T + (query @ keys.mean(0)).unsqueeze(-1)
     passing = (estimates > (lse + torch.log(torch.tensor(tau))).unsqueeze(-1)).any(0)
     wanted[candidates] = passing.unflatten(0, (-1, reach.width)).any(-1).repeat_interleave(reach.width)
     return wanted

@@ -12,7 +12,6 @@ from torch import Tensor
 ROWS = 64  # queries of a tile
 BLOCK = 32  # keys of a word
 WIDTHS = (1, 2, 4, 8, 16, 32)  # of runs of keys
-SCALE_KEYS = 8  # consecutive keys that share a scale
 _SUMS = 2**15 - 1  # what 16-bit sums hold
 
 
@@ -30,6 +29,18 @@ class Reach(NamedTuple):
     window: int = 128
     width: int = 32
     pooled: bool = True
+
+
+class Rounding(NamedTuple):
+    """How the estimate rounds keys and queries; what is kept depends on it, a little.
+
+    Attributes:
+        levels: the largest integer.
+        run: consecutive keys that share a scale; a query has its own.
+    """
+
+    levels: int
+    run: int = 8
 
 
 class SparseAttended(NamedTuple):

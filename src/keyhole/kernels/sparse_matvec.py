@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
-from keyhole.kernels.native import TYPES, call
+from keyhole.kernels.dispatch import use_native, use_triton
+from keyhole.kernels.native import FLOATS, TYPES, call
 
 _SUPPORTED = (torch.float32, torch.bfloat16)
 
 
 def matvec_skips(weight: Tensor) -> bool:
-    """Whether there is native code that reads only parts of this weight; without it they would be copied."""
-    return use_native("auto", weight, supported=_native_weight(weight))
+    """Whether there is native or Triton code that reads parts of this weight; else they would be copied."""
+    return use_native("auto", weight, supported=_native_weight(weight)) or use_triton(
+        "auto", weight, supported=_triton_weight(weight)
+    )
 
 
 def matvec_skip_rows(weight: Tensor, x: Tensor, gate: Tensor, *, impl: str = "auto") -> Tensor:
@@ -31,6 +33,10 @@ def matvec_skip_rows(weight: Tensor, x: Tensor, gate: Tensor, *, impl: str = "au
             inputs.data_ptr(), factors.data_ptr(), *weight.shape, y.data_ptr(),
         )  # fmt: skip
         return y.to(x.dtype)
+    if use_triton(impl, weight, x, gate, supported=_triton_weight(weight)):
+        from keyhole.kernels.gpu.matvec import matvec_skip_rows as on_gpu
+
+        return on_gpu(weight, x, gate)
     active = gate.nonzero()[:, 0]
     y = x.new_zeros(weight.shape[0])
     y[active] = (gate[active].float() * (weight[active].float() @ x.float())).to(x.dtype)
@@ -53,9 +59,17 @@ def matvec_skip_columns(weight_t: Tensor, x: Tensor, *, impl: str = "auto") -> T
             inputs.data_ptr(), *weight_t.shape, y.data_ptr(),
         )  # fmt: skip
         return y.to(x.dtype)
+    if use_triton(impl, weight_t, x, supported=_triton_weight(weight_t)):
+        from keyhole.kernels.gpu.matvec import matvec_skip_columns as on_gpu
+
+        return on_gpu(weight_t, x)
     active = x.nonzero()[:, 0]
     return (x[active].float() @ weight_t[active].float()).to(x.dtype)
 
 
 def _native_weight(weight: Tensor) -> bool:
     return weight.dtype in _SUPPORTED and weight.stride(1) == 1
+
+
+def _triton_weight(weight: Tensor) -> bool:
+    return weight.dtype in FLOATS and weight.stride(1) == 1

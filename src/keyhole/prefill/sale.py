@@ -24,7 +24,7 @@ class SalePrefill(Prefill):
     Attention is exact and dense where that is not known to pay, or not known to be right: in contexts shorter
     than `dense_below`, of fewer than 64 new queries, where every threshold is 0, with soft-capped logits or
     sink logits, where a mask hides more than padding on the left, and, unless `impl` asks for the reference,
-    where there is no native code for the tensors at hand.
+    where there is no native or Triton code for the tensors at hand.
 
     Args:
         tau: a threshold for each query head, or one for all of them; 0 reads everything.

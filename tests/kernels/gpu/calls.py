@@ -5,12 +5,15 @@ The tensors lie on the CPU: `compiling.py` compiles what the calls launch, and l
 
 import torch
 
+from keyhole.kernels import Reach
 from keyhole.kernels.codes import allocate_codes
 from keyhole.kernels.gpu.assign import assign
 from keyhole.kernels.gpu.exact_scores import exact_scores
+from keyhole.kernels.gpu.matvec import matvec_skip_columns, matvec_skip_rows
 from keyhole.kernels.gpu.pq_codes import write_codes
 from keyhole.kernels.gpu.pq_scores import pq_scores
 from keyhole.kernels.gpu.pq_select import pq_select
+from keyhole.kernels.gpu.sale import sale_attention
 from keyhole.kernels.pq_select_reference import Budget
 
 BF16 = torch.bfloat16
@@ -55,10 +58,27 @@ def _write_codes() -> None:
             write_codes(allocate_codes(8, 131072, 32, bits), torch.zeros(1, dtype=torch.int64), codes, bits)
 
 
+def _matvec() -> None:
+    for dtype in (BF16, torch.float32):
+        weight, x = torch.zeros(512, 256, dtype=dtype), torch.zeros(512, dtype=dtype)
+        matvec_skip_rows(weight, x[:256], x != 0)
+        matvec_skip_columns(weight, x)
+
+
+def _sale_attention() -> None:
+    cases = ((128, BF16, 32), (128, BF16, 1), (64, BF16, 4), (256, BF16, 8), (128, torch.float32, 1))
+    for size, dtype, width in cases:
+        query, tau = torch.zeros(1, 8, 128, size, dtype=dtype), torch.zeros(8)
+        keys = torch.zeros(1, 2, 640, size, dtype=dtype)
+        sale_attention(query, keys, keys, tau, 0.1, Reach(width=width), (0,), False)
+
+
 CALLS = {
     "assign": _assign,
     "exact_scores": _exact_scores,
+    "matvec": _matvec,
     "pq_scores": _pq_scores,
     "pq_select": _pq_select,
+    "sale_attention": _sale_attention,
     "write_codes": _write_codes,
 }

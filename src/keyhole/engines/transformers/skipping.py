@@ -202,8 +202,8 @@ def _begin(
     )
     single = tokens is not None and tokens.shape[1] == 1
     step = sparse_steps(given.get("past_key_values")) if single else None
-    if step is not None:
-        step.activated.dense += weights
+    if step is not None and tokens is not None:
+        step.begin(weights, tokens.device)
     _step.set(step)
 
 

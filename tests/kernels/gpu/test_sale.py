@@ -1,0 +1,151 @@
+"""Sparse prompts by Triton kernels against the reference, which rounds as they do."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tests.waiting import without_waiting
+
+from keyhole import kernels
+from keyhole.attention import dense_attention
+from keyhole.kernels import Reach
+from keyhole.kernels.gpu import sale, sale_estimate, sale_tiles
+from keyhole.kernels.sale_reference import attend_reference
+from keyhole.kernels.sale_tiles import unpack
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about infinities
+
+SHAPES = [
+    # heads, KV heads, queries, tokens, D, Dv, padding, dtype; the width of runs, whether shares are pooled
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), 1, True),
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), 32, False),
+    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), 4, True),
+    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), 16, False),
+    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), 2, True),
+    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), 32, True),
+]
+
+
+def drawn(heads, kv_heads, queries, tokens, size, value_size, padding=(0,), dtype=torch.float32):
+    """Operands with NaN where nothing may be read: in padding, and between rows and heads."""
+    make, batch = torch.Generator().manual_seed(heads), len(padding)
+    wide = torch.full((3, batch, tokens + 1, heads + 1, max(size, value_size) + 3), torch.nan)
+    parts = (
+        (queries, heads, size, 0.0),
+        (tokens, kv_heads, size, 1.0),
+        (tokens, kv_heads, value_size, 0.0),
+    )
+    for operand, (rows, count, width, shift) in zip(wide, parts, strict=True):
+        part = operand[:, :rows, :count, 1 : width + 1]
+        part.copy_(torch.randn(part.shape, generator=make) + shift)
+    wide[0] *= 2
+    for row, unused in enumerate(padding):
+        wide[1:, row, :unused] = torch.nan
+    query, keys, values = wide.to(dtype).transpose(2, 3)
+    return (
+        query[:, :heads, :queries, 1 : size + 1],
+        keys[:, :kv_heads, :tokens, 1 : size + 1],
+        values[:, :kv_heads, :tokens, 1 : value_size + 1],
+    )
+
+
+def run(query, keys, values, tau, *, padding=(0,), with_map=True, **reach):
+    tau = torch.as_tensor(tau, dtype=torch.float32).expand(query.shape[1])
+    return kernels.sale_attention(
+        query, keys, values, tau, scale=query.shape[-1] ** -0.5, reach=Reach(**reach), padding=padding,
+        with_map=with_map, impl="triton",
+    )  # fmt: skip
+
+
+def expected_of(query, keys, values, tau, *, padding=(0,), **reach):
+    tau = torch.as_tensor(tau, dtype=torch.float32).expand(query.shape[1])
+    scale = query.shape[-1] ** -0.5
+    return attend_reference(
+        query, keys, values, tau, scale, Reach(**reach), padding, True, sale_tiles.ROUNDING
+    )
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    """Equal, but for few tiles of which a key lies where rounding meets a threshold."""
+    differing = (found.map != expected.map).any(-1)
+    assert int(differing.sum()) <= 0.05 * differing.numel()
+    same = ~differing.repeat_interleave(64, 2)[:, :, : found.out.shape[2]]
+    torch.testing.assert_close(found.out[same], expected.out[same], rtol=tolerance, atol=tolerance)
+    assert torch.equal(found.kept[~differing], expected.kept[~differing])
+    assert torch.equal(found.kept, unpack(found.map, found.map.shape[3] * 32).sum(-1).int())
+
+
+@pytest.mark.parametrize(("shape", "width", "pooled"), SHAPES, ids=str)
+def test_the_reference_that_rounds_alike_agrees(shape, width, pooled):
+    padding, dtype = shape[6:]
+    operands = drawn(*shape)
+    options = {"padding": padding, "sinks": 3, "window": 41, "width": width, "pooled": pooled}
+    tau = 0.03 if width < 8 else 0.5
+    expected = expected_of(*operands, tau, **options)
+    assert bool((expected.kept[..., -1] < shape[3] - torch.tensor(padding).view(-1, 1)).any())
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    assert_same(run(*operands, tau, **options), expected, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_everything_is_dense(dtype):
+    operands = drawn(4, 2, 130, 200, 24, 24, dtype=dtype)
+    found = run(*operands, 0.0, sinks=0, window=0)
+    expected = dense_attention(*(part.float() for part in operands), scale=24**-0.5)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.out.float(), expected, rtol=tolerance, atol=tolerance)
+    assert found.kept[0, 0].tolist() == [134, 198, 200]
+
+
+def test_heads_have_thresholds_of_their_own():
+    operands = drawn(3, 1, 128, 300, 16, 16)
+    found = run(*operands, torch.tensor([0.0, 1e30, 0.02]), window=10)
+    assert found.kept[0, :2].tolist() == [[236, 300], [236 - 128, 300 - 192]]
+    assert_same(found, expected_of(*operands, torch.tensor([0.0, 1e30, 0.02]), window=10))
+
+
+def test_pieces_of_a_prompt_and_parts_of_its_keys_make_the_whole(monkeypatch):
+    operands = drawn(3, 1, 130, 330, 16, 16)
+    whole = run(*operands, 0.02, window=10)
+    monkeypatch.setattr(sale, "_LISTS", 1)
+    monkeypatch.setattr(sale_estimate, "_SPAN", 128)
+    for with_map in (True, False):
+        parts = run(*operands, 0.02, window=10, with_map=with_map)
+        assert torch.equal(parts.out, whole.out)
+        assert torch.equal(parts.kept, whole.kept)
+        assert torch.equal(parts.map, whole.map) if with_map else parts.map is None
+
+
+def test_tiles_in_parts_and_short_steps(monkeypatch):
+    operands = drawn(1, 1, 70, 140, 16, 16)
+    whole = run(*operands, 0.02, window=10)
+    tiling = property(lambda _: {"ROWS": 16, "KEYS": 16, "num_warps": 4})
+    monkeypatch.setattr(sale_tiles.Prompt, "tiling", tiling)
+    parts = run(*operands, 0.02, window=10)
+    assert torch.equal(parts.map, whole.map)
+    torch.testing.assert_close(parts.out, whole.out, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_query_that_is_not_finite_spoils_itself_alone(value):
+    query, keys, values = (part.clone() for part in drawn(2, 1, 130, 260, 16, 16))
+    query[0, 1, 70, 3] = value
+    found = run(query, keys, values, 0.02, width=1)
+    assert found.out[0, 1, 70].isnan().all()
+    assert int(found.out.isnan().any(-1).sum()) == 1
+    assert torch.equal(found.map, expected_of(query, keys, values, 0.02, width=1).map)
+
+
+def test_the_host_does_not_wait(monkeypatch):
+    operands, tau = drawn(2, 1, 70, 200, 16, 16, padding=(0, 9)), torch.full((2,), 0.02)
+    with without_waiting(monkeypatch):
+        kernels.sale_attention(
+            *operands, tau, scale=0.25, reach=Reach(window=10), padding=(0, 9), with_map=True, impl="triton"
+        )
+
+
+def test_rows_that_registers_do_not_hold_are_refused():
+    for size, dtype in ((129, torch.float32), (257, torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="no kernel"):
+            run(*drawn(1, 1, 70, 70, size, 8, dtype=dtype), 0.1)

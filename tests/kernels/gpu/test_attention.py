@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from keyhole import kernels
 from tests.kernels.cases import strided
 from tests.kernels.test_gather_attention import assert_close, by_definition, case
 from tests.kernels.test_packed_attention import check
 from tests.kernels.test_paged_attention import GROUP, HEADS, REQUESTS, SIZE, in_one_piece, paged, selection
 from tests.waiting import without_waiting
+
+from keyhole import kernels
 
 pytest.importorskip("triton")
 from keyhole.kernels.gpu import attention
@@ -73,7 +73,7 @@ def test_dtypes_that_differ(dtypes):
 
 def test_rows_that_share_slots_and_columns_that_lie_apart():
     """Selections of stride 0 along rows, keys whose channels are not neighbours."""
-    query, keys, values, slots, counts = case(size=24)
+    query, _, values, slots, counts = case(size=24)
     values, shared = torch.randn(2, 300, 24), slots[:1].expand(2, -1)
     apart = torch.randn(2, 24, 300).transpose(1, 2)
     operands = query, apart, strided(values), shared, counts[:1].expand(2)

@@ -67,7 +67,7 @@ def workspace(query: Tensor, splits: Splits, size: int) -> Workspace:
 def merged(
     parts: Workspace, splits: Splits, width: int, counts: Tensor, sinks: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Attention [R, G, E] and its log-sum-exp [R, G] over all splits and, where there are some, sink logits."""
+    """Attention [R, G, E] and log-sum-exp [R, G] over all splits and, where there are some, sink logits."""
     rows, count, heads, size = parts.outs.shape
     out = torch.empty(rows, heads, size, dtype=dtype, device=counts.device)
     lse = torch.empty(rows, heads, dtype=torch.float32, device=counts.device)
@@ -80,7 +80,7 @@ def merged(
     return out, lse
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["width", "slots", "splits"])
 def _merged(
     outs, lses, counts, sinks, out, lse, counts_stride, width, slots, splits, heads: tl.constexpr,
     size: tl.constexpr, SPLITS: tl.constexpr, SIZE: tl.constexpr, TOGETHER: tl.constexpr,
@@ -106,6 +106,14 @@ def _merged(
         merged += tl.sum(weights[:, None] * part, 0)
     tl.store(out + (row * heads + head) * size + channel, merged / nonzero(total), mask=channel < size)
     tl.store(lse + row * heads + head, top + tl.log(total))
+
+
+@triton.jit
+def queries(query, row, heads: tl.constexpr, size: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """The queries [G, D] of a row, of contiguous ones."""
+    head, channel = tl.arange(0, HEADS), tl.arange(0, SIZE)
+    asked = (head < heads)[:, None] & (channel < size)[None, :]
+    return tl.load(query + (row * heads + head[:, None]) * size + channel[None, :], mask=asked, other=0.0)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Attention over chosen slots of keys and values, contiguous or in blocks.
 
-Shapes: R rows (batch x KV heads), G query heads of a KV head, D and E size of a key and of a value, S selected.
+Shapes: R rows (batch x KV heads), G query heads of a KV head, D and E size of keys and values, S selected.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from keyhole.kernels.gpu.attention import (
     absorbed,
     leave,
     merged,
+    queries,
     splits_of,
     used_slots,
     warps,
@@ -108,7 +109,7 @@ def _attend(
     return Attended(out, lse, logits)
 
 
-@triton.jit(do_not_specialize=["width", "capacity"])
+@triton.jit(do_not_specialize=["width", "capacity", "each"])
 def _parts(
     query, keys, values, blocks, slots, slots_row, slots_stride, counts, counts_stride, kept_logits, outs,
     lses, width, capacity, scale, softcap, each, heads: tl.constexpr, size: tl.constexpr,
@@ -119,9 +120,7 @@ def _parts(
     count, first = used_slots(counts + row * counts_stride, width), split * each
     if first >= count:
         return
-    head, channel = tl.arange(0, HEADS), tl.arange(0, SIZE)
-    asked = (head < heads)[:, None] & (channel < size)[None, :]
-    q = tl.load(query + (row * heads + head[:, None]) * size + channel[None, :], mask=asked, other=0.0)
+    head, q = tl.arange(0, HEADS), queries(query, row, heads, size, HEADS, SIZE)
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total, out = tl.zeros([HEADS], tl.float32), tl.zeros([HEADS, VALUE], tl.float32)
     for start in range(bound(first), bound(tl.minimum(first + each, count)), TILE):

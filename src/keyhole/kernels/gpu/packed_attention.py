@@ -1,6 +1,6 @@
 """Attention over chosen slots of keys and values that are held as codes, which become numbers in registers.
 
-Shapes: R rows (batch x KV heads), G query heads of a KV head, D and E size of a key and of a value, S selected,
+Shapes: R rows (batch x KV heads), G query heads of a KV head, D and E size of keys and values, S selected,
 n groups of g tokens, W bytes of a token's codes.
 """
 
@@ -17,6 +17,7 @@ from keyhole.kernels.gpu.attention import (
     absorbed,
     leave,
     merged,
+    queries,
     splits_of,
     used_slots,
     warps,
@@ -85,7 +86,7 @@ def _by_channel(part: Tensor) -> Held:
     return Held(part, *part.stride()[:3], 0)
 
 
-@triton.jit(do_not_specialize=["width", "capacity"])
+@triton.jit(do_not_specialize=["width", "capacity", "each"])
 def _parts(
     query, keys, values, slots, slots_row, slots_stride, counts, counts_stride, outs, lses, width, capacity,
     kv_heads, scale, softcap, each, heads: tl.constexpr, size: tl.constexpr, value_size: tl.constexpr,
@@ -96,9 +97,7 @@ def _parts(
     count, first = used_slots(counts + row * counts_stride, width), split * each
     if first >= count:
         return
-    head, channel, number = tl.arange(0, HEADS), tl.arange(0, SIZE), tl.arange(0, VALUE)
-    asked = (head < heads)[:, None] & (channel < size)[None, :]
-    q = tl.load(query + (row * heads + head[:, None]) * size + channel[None, :], mask=asked, other=0.0)
+    channel, q = tl.arange(0, SIZE), queries(query, row, heads, size, HEADS, SIZE)
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total, out = tl.zeros([HEADS], tl.float32), tl.zeros([HEADS, VALUE], tl.float32)
     for start in range(bound(first), bound(tl.minimum(first + each, count)), TILE):

@@ -37,9 +37,7 @@ def allocate_codes(
     return torch.zeros(rows, blocks, size, dtype=torch.uint8, device=device)
 
 
-def write_codes(
-    buffer: Tensor, start: int | Tensor, codes: Tensor, *, bits: int, impl: str = "auto"
-) -> None:
+def write_codes(buffer: Tensor, start: int | Tensor, codes: Tensor, *, bits: int, impl: str = "auto") -> None:
     """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place.
 
     Triton kernels do not look into a `start` that is a tensor of one integer, and write what fits.

@@ -83,9 +83,7 @@ def _budget(k: int | None, mass: float | None, floor: int, cap: int | None, capa
     return Budget(min(floor, cap), cap, mass)
 
 
-def _ranges(
-    first: Bounds, last: Bounds, rows: int, capacity: int
-) -> tuple[Sequence[int], Sequence[int]]:
+def _ranges(first: Bounds, last: Bounds, rows: int, capacity: int) -> tuple[Sequence[int], Sequence[int]]:
     starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
     for start, stop in zip(starts, stops, strict=True):
         if not 0 <= start <= stop <= capacity:

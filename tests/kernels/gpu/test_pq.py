@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from keyhole import kernels
-from keyhole.kernels.pq_tables import pq_tables
 from tests.kernels.cases import make_index
 from tests.kernels.test_pq_select import check, select
 from tests.waiting import without_waiting
+
+from keyhole import kernels
+from keyhole.kernels.pq_tables import pq_tables
 
 pytest.importorskip("triton")
 

@@ -33,7 +33,16 @@ def lane_of_slot(slot, NIBBLES: tl.constexpr):
 
 
 @triton.jit
-def head_sums(tables, codes, tile, blocks, block_stride, ROWS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr):
+def head_sums(
+    tables,
+    codes,
+    tile,
+    blocks,
+    block_stride,
+    ROWS: tl.constexpr,
+    CENTROIDS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """Sums [SLOTS, 4 or 2 heads] (uint32) for the slots of a tile, in the order of bytes.
 
     tables: a word's entries [S, C]; codes: the first byte of a row, ROWS of 64 of them in each of its blocks.
@@ -67,4 +76,3 @@ def _looked_up(tables, codes, begin):
     """Entries for the last four bits of codes. Tables start at a multiple of 64 bytes: no carry to add up."""
     places = tables.to(tl.int64) | ((codes & 15) << 2)
     return tl.load(places.to(tl.pointer_type(tl.uint32)) + begin)
-

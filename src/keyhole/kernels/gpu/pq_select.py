@@ -116,7 +116,10 @@ def _settle(
     # `lowest` itself, and the next share above it.
     number, weight = _reaching(near, listed, lowest + tl.arange(0, 2).to(tl.uint32), TILE)
     above_lowest = tl.arange(0, 2) == 1
-    over, weight = tl.sum(tl.where(above_lowest, number, 0), 0), tl.sum(tl.where(above_lowest, weight, 0.0), 0)
+    over, weight = (
+        tl.sum(tl.where(above_lowest, number, 0), 0),
+        tl.sum(tl.where(above_lowest, weight, 0.0), 0),
+    )
     ties = cap - higher - over
     if WEIGH:
         lacking = tl.ceil((goal - mass - weight) / tl.sum(lowest.to(tl.float32, bitcast=True), 0))

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.kernels import Turning, turned
+
 
 class Rope(ABC):
     """The rotation of one layer: linear, orthogonal, and by the sum of two positions what it is by both.
@@ -31,11 +33,15 @@ class Rope(ABC):
 
     def rotate_each(self, vectors: Tensor, positions: Tensor) -> Tensor:
         """Vectors `[B, H, T, D]` moved on by `positions [B, H, T]`, other ones for each head; float32."""
-        if torch.equal(positions, positions[:, :1].expand(positions.shape)):
-            # Angles are what takes time, and these are the same for all heads.
+        if positions.is_cpu and torch.equal(positions, positions[:, :1].expand(positions.shape)):
+            # Angles are what takes time, and these are the same for all heads; a GPU does not wait to know.
             return self.rotate(vectors, positions[:, 0])
         moved = self.rotate(vectors.flatten(0, 1).unsqueeze(1), positions.flatten(0, 1))
         return moved.view(vectors.shape)
+
+    def turning(self, size: int, device: torch.device) -> Turning | None:  # noqa: ARG002
+        """The rotation of vectors of `size` numbers as kernels take it; None where there is only `rotate`."""
+        return None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Rope:
         """The same one: it is the layer's, not a request's, and holds no state."""
@@ -48,6 +54,9 @@ class NoRope(Rope):
     def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
         return vectors.float()
 
+    def turning(self, size: int, device: torch.device) -> Turning:  # noqa: ARG002
+        return Turning(torch.empty(0, device=device), adjacent=False)
+
 
 class PlainRope(Rope):
     """The rotation of the source: channel i is paired with channel i + D / 2."""
@@ -56,12 +65,13 @@ class PlainRope(Rope):
         self.base = base
 
     def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        half = vectors.shape[-1] // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=vectors.device) / half
-        angles = (positions.unsqueeze(-1) * self.base**-exponents).unsqueeze(1)
-        cos, sin = angles.cos(), angles.sin()
-        left, right = vectors.float().split(half, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+        turning = self.turning(vectors.shape[-1], vectors.device)
+        return turned(vectors.float(), positions.unsqueeze(1), turning)
+
+    def turning(self, size: int, device: torch.device) -> Turning:
+        half = size // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=device) / half
+        return Turning(self.base**-exponents, adjacent=False)
 
 
 class FixedDistance(NamedTuple):

@@ -37,35 +37,39 @@ def selection(capacity: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [16, 13])
-def test_equals_one_piece(impl, dtype, block_size):
+def test_equals_one_piece(any_impl, dtype, block_size):
     keys, values, table = paged(dtype, block_size)
     slots, counts = selection(7 * block_size)
     query = torch.randn(REQUESTS * HEADS, GROUP, SIZE)
-    found = kernels.paged_gather_attention(query, keys, values, table, slots, counts, scale=0.3, impl=impl)
+    found = kernels.paged_gather_attention(
+        query, keys, values, table, slots, counts, scale=0.3, impl=any_impl
+    )
     flat = [in_one_piece(source, table) for source in (keys, values)]
     expected = kernels.gather_attention(query, *flat, slots, counts, scale=0.3, impl="reference")
     assert torch.allclose(found.out, expected.out, rtol=1e-5, atol=1e-5)
     assert torch.allclose(found.lse, expected.lse, rtol=1e-5, atol=1e-5)
 
 
-def test_heads_first_layout(impl):
+def test_heads_first_layout(any_impl):
     keys, values, table = paged(torch.float32)
     slots, counts = selection(112)
     query = torch.randn(REQUESTS * HEADS, GROUP, SIZE)
     expected = kernels.paged_gather_attention(query, keys, values, table, slots, counts, scale=0.3)
     turned = [source.transpose(1, 2).contiguous().transpose(1, 2) for source in (keys, values)]
-    found = kernels.paged_gather_attention(query, *turned, table, slots, counts, scale=0.3, impl=impl)
+    found = kernels.paged_gather_attention(query, *turned, table, slots, counts, scale=0.3, impl=any_impl)
     assert torch.allclose(found.out, expected.out, rtol=1e-5, atol=1e-5)
 
 
-def test_int8_with_scales(impl):
+def test_int8_with_scales(any_impl):
     keys, values = (torch.randint(-128, 128, (26, 16, HEADS, SIZE), dtype=torch.int8) for _ in range(2))
     scales = [torch.rand(26, 16, HEADS) for _ in range(2)]
     table = torch.randperm(26)[:21].view(3, 7).int()
     slots, counts = selection(112)
     query = torch.randn(REQUESTS * HEADS, GROUP, SIZE)
     options = {"scale": 0.01, "key_scales": scales[0], "value_scales": scales[1]}
-    found = kernels.paged_gather_attention(query, keys, values, table, slots, counts, **options, impl=impl)
+    found = kernels.paged_gather_attention(
+        query, keys, values, table, slots, counts, **options, impl=any_impl
+    )
     flat = [in_one_piece(source, table) for source in (keys, values, *scales)]
     options |= {"key_scales": flat[2], "value_scales": flat[3]}
     expected = kernels.gather_attention(query, *flat[:2], slots, counts, **options, impl="reference")

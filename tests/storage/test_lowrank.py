@@ -9,7 +9,9 @@ from keyhole.regions import regions
 from keyhole.rope import NoRope, PlainRope
 from keyhole.storage import LowRankStorage
 from tests import oracles, oracles_shadowkv
+from tests.interpreting import interpreted
 from tests.layers import Layer, check_dense
+from tests.waiting import without_waiting
 
 CPU = torch.device("cpu")
 LOGITS = Logits(0.25)
@@ -106,6 +108,19 @@ def test_counts_what_a_step_finds_rebuilt():
     assert read(6) == (28, 32)
     assert read(40) == (28, 52)
     assert read(66) == (28, 60)  # the last six are still exact
+
+
+def test_a_gpu_reads_the_same_without_being_waited_for(monkeypatch):
+    pytest.importorskip("triton")
+    storage, _, parts = filled(3, padding=(0, 5))
+    query, counts = draw(2, 4, 8, seed=3), torch.tensor([[20, 13], [1, 0]], dtype=torch.int32)
+    slots = torch.stack([torch.randperm(65)[:20].sort().values + 15 for _ in range(4)]).view(2, 2, 20).int()
+    for picked in ((slots, counts), (parts.always, parts.always_counts)):
+        wanted = storage.attend(query, *picked, LOGITS)
+        with interpreted(monkeypatch), without_waiting(monkeypatch):
+            found = storage.attend(query, *picked, LOGITS)
+        torch.testing.assert_close(found.out, wanted.out, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.lse, wanted.lse, rtol=1e-4, atol=1e-5)
 
 
 def test_generated_tokens_are_compressed_too():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention.logits import Logits
 
 
@@ -22,12 +22,7 @@ class Part(NamedTuple):
 
 def merge(first: Part, second: Part) -> Part:
     """Attention over the union of two disjoint parts."""
-    lse = torch.logaddexp(first.lse, second.lse)
-    # Weights from the difference add up to one however large the logits are. Two empty parts have none; both
-    # outs are zero then, so any weight will do.
-    lead = (first.lse - second.lse).masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)
-    out = first.out.float() * lead.sigmoid() + second.out.float() * (-lead).sigmoid()
-    return Part(out.to(first.out.dtype), lse)
+    return Part(*kernels.merge_attention(*first, *second))
 
 
 def add_sink_logits(part: Part, logits: Logits) -> Part:

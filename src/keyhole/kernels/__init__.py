@@ -8,6 +8,7 @@ from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.merge_attention import merge_attention
 from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
 from keyhole.kernels.paged_attention import paged_gather_attention
@@ -16,6 +17,7 @@ from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
 from keyhole.kernels.pq_scores import pq_scores
 from keyhole.kernels.pq_select import pq_select
 from keyhole.kernels.pq_select_reference import Picked
+from keyhole.kernels.rebuild_keys import Turning, rebuild_keys, turned
 from keyhole.kernels.sale_attention import sale_attention, sale_pays
 from keyhole.kernels.sale_tiles import ROWS as TILE_ROWS
 from keyhole.kernels.sale_tiles import Reach, SparseAttended
@@ -35,6 +37,7 @@ __all__ = [
     "Reach",
     "Span",
     "SparseAttended",
+    "Turning",
     "add_columns",
     "allocate_codes",
     "cpu_level",
@@ -49,6 +52,7 @@ __all__ = [
     "matvec_skip_columns",
     "matvec_skip_rows",
     "matvec_skips",
+    "merge_attention",
     "native_available",
     "packed_attention",
     "paged_gather_attention",
@@ -58,8 +62,10 @@ __all__ = [
     "pq_select",
     "query_words",
     "read_codes",
+    "rebuild_keys",
     "sale_attention",
     "sale_pays",
     "top_slots",
+    "turned",
     "write_codes",
 ]

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from keyhole.kernels.attention_native import attend_native, has_native
 from keyhole.kernels.attention_reference import Attended, attend, picked_rows, valid_slots
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
+from keyhole.kernels.native import FLOATS, TYPES
 from keyhole.kernels.signatures import Pages, Side
+
+_LARGEST, _MOST_HEADS = 256, 16  # head size and query heads of what the Triton kernels take
 
 
 def gather_attention(
@@ -53,6 +56,13 @@ def gather_attention(
             sink_logits,
             with_logits=with_logits,
         )
+    if use_triton(impl, query, keys, values, slots, counts, supported=has_triton(query, keys, values)):
+        from keyhole.kernels.gpu.gather_attention import gather_attention as on_gpu
+
+        return on_gpu(
+            query, keys, values, slots, counts, scale=scale, softcap=softcap, sink_logits=sink_logits,
+            key_scales=key_scales, value_scales=value_scales, with_logits=with_logits,
+        )  # fmt: skip
     index, valid = valid_slots(slots, counts, keys.shape[1])
     rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
     picked = (
@@ -60,6 +70,17 @@ def gather_attention(
         picked_rows(values, rows, index, value_scales),
     )
     return attend(query, *picked, valid, scale, softcap, sink_logits, with_logits=with_logits)
+
+
+def has_triton(query: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the Triton kernels read such keys and values."""
+    return fits_triton(query, values.shape[-1]) and keys.dtype in TYPES and values.dtype in TYPES
+
+
+def fits_triton(query: Tensor, size: int) -> bool:
+    """Whether tiles of such queries, and values of that size, fit into a multiprocessor."""
+    fits = max(query.shape[-1], size) <= _LARGEST and query.shape[1] <= _MOST_HEADS
+    return fits and query.dtype in FLOATS
 
 
 def check_operands(query: Tensor, slots: Tensor, counts: Tensor, sink_logits: Tensor | None) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from keyhole.kernels.attention_reference import Attended, attend, valid_slots
-from keyhole.kernels.dispatch import use_native
-from keyhole.kernels.gather_attention import check_operands
+from keyhole.kernels.dispatch import use_native, use_triton
+from keyhole.kernels.gather_attention import check_operands, fits_triton
 from keyhole.kernels.native import call
 from keyhole.kernels.rows import at
 from keyhole.kernels.signatures import CodeSide
@@ -61,6 +61,10 @@ def packed_attention(
     _check(query, keys, values, layout)
     if use_native(impl, query, *keys, *values, slots, supported=_has_native(keys, values, layout)):
         return _native(query, keys, values, layout, slots, counts, scale, softcap)
+    if use_triton(impl, query, *keys, *values, slots, counts, supported=fits_triton(query, layout.values)):
+        from keyhole.kernels.gpu.packed_attention import packed_attention as on_gpu
+
+        return on_gpu(query, keys, values, layout, slots, counts, scale=scale, softcap=softcap)
     batch, heads, groups, size = keys.codes.shape[:4]
     index, valid = valid_slots(slots, counts, groups * size)
     index = index.view(batch, heads, index.shape[1])

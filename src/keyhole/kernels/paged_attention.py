@@ -9,8 +9,8 @@ from torch import Tensor
 
 from keyhole.kernels.attention_native import attend_native, has_native
 from keyhole.kernels.attention_reference import Attended, attend, picked_rows, valid_slots
-from keyhole.kernels.dispatch import use_native
-from keyhole.kernels.gather_attention import check_operands, check_scales
+from keyhole.kernels.dispatch import use_native, use_triton
+from keyhole.kernels.gather_attention import check_operands, check_scales, has_triton
 from keyhole.kernels.signatures import Pages, Side
 
 
@@ -48,6 +48,14 @@ def paged_gather_attention(
         return attend_native(
             query, *sides, keys.dtype, pages, capacity, slots, counts, scale, softcap, sink_logits
         )
+    operands = query, keys, values, block_table, slots, counts
+    if use_triton(impl, *operands, supported=has_triton(query, keys, values)):
+        from keyhole.kernels.gpu.gather_attention import paged_gather_attention as on_gpu
+
+        return on_gpu(
+            *operands, scale=scale, softcap=softcap, sink_logits=sink_logits, key_scales=key_scales,
+            value_scales=value_scales,
+        )  # fmt: skip
     index, valid = valid_slots(slots, counts, capacity)
     rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
     block = block_table.long()[rows // heads, index // block_size].masked_fill(~valid, 0)

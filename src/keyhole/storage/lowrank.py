@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.chunks import outlier_chunks, pieces
+from keyhole.kernels.dispatch import at_hand
 from keyhole.regions import Regions, packed_slots
 from keyhole.rope import Rope
 from keyhole.storage.base import Footprint, Lookups, Storage
@@ -32,7 +34,7 @@ class LowRankStorage(Storage):
 
     The basis is that of the prompt, fitted when a selective step first asks, and generated tokens are kept in
     it too. Keys of sinks, of outlier chunks and of the newest tokens stay as they are. The keys rebuilt for a
-    step stay until the next one that rebuilds some, which finds those it has in common.
+    step stay until the next one that rebuilds some, which finds those it has in common; a GPU rebuilds all.
 
     Args:
         rope: the layer's rotation; keys are compressed without it.
@@ -54,6 +56,7 @@ class LowRankStorage(Storage):
         self._recent = GrowingBuffer()  # keys as they came, of the slots behind those of the coefficients
         self._coefficients = GrowingBuffer()  # `[B, 1, N, R]`
         self._basis: Basis | None = None
+        self._turning: kernels.Turning | None = None  # the rotation, where a kernel can do it
         self._exact: KeptKeys | None = None
         self._rebuilt: KeptKeys | None = None
         self._padding = torch.empty(0)  # int64 `[B]`
@@ -101,7 +104,7 @@ class LowRankStorage(Storage):
     @property
     def lookups(self) -> Lookups:
         """Values that resident blocks gave, and others; without such blocks keys that an earlier step had
-        rebuilt, and keys that had to be.
+        rebuilt, and keys that had to be, which are not counted on a GPU.
         """
         resident = self._values.resident
         return Lookups(self._hits, self._misses) if resident is None else resident.lookups
@@ -171,7 +174,8 @@ class LowRankStorage(Storage):
         self.append(state["recent"], state["values"])
         if "coefficients" in state:
             self._coefficients.append(state["coefficients"])
-            self._basis, self._padding = Basis(state["mean"], state["axes"]), state["padding"]
+            self._padding = state["padding"]
+            self._take(Basis(state["mean"], state["axes"]))
             self._exact = KeptKeys(state["exact_slots"], state["exact_keys"])
 
     @property
@@ -193,9 +197,12 @@ class LowRankStorage(Storage):
             (self._unrotated(part, start), self._slots(start, part) >= regions.first.unsqueeze(1))
             for start, part in pieces(keys, self.chunk)
         )
-        self._basis = fit_basis(counted, min(self.rank, keys.shape[1] * keys.shape[3]))
+        self._take(fit_basis(counted, min(self.rank, keys.shape[1] * keys.shape[3])))
         slots, counts = packed_slots(self._kept_exact(keys, regions))
         self._exact = KeptKeys.of(slots, counts, at(keys, slots))
+
+    def _take(self, basis: Basis) -> None:
+        self._basis, self._turning = basis, self.rope.turning(basis.axes.shape[2], basis.axes.device)
 
     def _kept_exact(self, keys: Tensor, regions: Regions) -> Tensor:
         """Sinks and outlier chunks, bool `[B, Hkv, N]`."""
@@ -216,6 +223,16 @@ class LowRankStorage(Storage):
         self._recent.append(keys[:, :, count:])
 
     def _chosen_keys(self, chosen: Chosen) -> Tensor:
+        """The keys `[B, Hkv, S, D]` of what was chosen, of filling any."""
+        return self._looked_up(chosen) if at_hand(chosen.slots) else self._all_rebuilt(chosen.slots.long())
+
+    def _all_rebuilt(self, slots: Tensor) -> Tensor:
+        """On a GPU, which would have to be waited for to know what need not be; nothing is kept there."""
+        settled = self._settled_keys(slots.clamp(max=self._settled - 1))
+        recent = at(self._recent.view(), (slots - self._settled).clamp(min=0))
+        return torch.where((slots < self._settled).unsqueeze(-1), settled, recent)
+
+    def _looked_up(self, chosen: Chosen) -> Tensor:
         slots, meant = chosen.slots.long(), chosen.meant()
         keys = at(self._recent.view(), (slots - self._settled).clamp(min=0))
         known = ~meant | (slots >= self._settled)
@@ -246,8 +263,11 @@ class LowRankStorage(Storage):
 
     def _rebuild(self, slots: Tensor) -> Tensor:
         """Keys `[B, Hkv, S, D]` of `slots [B, Hkv, S]` from their coefficients, at their positions."""
-        coefficients = self._coefficients.view()
-        keys = self._known().rebuild(at(coefficients.expand(-1, slots.shape[1], -1, -1), slots))
+        coefficients, basis = self._coefficients.view(), self._known()
+        if self._turning is not None:
+            operands = coefficients.squeeze(1), basis.axes, basis.mean, slots, self._padding
+            return kernels.rebuild_keys(*operands, self._turning)
+        keys = basis.rebuild(at(coefficients.expand(-1, slots.shape[1], -1, -1), slots))
         positions = slots - self._padding.view(-1, 1, 1)
         return self.rope.rotate_each(keys, positions).to(coefficients.dtype)
 

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 import keyhole
 from keyhole import UnsupportedModelError
 from keyhole.engines.transformers.rope import ModelRope, layer_rope
+from keyhole.kernels import turned
 from keyhole.rope import NoRope
 from tests.tiny import ALL_SLIDING, FAMILIES, fresh_model, prompt, tiny_model
 
@@ -95,6 +96,28 @@ def test_rotations_are_a_group_of_isometries(family):
         torch.testing.assert_close(
             rope.rotate(rope.rotate(keys, a), b), rope.rotate(keys, a + b), rtol=1e-3, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_what_a_kernel_is_told_is_the_rotation(family):
+    model = tiny_model(family)
+    served = [place for place, keys in enumerate(cached_keys(model)) if keys is not None]
+    keys = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 7, 63, 9_999]])
+    for place in served:
+        rope = layer_rope(model, place)
+        turning = rope.turning(16, keys.device)
+        assert turning is not None
+        found = turned(keys, positions.unsqueeze(1), turning)
+        torch.testing.assert_close(found, rope.rotate(keys, positions), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rotation_of_another_kind_has_no_numbers_for_a_kernel(monkeypatch):
+    rope = layer_rope(fresh_model("llama"), 0)
+    assert rope.turning(8, torch.device("cpu")) is None
+    rotate = rope.rotate
+    monkeypatch.setattr(rope, "rotate", lambda vectors, positions: rotate(vectors, 2 * positions))
+    assert rope.turning(16, torch.device("cpu")) is None
 
 
 def test_the_scale_of_yarn_stays_in():

@@ -9,11 +9,16 @@ from keyhole.kernels import Reach
 from keyhole.kernels.codes import allocate_codes
 from keyhole.kernels.gpu.assign import assign
 from keyhole.kernels.gpu.exact_scores import exact_scores
+from keyhole.kernels.gpu.gather_attention import gather_attention, paged_gather_attention
 from keyhole.kernels.gpu.matvec import matvec_skip_columns, matvec_skip_rows
+from keyhole.kernels.gpu.merge_attention import merge_attention
+from keyhole.kernels.gpu.packed_attention import packed_attention
 from keyhole.kernels.gpu.pq_codes import write_codes
 from keyhole.kernels.gpu.pq_scores import pq_scores
 from keyhole.kernels.gpu.pq_select import pq_select
+from keyhole.kernels.gpu.rebuild_keys import rebuild_keys
 from keyhole.kernels.gpu.sale import sale_attention
+from keyhole.kernels.packed_attention import Codes, Layout
 from keyhole.kernels.pq_select_reference import Budget
 
 BF16 = torch.bfloat16
@@ -73,6 +78,85 @@ def _sale_attention() -> None:
         sale_attention(query, keys, keys, tau, 0.1, Reach(width=width), (0,), False)
 
 
+def _attend(dtype, *, size=128, heads=4, cache=None, page=0, rows=8, with_logits=False, sinks=False) -> None:
+    """2,048 slots of each row."""
+    query, held = torch.zeros(rows, heads, size, dtype=dtype), cache or dtype
+    slots, counts = torch.zeros(rows, 2048, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+    shape = (4096 // page, page, rows, size) if page else (rows, 4096, size)
+    keys, values = torch.zeros(2, *shape, dtype=held)
+    scales = torch.zeros(2, *shape[:-1]) if held == torch.int8 else (None, None)
+    options = {
+        "scale": 0.1, "softcap": 30.0 if sinks else None, "key_scales": scales[0], "value_scales": scales[1],
+        "sink_logits": torch.zeros(rows, heads) if sinks else None,
+    }  # fmt: skip
+    if page:
+        table = torch.zeros(1, 4096 // page, dtype=torch.int32)
+        paged_gather_attention(query, keys, values, table, slots, counts, **options)
+    else:
+        gather_attention(query, keys, values, slots, counts, with_logits=with_logits, **options)
+
+
+def _gather_attention() -> None:
+    _attend(BF16)
+    _attend(BF16, rows=64)
+    _attend(BF16, size=80, heads=7, sinks=True)
+    _attend(torch.float16, size=64, heads=16, with_logits=True)
+    _attend(BF16, size=256, heads=2)
+    _attend(torch.float32)
+    _attend(torch.float32, size=256, heads=16)
+    _attend(BF16, cache=torch.int8)
+    _attend(torch.float32, cache=BF16)
+
+
+def _paged_gather_attention() -> None:
+    _attend(BF16, page=16)
+    _attend(torch.float32, page=64)
+    _attend(BF16, page=16, cache=torch.int8)
+
+
+def _packed(bits, *, size=128, heads=4, dtype=BF16) -> None:
+    shape, width = (1, 8, 64, 64), -(-size * bits // 8)
+    keys, values = (
+        Codes(torch.zeros(*shape, width, dtype=torch.uint8), *torch.zeros(2, *ranges))
+        for ranges in ((*shape[:3], size), shape)
+    )
+    slots, counts = torch.zeros(8, 2048, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+    query = torch.zeros(8, heads, size, dtype=dtype)
+    layout = Layout(bits, size, size)
+    packed_attention(query, keys, values, layout, slots, counts, scale=0.1, softcap=None)
+
+
+def _packed_attention() -> None:
+    _packed(8)
+    _packed(4)
+    _packed(8, size=80, heads=7)
+    _packed(8, size=256, heads=16)
+    _packed(4, size=256, heads=16)
+    _packed(4, dtype=torch.float32)
+
+
+def _rebuild(dtype, *, size=128, rank=160, pairs=64, adjacent=False) -> None:
+    slots, padding = torch.zeros(1, 8, 2048, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    coefficients, axes = torch.zeros(1, 4096, rank, dtype=dtype), torch.zeros(1, 8, size, rank)
+    operands = coefficients, axes, torch.zeros(1, 8, size), slots, padding, torch.zeros(pairs)
+    rebuild_keys(*operands, adjacent=adjacent)
+
+
+def _rebuild_keys() -> None:
+    _rebuild(BF16)
+    _rebuild(BF16, adjacent=True)
+    _rebuild(BF16, size=80, pairs=16, rank=100)
+    _rebuild(torch.float16, size=256, pairs=128, rank=256)
+    _rebuild(torch.float32, pairs=0)
+    _rebuild(torch.float32, size=256, pairs=128, rank=256)
+
+
+def _merge_attention() -> None:
+    for dtype in (BF16, torch.float32):
+        part = torch.zeros(1, 32, 128, dtype=dtype), torch.zeros(1, 32)
+        merge_attention(*part, *part)
+
+
 CALLS = {
     "assign": _assign,
     "exact_scores": _exact_scores,
@@ -80,5 +164,12 @@ CALLS = {
     "pq_scores": _pq_scores,
     "pq_select": _pq_select,
     "sale_attention": _sale_attention,
+    "gather_attention": _gather_attention,
+    "merge_attention": _merge_attention,
+    "packed_attention": _packed_attention,
+    "paged_gather_attention": _paged_gather_attention,
+    "pq_scores": _pq_scores,
+    "pq_select": _pq_select,
+    "rebuild_keys": _rebuild_keys,
     "write_codes": _write_codes,
 }

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.engines.transformers.registration import text_config
 from keyhole.errors import UnsupportedModelError
+from keyhole.kernels import Turning, turned
 from keyhole.rope import NoRope, Rope
 
 _APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")
@@ -49,6 +50,20 @@ class ModelRope(Rope):
         out = self.apply(*[vectors] * self.turned, *angles)
         out = out if isinstance(out, Tensor) else out[0]
         return out.transpose(1, 2) if complex_ else out
+
+    def turning(self, size: int, device: torch.device) -> Turning | None:
+        """By the module's frequencies, paired in one of the two known ways, where that is what it does."""
+        frequencies = getattr(self.module, "_".join([*self.kinds, "inv_freq"]), None)
+        if not isinstance(frequencies, Tensor) or 2 * len(frequencies) > size:
+            return None
+        known = (Turning(frequencies.float().to(device), adjacent) for adjacent in (False, True))
+        return next((turning for turning in known if self._is(turning, size)), None)
+
+    def _is(self, turning: Turning, size: int) -> bool:
+        positions = torch.tensor([[0, 1, _FAR]], device=turning.frequencies.device)
+        vectors = torch.arange(3.0 * size, device=positions.device).cos().view(1, 1, 3, size)
+        found = turned(vectors, positions.unsqueeze(1), turning)
+        return torch.allclose(found, self.rotate(vectors, positions), atol=1e-3)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, ...]:
         like = torch.empty(0, device=positions.device)

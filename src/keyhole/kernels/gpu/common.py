@@ -8,15 +8,38 @@ from torch import Tensor
 
 # The interpreter multiplies the bits of bfloat16 numbers as integers, and sums halves in half precision.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+EXACT = tl.constexpr("tf32x3")
 LEAST = 16  # rows and columns of the least matrix product
 
 
 @triton.jit
-def product(a, b):
-    """a [M, K] times b [K, N] in float32, both of one dtype; little of float32 is lost on tensor cores."""
+def product(a, b, precision: tl.constexpr = EXACT):
+    """a [M, K] times b [K, N] in float32, both of one dtype; little of float32 is lost on tensor cores.
+
+    With "tf32" numbers of float32 have 11 bits there, for operands that stand for halves.
+    """
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="tf32x3")
+    return tl.dot(a, b, input_precision=precision)
+
+
+@triton.jit
+def bound(number):
+    """A number that bounds a loop. The interpreter's are arrays, which numpy 2.4 takes for no bounds."""
+    return number.handle.data.item() if INTERPRETED else number
+
+
+@triton.jit
+def capped(logits, softcap):
+    """softcap * tanh(logits / softcap), float32; `softcap` may be None."""
+    if softcap is not None:
+        x = logits / softcap
+        square = x * x
+        # The difference of exponentials cancels near 0.
+        near = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+        far = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
+        logits = softcap * tl.where(square < 0.01, near, tl.where(x < 0, -far, far))
+    return logits
 
 
 @triton.jit

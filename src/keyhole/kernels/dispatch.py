@@ -43,6 +43,11 @@ def use_triton(impl: str, *tensors: Tensor, supported: bool = True) -> bool:
     return True
 
 
+def at_hand(*tensors: Tensor) -> bool:
+    """Whether the content of tensors can be looked at without waiting for a device."""
+    return all([tensor.is_cpu for tensor in tensors])
+
+
 def gpu_is_served(device: torch.device) -> bool:
     """Whether a GPU computes with Triton kernels."""
     return not _lacking(device)

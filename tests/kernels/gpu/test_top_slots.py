@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tests.waiting import without_waiting
 
 from keyhole import kernels
-from tests.waiting import without_waiting
 
 pytest.importorskip("triton")
 

@@ -20,6 +20,20 @@ def product(a, b):
 
 
 @triton.jit
+def products(left, right, some, others, size: tl.constexpr, SIZE: tl.constexpr):
+    """Of vectors of `size` numbers at the places left [M] and right [N], where the masks hold: [M, N], float32."""
+    total = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
+    # Float32 takes registers for parts of each number: not all of a long vector at once.
+    STEP: tl.constexpr = min(SIZE, 128)
+    for start in tl.static_range(0, SIZE, STEP):
+        channel = start + tl.arange(0, STEP)[None, :]
+        a = tl.load(left[:, None] + channel, mask=some[:, None] & (channel < size), other=0.0)
+        b = tl.load(right[:, None] + channel, mask=others[:, None] & (channel < size), other=0.0)
+        total += product(a, tl.trans(b.to(a.dtype)))
+    return total
+
+
+@triton.jit
 def bound(number):
     """A number that bounds a loop. The interpreter's are arrays, which numpy 2.4 takes for no bounds."""
     return number.handle.data.item() if INTERPRETED else number

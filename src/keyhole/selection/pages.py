@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.regions import Regions
+from keyhole.regions import Regions, scattered, width_of
 from keyhole.selection.base import Selection, Step
 
 _BROKEN = 3  # pages that a budget may only touch: at sinks, at the window, and where it ends
@@ -45,9 +45,10 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
         anchored: float32 `[B, Hkv]`, that of the always-read tokens.
     """
     begins, sizes = (part.unsqueeze(1).expand(scores.shape) for part in spans(step.regions, page))
-    limits = torch.tensor(step.limits(), device=scores.device).view(-1, 1).expand(scores.shape[:2])
-    most = min(scores.shape[-1], int(limits.max()) // page + _BROKEN)
-    order = ranked(scores.masked_fill(sizes == 0, -torch.inf), most)
+    limits = step.limits_on_device().view(-1, 1).expand(scores.shape[:2])
+    most = min(max(step.limits()), step.regions.last)
+    pages = min(scores.shape[-1], most // page + _BROKEN)
+    order = ranked(scores.masked_fill(sizes == 0, -torch.inf), pages)
     sizes, shares = sizes.gather(-1, order), shares.gather(-1, order.expand(-1, shares.shape[1], -1))
     mass = step.budget.mass
     if mass is not None and mass < 1:
@@ -57,7 +58,7 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
     taken = (limits.unsqueeze(-1) - sizes.cumsum(-1) + sizes).clamp(min=0).minimum(sizes)
     held = anchored + (shares * taken / sizes.clamp(min=1)).sum(-1)
     order, places = order.sort(dim=-1)
-    slots, counts = _slots(begins.gather(-1, order), taken.gather(-1, places), page)
+    slots, counts = _slots(begins.gather(-1, order), taken.gather(-1, places), page, most)
     return Selection(slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), held)
 
 
@@ -77,12 +78,15 @@ def _reaching(mass: float, shares: Tensor, anchored: Tensor, sizes: Tensor) -> T
     return (sizes * (before < mass)).sum(-1)
 
 
-def _slots(begins: Tensor, taken: Tensor, page: int) -> tuple[Tensor, Tensor]:
-    """The first `taken [B, L, K]` slots from each of `begins`, packed to int32 `[B, L, S]`; their counts."""
+def _slots(begins: Tensor, taken: Tensor, page: int, most: int) -> tuple[Tensor, Tensor]:
+    """The first `taken [B, L, K]` slots from each of `begins`, packed to int32 `[B, L, S]`; their counts.
+
+    There are no more than `most` in a list.
+    """
     offsets = torch.arange(page, device=begins.device)
-    chosen = offsets < taken.unsqueeze(-1)
     counts = taken.sum(-1)
-    width = torch.arange(max(1, int(counts.max())), device=begins.device)
-    slots = torch.zeros(*counts.shape, len(width), dtype=torch.int32, device=begins.device)
-    slots[width < counts.unsqueeze(-1)] = (begins.unsqueeze(-1) + offsets)[chosen].int()
-    return slots, counts.int()
+    width = width_of(counts, most)
+    starts = (taken.cumsum(-1) - taken).unsqueeze(-1)
+    places = torch.where(offsets < taken.unsqueeze(-1), starts + offsets, width)
+    slots = (begins.unsqueeze(-1) + offsets).flatten(-2)
+    return scattered(slots, places.flatten(-2), width), counts.int()

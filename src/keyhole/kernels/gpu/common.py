@@ -21,7 +21,7 @@ def product(a, b):
 
 @triton.jit
 def products(left, right, some, others, size: tl.constexpr, SIZE: tl.constexpr):
-    """Of vectors of `size` numbers at the places left [M] and right [N], where the masks hold: [M, N], float32."""
+    """Of vectors of `size` numbers at left [M] and right [N], where the masks hold: [M, N], float32."""
     total = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
     # Float32 takes registers for parts of each number: not all of a long vector at once.
     STEP: tl.constexpr = min(SIZE, 128)

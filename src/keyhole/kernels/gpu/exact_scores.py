@@ -33,10 +33,8 @@ def _scores(
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     head, slot = tl.arange(0, HEADS), tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    asked, there = (
-        query + (row * heads + head) * size,
-        keys + row * row_stride + slot.to(tl.int64) * slot_stride,
-    )
-    logits = products(asked, there, head < heads, slot < slots, size, SIZE) * scale
+    places = keys + row * row_stride + slot.to(tl.int64) * slot_stride
+    asked = query + (row * heads + head) * size
+    logits = products(asked, places, head < heads, slot < slots, size, SIZE) * scale
     written = out + (row * heads + head[:, None]) * slots + slot[None, :]
     tl.store(written, logits, mask=(head < heads)[:, None] & (slot < slots)[None, :])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keyhole.kernels.dispatch import at_hand
+from keyhole.kernels.page_slots import scattered, width_of
 
 
 class Regions(NamedTuple):
@@ -114,17 +115,3 @@ def packed_slots(wanted: Tensor, most: int | None = None) -> tuple[Tensor, Tenso
     places = (wanted.cumsum(-1) - 1).masked_fill(~wanted, most)
     index = torch.arange(wanted.shape[-1], device=wanted.device)
     return scattered(index.expand(wanted.shape), places, max(1, most)), counts.int()
-
-
-def width_of(counts: Tensor, most: int | None = None) -> int:
-    """Columns for rows of so many: as the longest needs, or, rather than wait for a device, for `most`."""
-    return max(1, int(counts.max()) if most is None or at_hand(counts) else most)
-
-
-def scattered(values: Tensor, places: Tensor, width: int) -> Tensor:
-    """`values [..., n]` at int64 `places [..., n]` of int32 `[..., width]`, zero elsewhere.
-
-    Those whose place is `width` are left out.
-    """
-    found = values.new_zeros(*values.shape[:-1], width + 1, dtype=torch.int32)
-    return found.scatter_(-1, places, values.int())[..., :width]

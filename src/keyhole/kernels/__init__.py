@@ -10,6 +10,7 @@ from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
 from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
+from keyhole.kernels.page_slots import Allowed, Paged, page_slots
 from keyhole.kernels.paged_attention import paged_gather_attention
 from keyhole.kernels.pooled_attention import Pooled, Pooling, Span, pooled_attention
 from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
@@ -25,10 +26,12 @@ from keyhole.kernels.top_slots import top_slots
 __all__ = [
     "NOISES",
     "TILE_ROWS",
+    "Allowed",
     "Attended",
     "Codes",
     "Layout",
     "Noise",
+    "Paged",
     "Picked",
     "Pooled",
     "Pooling",
@@ -51,6 +54,7 @@ __all__ = [
     "matvec_skips",
     "native_available",
     "packed_attention",
+    "page_slots",
     "paged_gather_attention",
     "pooled_attention",
     "pq_encode",

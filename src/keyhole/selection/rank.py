@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.regions import Regions, width_of
+from keyhole.kernels.page_slots import width_of
+from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
 from keyhole.selection.pages import ranked
 

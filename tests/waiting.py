@@ -65,6 +65,7 @@ def without_waiting(monkeypatch) -> Iterator[None]:
 def as_if_on_gpu(monkeypatch) -> Iterator[None]:
     """Take tensors for a GPU's where what depends on it is decided: impl="auto" is Triton, interpreted."""
     with monkeypatch.context() as patched:
-        patched.setattr(dispatch, "_kind", lambda _: "cuda")
+        patched.setattr(torch.Tensor, "is_cpu", False)
+        patched.setattr(torch.Tensor, "is_cuda", True)
         patched.setattr(dispatch, "_lacking", lambda _: "")
         yield

@@ -103,7 +103,8 @@ def test_ranges_differ_by_row(any_impl):
     first, last = [0, 63, 700, 64, 1499], [1500, 65, 700, 1400, 1500]
     check(index, select(index, first, last, any_impl, k=40), first, last, k=40)
     same = select(index, torch.tensor(first), torch.tensor(last), any_impl, k=40)
-    assert all(torch.equal(a, b) for a, b in zip(same, select(index, first, last, any_impl, k=40), strict=True))
+    lists = select(index, first, last, any_impl, k=40)
+    assert all(torch.equal(a, b) for a, b in zip(same, lists, strict=True))
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

@@ -37,9 +37,7 @@ def allocate_codes(
     return torch.zeros(rows, blocks, size, dtype=torch.uint8, device=device)
 
 
-def write_codes(
-    buffer: Tensor, start: int | Tensor, codes: Tensor, *, bits: int, impl: str = "auto"
-) -> None:
+def write_codes(buffer: Tensor, start: int | Tensor, codes: Tensor, *, bits: int, impl: str = "auto") -> None:
     """Write codes [R, T, M] (uint8, below 2**bits) into slots start .. start + T of every row, in place.
 
     Triton kernels do not look into a `start` that is a tensor of one integer, and write what fits.
@@ -50,16 +48,12 @@ def write_codes(
         raise ValueError(f"codes have {rows} rows, the buffer {buffer.shape[0]}")
     if codes.dtype != torch.uint8:
         raise TypeError(f"codes are {codes.dtype}, expected torch.uint8")
-    on_gpu = use_triton(impl, buffer, codes)
-    if not (on_gpu and isinstance(start, Tensor)):
-        start = int(start)
-        _check_range(buffer, start, start + tokens)
-    if tokens == 0:
+    if use_triton(impl, buffer, codes):
+        _write_on_gpu(buffer, start, codes, bits)
         return
-    if on_gpu:
-        from keyhole.kernels.gpu.pq_codes import write_codes as write
-
-        write(buffer, torch.as_tensor(start, device=buffer.device), codes, bits)
+    start = int(start)
+    _check_range(buffer, start, start + tokens)
+    if tokens == 0:
         return
     if use_native(impl, buffer, codes, supported=buffer.stride(-1) == 1):
         codes = codes.contiguous()
@@ -87,6 +81,16 @@ def read_as_words(buffer: Tensor) -> bool:
     """Whether kernels on a GPU can read four bytes of the buffer at a time."""
     places = (buffer.data_ptr(), buffer.stride(0), buffer.stride(1))
     return buffer.stride(2) == 1 and not any(place % 4 for place in places)
+
+
+def _write_on_gpu(buffer: Tensor, start: int | Tensor, codes: Tensor, bits: int) -> None:
+    from keyhole.kernels.gpu.pq_codes import write_codes as on_gpu
+
+    if isinstance(start, int):
+        _check_range(buffer, start, start + codes.shape[1])
+        start = torch.full((1,), start, device=buffer.device)
+    if codes.numel():
+        on_gpu(buffer, start, codes, bits)
 
 
 def _check_buffer(buffer: Tensor, subspaces: int, bits: int) -> None:

@@ -46,8 +46,9 @@ def pq_select(
     are fewer), or the fewest whose P, added to the anchors' share, reach `mass`, but at least `floor` and at
     most `cap` (default: all). The width of `slots` is k or cap, at most the capacity of the buffer.
 
-    Triton kernels do not look into tensors: first and last are cut to the slots that there are, and bad numbers
-    give a choice without meaning. What they scan has the size of the buffer unless `last` is known to the host.
+    Triton kernels do not look into tensors: first and last are cut to the slots that there are, and numbers
+    that are not finite give a choice without meaning. They have room for all slots of the buffer, unless
+    `last` is known to the host.
     """
     check_query(query, codebooks)
     check_buffer(buffer, codebooks, 0)
@@ -83,9 +84,7 @@ def _budget(k: int | None, mass: float | None, floor: int, cap: int | None, capa
     return Budget(min(floor, cap), cap, mass)
 
 
-def _ranges(
-    first: Bounds, last: Bounds, rows: int, capacity: int
-) -> tuple[Sequence[int], Sequence[int]]:
+def _ranges(first: Bounds, last: Bounds, rows: int, capacity: int) -> tuple[Sequence[int], Sequence[int]]:
     starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
     for start, stop in zip(starts, stops, strict=True):
         if not 0 <= start <= stop <= capacity:

@@ -1,5 +1,4 @@
-"""Product-quantiser kernels on a GPU: what the tests of all implementations do not ask, or ask at lengths that
-take the interpreter too long."""
+"""Product-quantiser kernels on a GPU, at lengths that the interpreter can take; what the device decides."""
 
 import math
 
@@ -7,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.kernels.cases import make_index
+from tests.kernels.test_pq_encode import assert_nearest
+from tests.kernels.test_pq_select import check, select
+from tests.waiting import without_waiting
 
 from keyhole import kernels
 from keyhole.kernels.pq_tables import pq_tables
-from tests.kernels.cases import make_index
-from tests.kernels.test_pq_select import check, select
-from tests.waiting import without_waiting
 
 pytest.importorskip("triton")
 
@@ -114,7 +114,7 @@ def test_equal_slots_tie_by_position(k):
     assert picked.slots[0].tolist() == list(range(5, 5 + k))
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(
     rows=st.integers(1, 3),
     heads=st.integers(1, 5),
@@ -147,8 +147,16 @@ def test_what_is_not_finite_stays_in_its_bounds(place, budget):
     picked = select(index, 3, 290, "triton", anchor_lse=anchors, **budget)
     found = picked.slots[0, : picked.counts[0]]
     assert ((found >= 3) & (found < 290)).all()
-    expected = select(index, 3, 290, "triton", **budget).slots[1] if place == "query" else None
-    assert expected is None or picked.counts[1] > 0
+    assert picked.counts[1] > 0
+
+
+def test_labels_among_more_centroids_than_a_program_holds():
+    # Small whole numbers, whose products have no rounding errors: equal centroids are equally near.
+    points, centroids = (torch.randint(-8, 9, (1, n, 37)).float() for n in (70, 300))
+    centroids[:, 290:] = centroids[:, :10]
+    labels = kernels.kmeans_assign(points, centroids, impl="triton")
+    assert_nearest(labels, points, centroids)
+    assert labels.max() < 290
 
 
 @pytest.mark.parametrize("bits", [4, 8, 3])
@@ -176,7 +184,8 @@ def test_nothing_waits_for_the_device(monkeypatch):
     keys = torch.randn(2, 1, 32).bfloat16()
     with without_waiting(monkeypatch):
         codes = kernels.pq_encode(keys, index.codebooks, impl="triton")
-        kernels.write_codes(index.buffer, start, codes, bits=4, impl="triton")
+        for place in (start, 99):
+            kernels.write_codes(index.buffer, place, codes, bits=4, impl="triton")
         kernels.kmeans_assign(keys, index.codebooks[:, 0].repeat(1, 1, 8), impl="triton")
         kernels.pq_scores(*index.parts, 100, scale=0.1, impl="triton")
         for budget in ({"k": 20}, {"mass": 0.9, "cap": 30}):

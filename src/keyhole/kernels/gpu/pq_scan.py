@@ -1,8 +1,8 @@
 """Sums of table entries picked by packed codes: what scoring and selection share.
 
-A tile of slots is read as words of four codes' bytes, so that codes are read once for all heads of a table word
-and each thread adds for four slots. Tables lie in the first-level cache: the 16 entries of a 4-bit sub-space are
-half a line of it, which a warp looks up in one access whatever its codes are.
+A tile of slots is read as words of four slots' bytes, so that codes are read once for all heads of a table
+word, and each thread adds for four slots. Tables lie in the first-level cache: the 16 entries of a 4-bit
+sub-space are half a line of it, which a warp looks up in one access whatever its codes are.
 """
 
 import triton
@@ -33,7 +33,10 @@ def lane_of_slot(slot, NIBBLES: tl.constexpr):
 
 
 @triton.jit
-def head_sums(tables, codes, tile, blocks, block_stride, ROWS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr):
+def head_sums(
+    tables, codes, tile, blocks, block_stride,
+    ROWS: tl.constexpr, CENTROIDS: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
     """Sums [SLOTS, 4 or 2 heads] (uint32) for the slots of a tile, in the order of bytes.
 
     tables: a word's entries [S, C]; codes: the first byte of a row, ROWS of 64 of them in each of its blocks.
@@ -44,7 +47,7 @@ def head_sums(tables, codes, tile, blocks, block_stride, ROWS: tl.constexpr, CEN
     place = (codes + block * block_stride).to(tl.pointer_type(tl.uint32)) + word % 16
     shift = (tl.arange(0, 4) * 8)[None, :]
     first, rest = tl.zeros([SLOTS // 4, 4], tl.uint32), tl.zeros([SLOTS // 4, 4], tl.uint32)
-    for row in tl.range(ROWS, loop_unroll_factor=16):
+    for row in tl.range(ROWS, loop_unroll_factor=8):
         four = tl.load(place + row * 16)[:, None]
         if CENTROIDS == 16:
             low = _looked_up(tables, four >> shift, row * 32)
@@ -67,4 +70,3 @@ def _looked_up(tables, codes, begin):
     """Entries for the last four bits of codes. Tables start at a multiple of 64 bytes: no carry to add up."""
     places = tables.to(tl.int64) | ((codes & 15) << 2)
     return tl.load(places.to(tl.pointer_type(tl.uint32)) + begin)
-

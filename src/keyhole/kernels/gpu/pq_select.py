@@ -1,8 +1,8 @@
 """Choice of the slots that hold most estimated mass, without sorting them.
 
-All is counted: the bin of shares in which the choice ends is known from the counts of all bins. Shares in that
-bin, few among many, are listed in the order of slots; one program for each row finds the last share that is
-needed, and how many of its equals. Chosen slots are then written where the counts before them say.
+All is counted: the bin of shares in which the choice ends is known from the counts of all bins. Shares in
+that bin, few among many, are listed in the order of slots; one program for each row finds the lowest share
+that is needed, and how many of its equals. Chosen slots are then written where the counts before them say.
 """
 
 import torch
@@ -11,17 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.gpu.common import bound, padded
-from keyhole.kernels.gpu.pq_shares import BINS, UNIT, Range, bin_of, bounds, shares
+from keyhole.kernels.gpu.pq_shares import BINS, TILE, UNIT, WARPS, Range, bin_of, bounds, shares
 from keyhole.kernels.pq_select_reference import Budget, Picked
 
-_TILE = 1024  # slots that a program holds at a time
+_LISTED = 1024  # shares that the program of a row holds at a time
 
 
 def pq_select(
     query: Tensor, codebooks: Tensor, buffer: Tensor, first: Tensor, last: Tensor, span: int, scale: float,
     softcap: float | None, anchor_lse: Tensor, budget: Budget,
 ) -> Picked:  # fmt: skip
-    """See `keyhole.kernels.pq_select`; first and last are integers [R] on the device, no last lies behind span."""
+    """See `keyhole.kernels.pq_select`; first and last: integers [R] on the device, none behind `span`."""
     rows, device = query.shape[0], query.device
     # Nothing to scan is one slot that lies outside of every range.
     within = Range(first, last, max(1, span))
@@ -38,14 +38,14 @@ def pq_select(
     above = torch.empty(rows, chunks, dtype=torch.float32, device=device)
     near = torch.empty(rows, within.span, dtype=torch.int32, device=device)
     goal = {"floor": budget.floor, "cap": budget.cap, "goal": budget.mass, "WEIGH": weigh}
-    place = {"span": within.span, "TILE": _TILE, "CHUNK": within.chunk}
+    place = {"span": within.span, "TILE": TILE, "CHUNK": within.chunk, "num_warps": WARPS}
     _narrow[(chunks, rows)](
         *found, within.first, within.last, edge, marks, above, near, **goal, **place,
         UNIT=UNIT, BINS=BINS, CHUNKS=padded(chunks, 1),
     )  # fmt: skip
     _settle[(rows,)](
         near, edge, above, found.anchor, picked.counts, picked.mass, within.span, chunks, **goal,
-        CHUNKS=padded(chunks, 1), TILE=_TILE, num_warps=16,
+        CHUNKS=padded(chunks, 1), TILE=_LISTED, num_warps=16,
     )  # fmt: skip
     _write[(chunks, rows)](
         found.share, within.first, within.last, edge, marks, near, picked.slots, picked.counts, budget.cap,
@@ -116,7 +116,8 @@ def _settle(
     # `lowest` itself, and the next share above it.
     number, weight = _reaching(near, listed, lowest + tl.arange(0, 2).to(tl.uint32), TILE)
     above_lowest = tl.arange(0, 2) == 1
-    over, weight = tl.sum(tl.where(above_lowest, number, 0), 0), tl.sum(tl.where(above_lowest, weight, 0.0), 0)
+    over = tl.sum(tl.where(above_lowest, number, 0), 0)
+    weight = tl.sum(tl.where(above_lowest, weight, 0.0), 0)
     ties = cap - higher - over
     if WEIGH:
         lacking = tl.ceil((goal - mass - weight) / tl.sum(lowest.to(tl.float32, bitcast=True), 0))

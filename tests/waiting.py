@@ -10,6 +10,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from keyhole.kernels import dispatch
+
 # Results whose size, or kind, depends on content.
 _OPERATIONS = (
     "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim",
@@ -56,4 +58,14 @@ def without_waiting(monkeypatch) -> Iterator[None]:
 
     with monkeypatch.context() as patched, _Operations(), _Methods():
         patched.setattr(GridExecutor, "__call__", instead)
+        yield
+
+
+@contextmanager
+def as_if_on_gpu(monkeypatch) -> Iterator[None]:
+    """Take tensors for a GPU's where what depends on it is decided: impl="auto" is Triton, interpreted."""
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "is_cpu", False)
+        patched.setattr(torch.Tensor, "is_cuda", True)
+        patched.setattr(dispatch, "_lacking", lambda _: "")
         yield

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.kernels.dispatch import at_hand
+from keyhole.kernels.page_slots import scattered, width_of
+
 
 class Regions(NamedTuple):
     """Where each part lies. Sinks and window are always read; slots in [first, last) compete.
@@ -31,6 +34,11 @@ class Regions(NamedTuple):
     first: Tensor
     last: int
     stop: Tensor
+
+    @property
+    def starts(self) -> Tensor:
+        """`padding` as int64 `[B]` on the device."""
+        return on_device(self.padding, self.first.device)
 
 
 @lru_cache(maxsize=16)
@@ -87,10 +95,23 @@ def left_padding(mask: Tensor, batch: int, *, empty: bool = False) -> tuple[int,
     return tuple(padding.expand(batch).tolist())
 
 
-def packed_slots(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The slots where `wanted [B, Hkv, N]` holds, ascending: int32 `[B, Hkv, S]`, and counts `[B, Hkv]`."""
+@lru_cache(maxsize=64)
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Int64 `[B]`. Kept, for layers and steps ask for the same, and a copy to a GPU makes its host wait."""
+    return torch.tensor(numbers, device=device)
+
+
+def packed_slots(wanted: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The slots where `wanted [B, Hkv, N]` holds, ascending: int32 `[B, Hkv, S]`, and counts `[B, Hkv]`.
+
+    Where a row is known to have no more than `most`, nothing waits for a device: S is as many there.
+    """
     counts = wanted.sum(-1)
-    index = torch.arange(max(1, int(counts.max())), device=wanted.device)
-    slots = torch.zeros(*counts.shape, len(index), dtype=torch.int32, device=wanted.device)
-    slots[index < counts.unsqueeze(-1)] = wanted.nonzero()[:, -1].int()
-    return slots, counts.int()
+    if most is None or at_hand(wanted):
+        index = torch.arange(width_of(counts), device=wanted.device)
+        slots = torch.zeros(*counts.shape, len(index), dtype=torch.int32, device=wanted.device)
+        slots[index < counts.unsqueeze(-1)] = wanted.nonzero()[:, -1].int()
+        return slots, counts.int()
+    places = (wanted.cumsum(-1) - 1).masked_fill(~wanted, most)
+    index = torch.arange(wanted.shape[-1], device=wanted.device)
+    return scattered(index.expand(wanted.shape), places, max(1, most)), counts.int()

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from keyhole.attention import Logits, Part, attend_slots, dense_attention, merge
-from tests.interpreting import interpreted
-from tests.waiting import without_waiting
+from tests.waiting import as_if_on_gpu, without_waiting
 
 pytest.importorskip("triton")
 
@@ -22,7 +21,7 @@ def test_chosen_slots_and_a_merge(batch, shared, monkeypatch):
         return merge(part, attend_slots(query, keys + 1, values + 1, slots, counts, Logits(0.3, softcap=3.0)))
 
     wanted = step()
-    with interpreted(monkeypatch), without_waiting(monkeypatch):
+    with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
         found = step()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -87,34 +87,34 @@ def span(begin, end, first, last):
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 15, 16, 17, 31, 33, 63, 100, 1023, 1024, 1025, 2000])
-def test_lengths(impl, length):
-    check(impl, span=span([0], length, [0], length), how=kernels.Pooling(0.3))
+def test_lengths(any_impl, length):
+    check(any_impl, span=span([0], length, [0], length), how=kernels.Pooling(0.3))
 
 
 @pytest.mark.parametrize("page", [1, 3, 16, 100, 1500])
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
-def test_pages(impl, page, largest, per_head):
+def test_pages(any_impl, page, largest, per_head):
     how = kernels.Pooling(0.3, page=page, largest=largest, per_head=per_head)
-    check(impl, batch=2, span=span([0, 1100], 2050, [3, 1170], 2001), how=how, extra=(True, True))
+    check(any_impl, batch=2, span=span([0, 1100], 2050, [3, 1170], 2001), how=how, extra=(True, True))
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 17, 64, 96, 131])
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 8])
-def test_heads(impl, size, group):
-    check(impl, size=size, group=group, span=span([5], 70, [9], 61), how=kernels.Pooling(0.2), seed=size)
+def test_heads(any_impl, size, group):
+    check(any_impl, size=size, group=group, span=span([5], 70, [9], 61), how=kernels.Pooling(0.2), seed=size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_keys_are_read_in_their_own_dtype(impl, dtype):
-    check(impl, span=span([2], 300, [2], 250), how=kernels.Pooling(0.2), dtype=dtype, extra=(False, True))
+def test_keys_are_read_in_their_own_dtype(any_impl, dtype):
+    check(any_impl, span=span([2], 300, [2], 250), how=kernels.Pooling(0.2), dtype=dtype, extra=(False, True))
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("sharpness", [1.0, 11.3, 0.25])
-def test_softcap_and_sharpness(impl, softcap, sharpness):
+def test_softcap_and_sharpness(any_impl, softcap, sharpness):
     how = kernels.Pooling(0.4, softcap, sharpness=sharpness)
-    check(impl, span=span([4], 1200, [30], 1100), how=how, extra=(True, True))
+    check(any_impl, span=span([4], 1200, [30], 1100), how=how, extra=(True, True))
 
 
 @settings(max_examples=40)
@@ -138,11 +138,11 @@ def test_any_case(batch, kv_heads, group, size, data, seed):
 
 
 @pytest.mark.parametrize("extra", [None, 2.0])
-def test_a_row_in_which_nothing_competes(impl, extra):
+def test_a_row_in_which_nothing_competes(any_impl, extra):
     extras = None if extra is None else torch.full((2, 4), extra)
     found = kernels.pooled_attention(
         torch.ones(2, 4, 8), torch.ones(2, 2, 40, 8), span([0, 40], 40, [0, 40], 40), kernels.Pooling(1.0),
-        share_extra=extras, impl=impl,
+        share_extra=extras, impl=any_impl,
     )  # fmt: skip
     assert found.scores[1].tolist() == [[0.0] * 40]
     assert not found.shares[1].any()
@@ -162,12 +162,12 @@ def test_equal_keys_get_equal_weights():
         assert found.scores[0, 0, [5, 6, 1024, 1777, 2999]].unique().numel() == 1
 
 
-def test_a_weight_far_below_the_others_does_not_spoil_them(impl):
+def test_a_weight_far_below_the_others_does_not_spoil_them(any_impl):
     keys = torch.zeros(1, 1, 50, 4)
     keys[0, 0, 7] = 300.0
     found = kernels.pooled_attention(
         torch.ones(1, 2, 4), keys, span([0], 50, [0], 50), kernels.Pooling(1.0),
-        share_extra=torch.full((1, 2), 1200.0), impl=impl,
+        share_extra=torch.full((1, 2), 1200.0), impl=any_impl,
     )  # fmt: skip
     expected = torch.zeros(50)
     expected[7] = 1.0

@@ -9,9 +9,8 @@ from keyhole.regions import regions
 from keyhole.rope import NoRope, PlainRope
 from keyhole.storage import LowRankStorage
 from tests import oracles, oracles_shadowkv
-from tests.interpreting import interpreted
 from tests.layers import Layer, check_dense
-from tests.waiting import without_waiting
+from tests.waiting import as_if_on_gpu, without_waiting
 
 CPU = torch.device("cpu")
 LOGITS = Logits(0.25)
@@ -117,7 +116,7 @@ def test_a_gpu_reads_the_same_without_being_waited_for(monkeypatch):
     slots = torch.stack([torch.randperm(65)[:20].sort().values + 15 for _ in range(4)]).view(2, 2, 20).int()
     for picked in ((slots, counts), (parts.always, parts.always_counts)):
         wanted = storage.attend(query, *picked, LOGITS)
-        with interpreted(monkeypatch), without_waiting(monkeypatch):
+        with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
             found = storage.attend(query, *picked, LOGITS)
         torch.testing.assert_close(found.out, wanted.out, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.lse, wanted.lse, rtol=1e-4, atol=1e-5)

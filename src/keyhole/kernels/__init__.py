@@ -11,6 +11,7 @@ from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_avai
 from keyhole.kernels.merge_attention import merge_attention
 from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
+from keyhole.kernels.page_slots import Allowed, Paged, page_slots
 from keyhole.kernels.paged_attention import paged_gather_attention
 from keyhole.kernels.pooled_attention import Pooled, Pooling, Span, pooled_attention
 from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
@@ -27,10 +28,12 @@ from keyhole.kernels.top_slots import top_slots
 __all__ = [
     "NOISES",
     "TILE_ROWS",
+    "Allowed",
     "Attended",
     "Codes",
     "Layout",
     "Noise",
+    "Paged",
     "Picked",
     "Pooled",
     "Pooling",
@@ -55,6 +58,7 @@ __all__ = [
     "merge_attention",
     "native_available",
     "packed_attention",
+    "page_slots",
     "paged_gather_attention",
     "pooled_attention",
     "pq_encode",

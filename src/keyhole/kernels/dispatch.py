@@ -36,7 +36,7 @@ def use_triton(impl: str, *tensors: Tensor, supported: bool = True) -> bool:
     if not _considers(impl, "triton"):
         return False
     if impl == "auto":
-        return supported and _all_on("cuda", tensors) and not _lacking(tensors[0].device)
+        return supported and all([tensor.is_cuda for tensor in tensors]) and not _lacking(tensors[0].device)
     reason = _lacking_for(tensors) or ("" if supported else "these dtypes or shapes have no kernel")
     if reason:
         raise RuntimeError(f"impl='triton' cannot run: {reason}; use impl='auto'")
@@ -50,15 +50,7 @@ def gpu_is_served(device: torch.device) -> bool:
 
 def at_hand(*tensors: Tensor) -> bool:
     """Whether the content of tensors can be looked at without waiting for a device."""
-    return _all_on("cpu", tensors)
-
-
-def _all_on(kind: str, tensors: tuple[Tensor, ...]) -> bool:
-    return all([_kind(tensor) == kind for tensor in tensors])
-
-
-def _kind(tensor: Tensor) -> str:
-    return tensor.device.type
+    return all([tensor.is_cpu for tensor in tensors])
 
 
 def _considers(impl: str, name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import at_hand, use_native, use_triton
 from keyhole.kernels.native import FLOATS, TYPES, call
 from keyhole.kernels.pq_tables import softcapped
 from keyhole.kernels.signatures import PoolingCall
@@ -70,12 +70,18 @@ def pooled_attention(
     hold beside the span's.
 
     Raises:
-        ValueError: shapes do not fit, or the span does not lie in the keys.
+        ValueError: shapes do not fit, or the span does not lie in the keys (on a GPU `begin` and `first` are
+            not looked at).
     """
     _check(query, keys, span, how)
-    supported = keys.dtype in FLOATS and keys.stride(-1) == 1
-    run = _native if use_native(impl, query, keys, supported=supported) else _reference
-    return run(query, keys, span, how, (score_extra, share_extra))
+    operands = (query, keys, span, how, (score_extra, share_extra))
+    if use_native(impl, query, keys, supported=keys.dtype in FLOATS and keys.stride(-1) == 1):
+        return _native(*operands)
+    if use_triton(impl, query, keys, supported=keys.dtype in FLOATS):
+        from keyhole.kernels.gpu.pooled_attention import pooled_attention as on_gpu
+
+        return on_gpu(*operands)
+    return _reference(*operands)
 
 
 def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
@@ -86,7 +92,10 @@ def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
     begin, first = span.begin, span.first
     if begin.shape != query.shape[:1] or first.shape != query.shape[:1]:
         raise ValueError(f"begin {list(begin.shape)} and first {list(first.shape)}, expected one a batch row")
-    if not (0 <= span.last <= span.end <= keys.shape[2]) or not ((begin >= 0) & (begin <= first)).all():
+    lies = 0 <= span.last <= span.end <= keys.shape[2]
+    if at_hand(begin, first):
+        lies = lies and bool(((begin >= 0) & (begin <= first)).all())
+    if not lies:
         raise ValueError(f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, last <= end")
     if how.page < 1 or not how.sharpness > 0:
         raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from keyhole.kernels.dispatch import use_native
+from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import call
 
 
@@ -19,9 +19,13 @@ def top_slots(scores: Tensor, count: int, *, impl: str = "auto") -> Tensor:
         places = torch.empty(rows.shape[0], count, dtype=torch.int64)
         call("kh_top_slots", rows.data_ptr(), *rows.shape, count, places.data_ptr())
         return places.view(*scores.shape[:-1], count)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
     if count in (0, scores.shape[-1]):
         return torch.arange(count, device=scores.device).expand(*scores.shape[:-1], count)
+    if use_triton(impl, scores, supported=scores.dtype == torch.float32):
+        from keyhole.kernels.gpu.top_slots import top_slots as on_gpu
+
+        return on_gpu(scores, count)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
     least = scores.topk(count).values[..., -1:]
     above, equal = scores > least, scores == least
     chosen = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits
 from keyhole.budget import Budget
-from keyhole.regions import Regions
+from keyhole.regions import Regions, on_device
 from keyhole.storage import Storage
 
 
@@ -54,6 +54,10 @@ class Step(NamedTuple):
     def limits(self) -> list[int]:
         """The most tokens each batch row may read; padding is no part of its context."""
         return [self.budget.limit(tokens) for tokens in self.regions.context]
+
+    def limits_on_device(self) -> Tensor:
+        """`limits` as int64 `[B]` on the device of the regions."""
+        return on_device(tuple(self.limits()), self.regions.first.device)
 
 
 class Selector(ABC):

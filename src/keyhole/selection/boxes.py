@@ -50,7 +50,7 @@ class BoxSelector(SummarySelector):
     def _bounds(self, step: Step) -> tuple[Tensor, Tensor]:
         """The greatest and the least logit of a key in each box, float32 `[B, Hkv, G, P]`."""
         boxes = self._summaries.view()
-        query = step.query.unflatten(1, (boxes.shape[1], -1)).float()
+        query = step.query.unflatten(1, (boxes.shape[1], -1))
         positive, negative = query.clamp(min=0), query.clamp(max=0)
         greatest, least = torch.cat([positive, negative], -1), torch.cat([negative, positive], -1)
         both = torch.cat([greatest, least], dim=2).flatten(0, 1)

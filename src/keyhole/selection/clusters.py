@@ -7,6 +7,8 @@ Legend: B batch, Hkv KV heads, G query heads of each, T tokens, C coarse cluster
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,7 +86,7 @@ class ClusterSelector(Selector):
             for points, size in zip(self._points, (self.coarse, self.fine), strict=True)
         )
         examined = self._examined(step).view(-1, 1, 1)
-        order = ranked(self._forced(above, step.regions, self.coarse), int(examined.max()))
+        order = ranked(self._forced(above, step.regions, self.coarse), self._most(step))
         within = torch.arange(order.shape[-1], device=order.device) < examined
         survives = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, within.expand(order.shape))
         survives = survives.repeat_interleave(self.coarse // self.fine, -1)[..., : below.shape[-1]]
@@ -112,14 +114,20 @@ class ClusterSelector(Selector):
     def _examined(self, step: Step) -> Tensor:
         """Coarse clusters whose fine ones are ranked, int64 `[B]`: enough to fill the budget."""
         _, sizes = spans(step.regions, self.coarse)
-        limits = torch.tensor(step.limits(), device=sizes.device)
         wanted = ((sizes > 0).sum(-1) * self.share).ceil().long()
-        return wanted.maximum(-(-limits // self.coarse) + _BROKEN).clamp(max=sizes.shape[-1])
+        return wanted.maximum(-(-step.limits_on_device() // self.coarse) + _BROKEN).clamp(max=sizes.shape[-1])
+
+    def _most(self, step: Step) -> int:
+        """No row examines more; known without a look at the device."""
+        count = page_count(step.regions, self.coarse)
+        # A device rounds the share of its clusters in float32.
+        share = math.ceil(count * self.share) + 1
+        return min(count, max(share, -(-max(step.limits()) // self.coarse) + _BROKEN))
 
     def _forced(self, scores: Tensor, regions: Regions, size: int) -> Tensor:
         """Scores of clusters of a size, by which a text's first and those not yet indexed come first."""
         clusters = torch.arange(scores.shape[-1], device=scores.device)
-        first = torch.tensor(regions.padding, device=scores.device).view(-1, 1, 1) // size
+        first = regions.starts.view(-1, 1, 1) // size
         forced = (clusters == first) | (clusters >= self.length // size)
         _, sizes = spans(regions, size)
         # Whatever a score is, a cluster that competes comes before those that do not.

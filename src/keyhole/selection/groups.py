@@ -60,13 +60,14 @@ def pick_groups(scores: Tensor, shares: Tensor, anchored: Tensor, groups: Groups
     edge = equal.gather(-1, members) & competes
     taken = (above.gather(-1, members) & competes) | (edge & (edge.cumsum(-1) <= room.unsqueeze(-1)))
     held = anchored + (shares.gather(-1, members) * taken).sum(-1)
-    return Selection(*packed_slots(taken), held)
+    most = min(max(step.limits()), step.regions.last)
+    return Selection(*packed_slots(taken, most), held)
 
 
 def _wanted(sizes: Tensor, shares: Tensor, anchored: Tensor, step: Step) -> Tensor:
     """Tokens to read, int64 `[B, Hkv]`, of groups in the order they are read."""
     available = sizes.sum(-1)
-    limit = torch.tensor(step.limits(), device=sizes.device).view(-1, 1)
+    limit = step.limits_on_device().view(-1, 1)
     mass, floor = step.budget.mass, step.budget.floor
     # No estimate shows that nothing is left, so all of the mass is everything.
     if mass is None or mass == 1:

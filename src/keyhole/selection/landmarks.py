@@ -72,7 +72,7 @@ class LandmarkSelector(SummarySelector):
     def _forced(self, step: Step, pages: int) -> Tensor:
         """Outliers that the budget has room for, bool `[B, Hkv, P]`."""
         apart = self._outliers()
-        room = torch.tensor(step.limits(), device=apart.device) // (_OUTLIERS_SHARE * self.page)
+        room = step.limits_on_device() // (_OUTLIERS_SHARE * self.page)
         nth = torch.arange(apart.shape[-1], device=apart.device)
         # After a crop, chunks that are whole may lie within the window.
         wanted = (apart >= 0) & (apart < pages) & (nth < room.view(-1, 1, 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.kernels.page_slots import in_order
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
 
@@ -44,20 +45,21 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
         shares: float32 `[B, Hkv, P]`, the share of attention on a page's competing slots.
         anchored: float32 `[B, Hkv]`, that of the always-read tokens.
     """
-    begins, sizes = (part.unsqueeze(1).expand(scores.shape) for part in spans(step.regions, page))
-    limits = torch.tensor(step.limits(), device=scores.device).view(-1, 1).expand(scores.shape[:2])
-    most = min(scores.shape[-1], int(limits.max()) // page + _BROKEN)
-    order = ranked(scores.masked_fill(sizes == 0, -torch.inf), most)
-    sizes, shares = sizes.gather(-1, order), shares.gather(-1, order.expand(-1, shares.shape[1], -1))
-    mass = step.budget.mass
-    if mass is not None and mass < 1:
-        wanted = _reaching(mass, shares, anchored, sizes).clamp(min=step.budget.floor)
-        wanted = wanted.unflatten(1, (scores.shape[1], -1)).amax(-1)
-        limits = wanted.minimum(limits)
-    taken = (limits.unsqueeze(-1) - sizes.cumsum(-1) + sizes).clamp(min=0).minimum(sizes)
-    held = anchored + (shares * taken / sizes.clamp(min=1)).sum(-1)
-    order, places = order.sort(dim=-1)
-    slots, counts = _slots(begins.gather(-1, order), taken.gather(-1, places), page)
+    most = max(step.limits())
+    count = min(scores.shape[-1], min(most, step.regions.last) // page + _BROKEN)
+    # Of an earlier page nothing competes.
+    pages = torch.arange(scores.shape[-1], device=scores.device)
+    earlier = pages < (step.regions.first // page).view(-1, 1, 1)
+    scores = _comparable(scores.masked_fill(earlier, -torch.inf))
+    mass = step.budget.mass if step.budget.mass != 1 else None
+    slots, counts, held = kernels.page_slots(
+        kernels.top_slots(scores, count),
+        scores,
+        shares,
+        anchored,
+        kernels.Paged(step.regions.first, step.regions.last, page),
+        kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor),
+    )
     return Selection(slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), held)
 
 
@@ -66,23 +68,10 @@ def ranked(scores: Tensor, most: int) -> Tensor:
 
     NaN ranks last. Only what may be among the greatest is sorted.
     """
-    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    places = kernels.top_slots(scores, most)
-    return places.gather(-1, scores.gather(-1, places).argsort(dim=-1, descending=True, stable=True))
+    scores = _comparable(scores)
+    return in_order(kernels.top_slots(scores, most), scores)
 
 
-def _reaching(mass: float, shares: Tensor, anchored: Tensor, sizes: Tensor) -> Tensor:
-    """Tokens `[B, Hkv]` of as many ranked pages, `shares [B, Hkv, K]` and `sizes [B, L, K]`, as reach it."""
-    before = anchored.unsqueeze(-1) + shares.cumsum(-1) - shares
-    return (sizes * (before < mass)).sum(-1)
-
-
-def _slots(begins: Tensor, taken: Tensor, page: int) -> tuple[Tensor, Tensor]:
-    """The first `taken [B, L, K]` slots from each of `begins`, packed to int32 `[B, L, S]`; their counts."""
-    offsets = torch.arange(page, device=begins.device)
-    chosen = offsets < taken.unsqueeze(-1)
-    counts = taken.sum(-1)
-    width = torch.arange(max(1, int(counts.max())), device=begins.device)
-    slots = torch.zeros(*counts.shape, len(width), dtype=torch.int32, device=begins.device)
-    slots[width < counts.unsqueeze(-1)] = (begins.unsqueeze(-1) + offsets)[chosen].int()
-    return slots, counts.int()
+def _comparable(scores: Tensor) -> Tensor:
+    """NaN ranks last."""
+    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.kernels.page_slots import width_of
 from keyhole.regions import Regions
 from keyhole.selection.base import Selection, Step
+from keyhole.selection.pages import ranked
 
 
 def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -37,10 +39,11 @@ def pick(logits: Tensor, step: Step) -> Selection:
     shares, anchored = group_probabilities(logits, step)
     # What does not compete sorts behind candidates whose share underflows to zero.
     outside = ~competing(step.regions, logits.shape[-1])
-    order = shares.masked_fill(outside, -1.0).argsort(dim=-1, descending=True, stable=True)
+    most = max(1, min(max(step.limits()), step.regions.last))
+    order = ranked(shares.nan_to_num().masked_fill(outside, -1.0), most)
     first, last = step.regions.first, step.regions.last
     available = (last - first).clamp(min=0).view(-1, 1).expand(anchored.shape)
-    limit = torch.tensor(step.limits(), device=logits.device).view(-1, 1)
+    limit = step.limits_on_device().view(-1, 1)
     cumulative = shares.gather(-1, order).cumsum(-1) + anchored.unsqueeze(-1)
     if step.budget.mass is None:
         counts = available.minimum(limit)
@@ -48,7 +51,7 @@ def pick(logits: Tensor, step: Step) -> Selection:
         needed = (cumulative < step.budget.mass).sum(-1) + 1
         needed = torch.where(anchored >= step.budget.mass, 0, needed)
         counts = needed.clamp(min=step.budget.floor).minimum(limit).minimum(available)
-    width = max(1, int(counts.max()))
+    width = width_of(counts, most)
     chosen = torch.arange(width, device=logits.device) < counts.unsqueeze(-1)
     # Unchosen entries sort behind every slot, then become slot 0.
     beyond = shares.shape[-1]

@@ -122,7 +122,7 @@ def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, 
     pooled = kernels.pooled_attention(
         query,
         storage.keys(),
-        kernels.Span(torch.tensor(regions.padding), regions.length, regions.first, regions.last),
+        kernels.Span(regions.starts, regions.length, regions.first, regions.last),
         kernels.Pooling(logits.scale, logits.softcap, page=page, largest=True),
         score_extra=sinks,
         share_extra=sinks,
@@ -142,7 +142,7 @@ def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits)
 def _newest(regions: Regions, page: int) -> Ranking:
     """The newest pages first, with attention taken to be even."""
     _, sizes = spans(regions, page)
-    context = regions.length - torch.tensor(regions.padding, device=sizes.device).unsqueeze(1)
+    context = regions.length - regions.starts.unsqueeze(1)
     order = torch.arange(sizes.shape[1], dtype=torch.float32, device=sizes.device).expand(sizes.shape)
     anchored = regions.always_counts.unsqueeze(1) / context
     return Ranking(order.unsqueeze(1), (sizes / context).unsqueeze(1), anchored, regions.length)

@@ -5,9 +5,8 @@ import torch
 
 import keyhole
 from keyhole.errors import NonFiniteError, UnsupportedCacheError
-from tests.interpreting import interpreted
 from tests.tiny import fresh_model, prompt, tiny_model
-from tests.waiting import without_waiting
+from tests.waiting import as_if_on_gpu, without_waiting
 
 SPECS = ["dense", "pqcache(budget=20, sinks=2, window=6, subspaces=8, bits=4, dense_below=0)"]
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", "glm4", "granite"]
@@ -132,7 +131,7 @@ def test_nothing_in_a_step_waits(spec, monkeypatch):
     with keyhole.captured(model, cache, new_tokens=3) as step:
         expected = step(ids[:, :1]).clone()
         step.rewind()
-        with interpreted(monkeypatch), without_waiting(monkeypatch):
+        with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
             found = step(ids[:, :1])
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         before = [layer.keys.data_ptr() for layer in step.layers]

@@ -13,12 +13,17 @@ from keyhole.kernels.gpu.gather_attention import gather_attention, paged_gather_
 from keyhole.kernels.gpu.matvec import matvec_skip_columns, matvec_skip_rows
 from keyhole.kernels.gpu.merge_attention import merge_attention
 from keyhole.kernels.gpu.packed_attention import packed_attention
+from keyhole.kernels.gpu.page_slots import page_slots
+from keyhole.kernels.gpu.pooled_attention import pooled_attention
 from keyhole.kernels.gpu.pq_codes import write_codes
 from keyhole.kernels.gpu.pq_scores import pq_scores
 from keyhole.kernels.gpu.pq_select import pq_select
 from keyhole.kernels.gpu.rebuild_keys import rebuild_keys
 from keyhole.kernels.gpu.sale import sale_attention
+from keyhole.kernels.gpu.top_slots import top_slots
 from keyhole.kernels.packed_attention import Codes, Layout
+from keyhole.kernels.page_slots import Allowed, Paged
+from keyhole.kernels.pooled_attention import Pooling, Span
 from keyhole.kernels.pq_select_reference import Budget
 
 BF16 = torch.bfloat16
@@ -27,6 +32,7 @@ BF16 = torch.bfloat16
 def _exact_scores() -> None:
     exact_scores(torch.zeros(8, 4, 128, dtype=BF16), torch.zeros(8, 4096, 128, dtype=BF16), 0.1)
     exact_scores(torch.zeros(8, 4, 128), torch.zeros(8, 4096, 128), 0.1)
+    exact_scores(torch.zeros(8, 8, 256), torch.zeros(8, 8192, 256, dtype=BF16), 0.1)
 
 
 def _index(heads: int, subspaces: int, bits: int, slots: int) -> tuple[torch.Tensor, ...]:
@@ -157,19 +163,45 @@ def _merge_attention() -> None:
         merge_attention(*part, *part)
 
 
+def _top_slots() -> None:
+    for rows, slots in ((8, 131072), (1, 1 << 20), (8, 8192), (1, 16384), (1, 100)):
+        top_slots(torch.zeros(rows, slots), 99)
+
+
+def _page_slots() -> None:
+    for lists, page, count in ((8, 16, 131), (1, 16, 131), (8, 1, 2051)):
+        pages, first = 131072 // page, torch.zeros(1, dtype=torch.int32)
+        places = torch.zeros(1, lists, count, dtype=torch.int64)
+        scores, shares = torch.zeros(1, lists, pages), torch.zeros(1, 8, pages)
+        for mass in (None, 0.9):
+            allowed = Allowed(torch.zeros(1, dtype=torch.int64), 2048, mass)
+            page_slots(places, scores, shares, torch.zeros(1, 8), Paged(first, 131000, page), allowed)
+
+
+def _pooled_attention() -> None:
+    zeros, extra = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 32)
+    span = Span(zeros, 8192, zeros, 8000)
+    votes, pages = Pooling(0.1, sharpness=9.0, per_head=True), Pooling(0.1, 30.0, page=16, largest=True)
+    for dtype, size, heads in ((BF16, 128, 8), (BF16, 64, 2), (torch.float32, 256, 8)):
+        query, keys = torch.zeros(1, 32, size, dtype=dtype), torch.zeros(1, heads, 8192, size, dtype=dtype)
+        pooled_attention(query, keys, span, votes, (None, extra))
+        pooled_attention(query, keys, span, pages, (None, None))
+
+
 CALLS = {
     "assign": _assign,
     "exact_scores": _exact_scores,
-    "matvec": _matvec,
-    "pq_scores": _pq_scores,
-    "pq_select": _pq_select,
-    "sale_attention": _sale_attention,
     "gather_attention": _gather_attention,
+    "matvec": _matvec,
     "merge_attention": _merge_attention,
     "packed_attention": _packed_attention,
+    "page_slots": _page_slots,
     "paged_gather_attention": _paged_gather_attention,
+    "pooled_attention": _pooled_attention,
     "pq_scores": _pq_scores,
     "pq_select": _pq_select,
     "rebuild_keys": _rebuild_keys,
+    "sale_attention": _sale_attention,
+    "top_slots": _top_slots,
     "write_codes": _write_codes,
 }

@@ -43,22 +43,17 @@ def capped(logits, softcap):
 
 
 @triton.jit
-def bound(number):
-    """A number that bounds a loop. The interpreter's are arrays, which numpy 2.4 takes for no bounds."""
-    return number.handle.data.item() if INTERPRETED else number
-
-
-@triton.jit
-def capped(logits, softcap):
-    """softcap * tanh(logits / softcap), float32; `softcap` may be None."""
-    if softcap is not None:
-        x = logits / softcap
-        square = x * x
-        # The difference of exponentials cancels near 0.
-        near = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
-        far = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
-        logits = softcap * tl.where(square < 0.01, near, tl.where(x < 0, -far, far))
-    return logits
+def products(left, right, some, others, size: tl.constexpr, SIZE: tl.constexpr):
+    """Of vectors of `size` numbers at left [M] and right [N], where the masks hold: [M, N], float32."""
+    total = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
+    # Float32 takes registers for parts of each number: not all of a long vector at once.
+    STEP: tl.constexpr = min(SIZE, 128)
+    for start in tl.static_range(0, SIZE, STEP):
+        channel = start + tl.arange(0, STEP)[None, :]
+        a = tl.load(left[:, None] + channel, mask=some[:, None] & (channel < size), other=0.0)
+        b = tl.load(right[:, None] + channel, mask=others[:, None] & (channel < size), other=0.0)
+        total += product(a, tl.trans(b.to(a.dtype)))
+    return total
 
 
 def padded(size: int, least: int = LEAST) -> int:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keyhole.kernels.gpu.common import LEAST, padded, product, rows_first
+from keyhole.kernels.gpu.common import LEAST, padded, products, rows_first
 
 _TILE = 32 << 10  # bytes of the keys that a program reads
 
@@ -32,13 +32,9 @@ def _scores(
     HEADS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
-    head, channel = tl.arange(0, HEADS), tl.arange(0, SIZE)
-    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    asked = (head < heads)[:, None] & (channel < size)[None, :]
-    q = tl.load(query + row * heads * size + head[:, None] * size + channel[None, :], mask=asked, other=0.0)
-    there = (slot < slots)[:, None] & (channel < size)[None, :]
-    places = keys + row * row_stride + slot.to(tl.int64)[:, None] * slot_stride + channel[None, :]
-    k = tl.load(places, mask=there, other=0.0)
-    logits = product(q, tl.trans(k.to(q.dtype))) * scale
+    head, slot = tl.arange(0, HEADS), tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    places = keys + row * row_stride + slot.to(tl.int64) * slot_stride
+    asked = query + (row * heads + head) * size
+    logits = products(asked, places, head < heads, slot < slots, size, SIZE) * scale
     written = out + (row * heads + head[:, None]) * slots + slot[None, :]
     tl.store(written, logits, mask=(head < heads)[:, None] & (slot < slots)[None, :])

@@ -4,7 +4,7 @@ Source: "SALE: Low-bit Estimation for Efficient Sparse Attention in Long-context
 arXiv 2505.24179.
 
 Shapes: B batch, H query heads, Hkv KV heads, Q newest queries, N tokens, D and Dv sizes of keys and values,
-T = ceil(Q / 64) tiles of queries, W = ceil(N / 32) words of a tile's map.
+T = ceil(Q / rows) groups of queries that read the same keys, W = ceil(N / 32) words of a group's map.
 """
 
 import torch
@@ -14,7 +14,7 @@ from keyhole.kernels.dispatch import use_native
 from keyhole.kernels.native import FLOATS
 from keyhole.kernels.sale_native import attend_native
 from keyhole.kernels.sale_reference import attend_reference
-from keyhole.kernels.sale_tiles import WIDTHS, Reach, SparseAttended
+from keyhole.kernels.sale_tiles import SHARING, WIDTHS, Reach, SparseAttended
 
 
 def sale_attention(
@@ -31,12 +31,13 @@ def sale_attention(
 ) -> SparseAttended:
     """Causal attention of the newest queries [B, H, Q, D] over keys and values [B, Hkv, N, D or Dv].
 
-    A tile of 64 queries of one head reads the first `reach.sinks` tokens, everything from `reach.window`
-    tokens before its first query on, and each run of `reach.width` keys between of which one may have a share
-    of attention above tau [H] (float32) for one of the queries; a tau of 0 reads everything. Shares are
-    estimated from small integers, and are relative to what is always read and, if `reach.pooled`, to the
-    least that the rest can have. Slots before `padding` of a batch row are neither read nor answered: the
-    output of queries there is 0. A query that is not finite gives NaN.
+    A tile of 64 queries of one head reads the first `reach.sinks` tokens and everything from `reach.window`
+    tokens before its first query on. Each `reach.rows` queries of it read those runs of `reach.width` keys
+    between of which one may have a share of attention above tau [H] (float32) for one of them; a tau of 0
+    reads everything. Shares are estimated from small integers, and are relative to what is always read and,
+    if `reach.pooled`, to the least that the rest can have. Keys that are left out of a block of 32 count for
+    nothing or, if `reach.means`, as their mean. Slots before `padding` of a batch row are neither read nor
+    answered: the output of queries there is 0. A query that is not finite gives NaN.
 
     Raises:
         ValueError: shapes do not fit, or a number is out of range.
@@ -72,5 +73,7 @@ def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reac
         )
     if reach.width not in WIDTHS:
         raise ValueError(f"width={reach.width} is not one of {', '.join(map(str, WIDTHS))}")
+    if reach.rows not in SHARING:
+        raise ValueError(f"rows={reach.rows} is not one of {', '.join(map(str, SHARING))}")
     if reach.sinks < 0 or reach.window < 0:
         raise ValueError(f"sinks={reach.sinks} and window={reach.window} must be at least 0")

@@ -28,9 +28,10 @@ struct Job {
   const float* tau;        // [H]
   double scale;
   int64_t sinks, window, width, levels, pooled;
+  int64_t rows, means;  // queries that read the same keys; whether what is left out counts as its mean
   void* out;      // [B, H, Q, Dv], of the type of values; float32 for 16-bit floats
-  int32_t* kept;  // [B, H, tiles], keys each tile reads
-  uint32_t* map;  // [B, H, tiles, words], or null
+  int32_t* kept;  // [B, H, groups of `rows`], keys each group reads
+  uint32_t* map;  // [B, H, groups of `rows`, words], or null
 };
 
 constexpr int kChunkBlocks = 8;
@@ -40,46 +41,49 @@ constexpr int kTilesAtOnce = 8;
 template <class T>
 struct Head {
   const Job& job;
-  int64_t b, h, length, rows, skipped;
+  int64_t b, h, length, rows, skipped, padded;
+  float *key_means, *value_means;  // the mean [padded] and those of blocks, see `average`
   Rows<T> keys, values;
-  int64_t padded;
-  const float *mean, *centroids;  // [padded], [blocks][padded]
+  const float* mean;
 
-  Head(const Job& job, int64_t index, const float* means, Frame& frame)
+  Head(const Job& job, int64_t index, float* means, Frame& frame)
       : job(job), b(index / job.kv_heads), h(index % job.kv_heads), length(job.tokens - job.padding[b]),
-        rows(std::min(job.queries, length)), skipped(job.queries - rows),
-        keys(job.keys.at<T>(b, h, job.padding[b]), job.keys.row, int(job.key_size), frame),
-        values(job.values.at<T>(b, h, job.padding[b]), job.values.row, int(job.value_size), frame),
-        padded(round_up(job.key_size, 16)) {
-    mean = means + index * stride(job);
-    centroids = mean + padded;
+        rows(std::min(job.queries, length)), skipped(job.queries - rows), padded(round_up(job.key_size, 16)),
+        key_means(means + index * stride(job)), value_means(key_means + key_stride(job)),
+        keys(job.keys.at<T>(b, h, job.padding[b]), job.keys.row, int(job.key_size), key_means + padded, frame),
+        values(job.values.at<T>(b, h, job.padding[b]), job.values.row, int(job.value_size),
+               value_means + round_up(job.value_size, 16), frame),
+        mean(key_means) {}
+
+  static int64_t blocks(const Job& job) { return job.tokens / kBlockKeys; }
+  static int64_t key_stride(const Job& job) {
+    return round_up(job.key_size, 16) * (1 + (job.pooled || job.means ? blocks(job) : 0));
   }
   static int64_t stride(const Job& job) {
-    return round_up(job.key_size, 16) * (1 + (job.pooled ? job.tokens / kBlockKeys : 0));
+    return key_stride(job) + (job.means ? round_up(job.value_size, 16) * (1 + blocks(job)) : 0);
   }
 };
 
-// The mean of a head's keys, and of each whole block of them.
+// The mean of `length` rows and, behind it, those of each whole block if asked for.
 template <class T>
-inline void average(const Head<T>& head, float* mean) {
-  const int size = int(head.job.key_size);
+inline void average(const Rows<T>& rows, int64_t length, bool by_block, float* mean) {
   Frame frame;
-  float* sum = frame.take<float>(head.padded);
-  double* total = frame.take<double>(head.padded);
-  std::fill(total, total + head.padded, 0.0);
-  for (int64_t from = 0; from < head.length; from += kBlockKeys) {
-    int64_t count = std::min<int64_t>(kBlockKeys, head.length - from);
-    std::fill(sum, sum + head.padded, 0.0f);
+  float* sum = frame.take<float>(rows.padded);
+  double* total = frame.take<double>(rows.padded);
+  std::fill(total, total + rows.padded, 0.0);
+  for (int64_t from = 0; from < length; from += kBlockKeys) {
+    int64_t count = std::min<int64_t>(kBlockKeys, length - from);
+    std::fill(sum, sum + rows.padded, 0.0f);
     for (int64_t j = from; j < from + count; j++) {
-      const T* row = head.keys.data + j * head.keys.stride;
-      for (int d = 0; d < size; d++) sum[d] += to_float(row[d]);
+      const T* row = rows.data + j * rows.stride;
+      for (int d = 0; d < rows.size; d++) sum[d] += to_float(row[d]);
     }
-    for (int d = 0; d < size; d++) total[d] += sum[d];
-    if (!head.job.pooled || count < kBlockKeys) continue;
-    float* centroid = mean + head.padded + from / kBlockKeys * head.padded;
-    for (int d = 0; d < head.padded; d++) centroid[d] = sum[d] / kBlockKeys;
+    for (int d = 0; d < rows.size; d++) total[d] += sum[d];
+    if (!by_block || count < kBlockKeys) continue;
+    float* block = mean + (1 + from / kBlockKeys) * rows.padded;
+    for (int d = 0; d < rows.padded; d++) block[d] = sum[d] / kBlockKeys;
   }
-  for (int d = 0; d < head.padded; d++) mean[d] = float(total[d] / double(head.length));
+  for (int d = 0; d < rows.padded; d++) mean[d] = float(total[d] / double(length));
 }
 
 // A tile with where its candidates lie, and where its results go.
@@ -92,14 +96,16 @@ struct Work {
   float step[kTileRows], offset[kTileRows];  // of the integers of a query; its product with the mean key
   bool broken[kTileRows];                    // holds NaN or infinity
 
-  void note(int64_t from, uint32_t word) {
-    *kept += __builtin_popcount(word);
-    if (map) map[from / kBlockKeys] |= word;
+  // Takes down what a group of queries reads.
+  void note(const Job& job, int group, int64_t from, uint32_t word) {
+    kept[group] += __builtin_popcount(word);
+    if (map) map[group * ((job.tokens + kBlockKeys - 1) / kBlockKeys) + from / kBlockKeys] |= word;
   }
-  void note(int64_t from, int64_t to) {
+  void note(const Job& job, int64_t from, int64_t to) {
     for (; from < to; from += kBlockKeys - from % kBlockKeys) {
       int64_t bits = std::min(to - from, kBlockKeys - from % kBlockKeys);
-      note(from, uint32_t((uint64_t(1) << bits) - 1) << (from % kBlockKeys));
+      uint32_t word = uint32_t((uint64_t(1) << bits) - 1) << (from % kBlockKeys);
+      for (int group = 0; group * job.rows < tile.rows; group++) note(job, group, from, word);
     }
   }
 };
@@ -139,17 +145,17 @@ inline void add_pooled(const Work& work, const Head<T>& head, float* total) {
   alignas(64) float logits[kPack * kSlice];
   for (int64_t block = work.begin / kBlockKeys; block < work.end / kBlockKeys; block += kPack) {
     int count = int(std::min<int64_t>(kPack, work.end / kBlockKeys - block));
-    for (int j = 0; j < count; j++) rows[j] = head.centroids + (block + j) * head.padded;
-    for (int s = 0; s < kSlices; s++) {
+    for (int j = 0; j < count; j++) rows[j] = head.keys.means + (block + j) * head.padded;
+    for (int s = 0; s < work.tile.slices(); s++) {
       products(rows, count, work.tile.slice(s), work.tile.key_size, logits);
-      for (int half = 0; half < kSlice; half += kLanes) {
-        vf most = load<vf>(work.tile.most + s * kSlice + half), sum{};
+      for (int part = 0; part < kSlice; part += kLanes) {
+        vf most = load<vf>(work.tile.most + s * kSlice + part), sum{};
         const vf high = splat(100.0f);
         for (int j = 0; j < count; j++) {
-          vf x = load<vf>(logits + j * kSlice + half) - most;
+          vf x = load<vf>(logits + j * kSlice + part) - most;
           sum += exp2(x < high ? x : high);
         }
-        float* to = total + s * kSlice + half;
+        float* to = total + s * kSlice + part;
         store(to, load<vf>(to) + sum * splat(float(kBlockKeys)));
       }
     }
@@ -181,7 +187,7 @@ inline void begin(Work& work, const Head<T>& head) {
   if (work.tau == 0 || work.end < work.begin) work.end = work.begin = 0;
   auto read = [&](int64_t from, int64_t to) {
     add_range(tile, from, to, head.keys, head.values);
-    work.note(from, to);
+    work.note(job, from, to);
   };
   read(0, work.begin);
   read(work.end, first + tile.rows);
@@ -192,10 +198,19 @@ inline void begin(Work& work, const Head<T>& head) {
 // Reads those candidates of the blocks in `small`, whose first key is `from`, that may matter.
 template <class T>
 inline void select(Work& work, const Head<T>& head, const SmallKeys& small, int64_t from, int64_t to) {
+  const Job& job = head.job;
+  const int slices = work.tile.slices(), together = int(job.rows) / kSlice;
   for (int64_t at = std::max(from, work.begin); at < std::min(to, work.end); at += kBlockKeys) {
-    uint32_t word = whole_runs(passing(work.tile.small, small, at - from), int(head.job.width));
-    work.note(at, word);
-    add_slots(work.tile, at, word, head.keys, head.values);
+    uint32_t words[kSlices];
+    passing(work.tile.small, small, at - from, words);
+    for (int s = 0; s < slices; s += together) {
+      const int last = std::min(s + together, slices);
+      uint32_t word = 0;
+      for (int i = s; i < last; i++) word |= words[i];
+      word = whole_runs(word, int(job.width));
+      work.note(job, s / together, at, word);
+      for (int i = s; i < last; i++) add_slots(work.tile, i, at, word, job.means ? ~word : 0, head.keys, head.values);
+    }
   }
 }
 
@@ -213,7 +228,7 @@ inline void finish(Work& work, const Head<T>& head) {
 }
 
 template <class T, class Out>
-inline void run_tiles(const Head<T>& head, int64_t from, int64_t to, int64_t tiles) {
+inline void run_tiles(const Head<T>& head, int64_t from, int64_t to) {
   const Job& job = head.job;
   Frame frame;
   int64_t count = (to - from) * job.groups, end = 0;
@@ -224,7 +239,8 @@ inline void run_tiles(const Head<T>& head, int64_t from, int64_t to, int64_t til
     work.number = from + i / job.groups;
     work.head = head.h * job.groups + i % job.groups;
     work.tau = job.tau[work.head];
-    int64_t place = (head.b * job.kv_heads * job.groups + work.head) * tiles + work.number;
+    int64_t groups = (job.queries + job.rows - 1) / job.rows;
+    int64_t place = (head.b * job.kv_heads * job.groups + work.head) * groups + work.number * (kTileRows / job.rows);
     work.kept = job.kept + place;
     work.map = job.map ? job.map + place * ((job.tokens + kBlockKeys - 1) / kBlockKeys) : nullptr;
     begin(work, head);
@@ -247,7 +263,9 @@ inline int attention(const Job& job, int threads) {
   float* means = frame.take<float>(heads * Head<T>::stride(job));
   parallel(heads, threads, [&](int64_t i) {
     Frame inner;
-    average(Head<T>(job, i, means, inner), means + i * Head<T>::stride(job));
+    Head<T> head(job, i, means, inner);
+    average(head.keys, head.length, job.pooled || job.means, head.key_means);
+    if (job.means) average(head.values, head.length, true, head.value_means);
     return int(kOk);
   });
   int64_t tiles = (job.queries + kTileRows - 1) / kTileRows;
@@ -257,7 +275,7 @@ inline int attention(const Job& job, int threads) {
     Head<T> head(job, i % heads, means, inner);
     int64_t from = (pieces - 1 - i / heads) * each;  // the longest first
     int64_t to = std::min(from + each, (head.rows + kTileRows - 1) / kTileRows);
-    if (from < to) run_tiles<T, Out>(head, from, to, tiles);
+    if (from < to) run_tiles<T, Out>(head, from, to);
     return int(kOk);
   });
 }

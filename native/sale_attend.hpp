@@ -8,79 +8,85 @@
 
 namespace kh::sale {
 
-constexpr int kSlice = 2 * kLanes;              // queries worked on together
-constexpr int kSlices = kTileRows / kSlice;
-constexpr int kStrips = 6;                      // rows worked on together
-constexpr int kPack = 96;                       // keys listed before they are attended to
+constexpr int kParts = kSlice / kLanes;  // vectors of a slice
+constexpr int kStrips = 12 / kParts;     // rows worked on together
+constexpr int kPack = 128;               // entries listed at most before they are attended to
 constexpr float kMasked = -INFINITY;
 
 // out[r][slice] for R rows: products of rows [size] with a slice [size][kSlice].
 template <int R>
 inline void multiply(const float* const* rows, const float* slice, int size, float* out) {
-  vf left[R], right[R];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) left[r] = right[r] = vf{};
+  vf sums[R][kParts];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) sums[r][p] = vf{};
   for (int d = 0; d < size; d++, slice += kSlice) {
-    vf a = load<vf>(slice), b = load<vf>(slice + kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-      left[r] += a * rows[r][d];
-      right[r] += b * rows[r][d];
-    }
+    vf x[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) x[p] = load<vf>(slice + p * kLanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; p++) sums[r][p] += x[p] * rows[r][d];
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) {
-    store(out + r * kSlice, left[r]);
-    store(out + r * kSlice + kLanes, right[r]);
-  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) store(out + r * kSlice + p * kLanes, sums[r][p]);
 }
 
 // acc[r][slice] = acc * decay + sum over rows j of rows[j][at + r] * weights[j][slice], for R columns.
 template <int R>
 inline void accumulate(const float* const* rows, int count, const float* weights, int at, const vf* decay,
                        float* acc) {
-  vf left[R], right[R];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) {
-    left[r] = load<vf>(acc + r * kSlice) * decay[0];
-    right[r] = load<vf>(acc + r * kSlice + kLanes) * decay[1];
-  }
+  vf sums[R][kParts];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) sums[r][p] = load<vf>(acc + r * kSlice + p * kLanes) * decay[p];
   for (int j = 0; j < count; j++, weights += kSlice) {
     const float* row = rows[j] + at;
-    vf a = load<vf>(weights), b = load<vf>(weights + kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) {
-      left[r] += a * row[r];
-      right[r] += b * row[r];
-    }
+    vf x[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) x[p] = load<vf>(weights + p * kLanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; p++) sums[r][p] += x[p] * row[r];
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; r++) {
-    store(acc + r * kSlice, left[r]);
-    store(acc + r * kSlice + kLanes, right[r]);
-  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) store(acc + r * kSlice + p * kLanes, sums[r][p]);
 }
 
-// Calls body(from, width) with widths of at most 6 and as equal as can be: narrow strips would wait for each other.
+// Calls body(from, width) with widths of at most kStrips and as equal as can be: narrow strips would wait for each
+// other.
+template <int Width = kStrips, class Body>
+inline void strip(int from, int width, const Body& body) {
+  if constexpr (Width > 1)
+    if (width < Width) return strip<Width - 1>(from, width, body);
+  body(from, std::integral_constant<int, Width>());
+}
 template <class Body>
 inline void strips(int count, const Body& body) {
   int pieces = (count + kStrips - 1) / kStrips;
   for (int i = 0; i < pieces; i++) {
     int from = int(int64_t(count) * i / pieces), to = int(int64_t(count) * (i + 1) / pieces);
-    switch (to - from) {
-      case 6: body(from, std::integral_constant<int, 6>()); break;
-      case 5: body(from, std::integral_constant<int, 5>()); break;
-      case 4: body(from, std::integral_constant<int, 4>()); break;
-      case 3: body(from, std::integral_constant<int, 3>()); break;
-      case 2: body(from, std::integral_constant<int, 2>()); break;
-      default: body(from, std::integral_constant<int, 1>());
-    }
+    strip(from, to - from, body);
   }
 }
 
 inline void products(const float* const* rows, int count, const float* slice, int size, float* out) {
   strips(count, [&](int from, auto width) { multiply<width()>(rows + from, slice, size, out + from * kSlice); });
 }
+
+// What a slice attends to: one key, or, where bits are set, the mean of those keys of the block that begins at `slot`.
+struct Entry {
+  int32_t slot;
+  uint32_t left_out;
+};
 
 // A tile of queries at work: positions first .. first + rows - 1 of a sequence.
 struct Tile64 {
@@ -89,8 +95,8 @@ struct Tile64 {
   float *queries, *acc;   // [slices][size][kSlice]
   float *most, *total;    // [64], running maximum and denominator
   SmallQueries small;
-  int32_t pending[kPack + kBlockKeys];
-  int waiting = 0;
+  Entry pending[kSlices][kPack];
+  int waiting[kSlices];
 
   void take(int keys, int values, Frame& frame) {
     key_size = keys, value_size = values;
@@ -102,11 +108,14 @@ struct Tile64 {
   }
 
   void start(int64_t at, int count) {
-    first = at, rows = count, waiting = 0;
+    first = at, rows = count;
+    memset(waiting, 0, sizeof waiting);
     memset(queries, 0, sizeof(float) * key_size * kTileRows);
     memset(acc, 0, sizeof(float) * value_size * kTileRows);
     for (int i = 0; i < kTileRows; i++) most[i] = -INFINITY, total[i] = 0;
   }
+
+  int slices() const { return (rows + kSlice - 1) / kSlice; }
 
   const float* slice(int s) const { return queries + int64_t(s) * key_size * kSlice; }
 
@@ -114,29 +123,37 @@ struct Tile64 {
   float& sum(int row, int d) { return acc[(int64_t(row / kSlice) * value_size + d) * kSlice + row % kSlice]; }
 };
 
-// Positions of the queries of half a slice; rows beyond the last stand where the last one does.
-inline vi positions(const Tile64& tile, int s, int half) {
-  vi at = iota() + (s * kSlice + half * kLanes);
-  vi last = vi{} + (tile.rows - 1);
-  return (at < last ? at : last) + int32_t(tile.first);
+// Hides keys that come after a query; rows beyond the last stand where the last one does.
+inline void hide_later(const Tile64& tile, int s, const Entry* entries, int count, float* logits) {
+  vi at[kParts];
+  for (int p = 0; p < kParts; p++) {
+    vi row = iota() + (s * kSlice + p * kLanes), last = vi{} + (tile.rows - 1);
+    at[p] = (row < last ? row : last) + int32_t(tile.first);
+  }
+  for (int j = 0; j < count; j++, logits += kSlice) {
+    if (entries[j].slot <= tile.first) continue;
+    vi slot = vi{} + entries[j].slot;
+    for (int p = 0; p < kParts; p++) {
+      float* part = logits + p * kLanes;
+      store(part, slot > at[p] ? splat(kMasked) : load<vf>(part));
+    }
+  }
 }
 
-// Hides keys that come after a query.
-inline void hide_later(const Tile64& tile, int s, const int32_t* slots, int count, float* logits) {
-  vi left = positions(tile, s, 0), right = positions(tile, s, 1);
+// A mean counts as often as it has keys.
+inline void count_means(const Entry* entries, int count, float* logits) {
   for (int j = 0; j < count; j++, logits += kSlice) {
-    if (slots[j] <= tile.first) continue;
-    vi slot = vi{} + slots[j];
-    store(logits, slot > left ? splat(kMasked) : load<vf>(logits));
-    store(logits + kLanes, slot > right ? splat(kMasked) : load<vf>(logits + kLanes));
+    if (!entries[j].left_out) continue;
+    const vf more = splat(std::log2(float(__builtin_popcount(entries[j].left_out))));
+    for (int d = 0; d < kSlice; d += kLanes) store(logits + d, load<vf>(logits + d) + more);
   }
 }
 
 // Turns logits into weights and updates the running softmax; `decay` is what earlier sums are to be multiplied by.
 inline void weigh(Tile64& tile, int s, int count, float* logits, vf* decay) {
-  for (int half = 0; half < 2; half++) {
-    float *column = logits + half * kLanes, *most = tile.most + s * kSlice + half * kLanes;
-    float* total = tile.total + s * kSlice + half * kLanes;
+  for (int part = 0; part < kParts; part++) {
+    float *column = logits + part * kLanes, *most = tile.most + s * kSlice + part * kLanes;
+    float* total = tile.total + s * kSlice + part * kLanes;
     vf before = load<vf>(most), high = before;
     for (int j = 0; j < count; j++) high = largest(high, load<vf>(column + j * kSlice));
     vf sum{}, other{};
@@ -151,87 +168,129 @@ inline void weigh(Tile64& tile, int s, int count, float* logits, vf* decay) {
       store(column + j * kSlice, p);
       sum += p;
     }
-    decay[half] = exp2(before - high);
-    store(total, load<vf>(total) * decay[half] + sum + other);
+    decay[part] = exp2(before - high);
+    store(total, load<vf>(total) * decay[part] + sum + other);
     store(most, high);
   }
 }
 
-// Attends to `count` keys and values [count] at positions `slots`.
-inline void attend_rows(Tile64& tile, const int32_t* slots, const float* const* keys, const float* const* values,
-                        int count) {
-  alignas(64) float logits[kPack * kSlice];
-  bool later = slots[count - 1] > tile.first;
-  for (int s = 0; s < kSlices; s++) {
-    vf decay[2];
-    products(keys, count, tile.slice(s), tile.key_size, logits);
-    if (later) hide_later(tile, s, slots, count, logits);
-    weigh(tile, s, count, logits, decay);
-    float* acc = tile.acc + int64_t(s) * tile.value_size * kSlice;
-    strips(tile.value_size, [&](int from, auto width) {
-      accumulate<width()>(values, count, logits, from, decay, acc + int64_t(from) * kSlice);
-    });
-  }
-}
-
-// Rows of one KV head as float32: where they lie, or copies of those asked for.
+// Rows of one KV head as float32: where they lie, or copies of those asked for; `means` [blocks][size, padded].
 template <class T>
 struct Rows {
   const T* data;
   int64_t stride;
   int size;
-  float* copies;  // [kPack][size], unless T is float
+  int64_t padded;
+  const float* means;
+  float* copies;  // [kPack][padded]
 
-  Rows(const T* data, int64_t stride, int size, Frame& frame) : data(data), stride(stride), size(size) {
-    copies = std::is_same<T, float>::value ? nullptr : frame.take<float>(int64_t(kPack) * round_up(size, 16));
+  Rows(const T* data, int64_t stride, int size, const float* means, Frame& frame)
+      : data(data), stride(stride), size(size), padded(round_up(size, 16)), means(means) {
+    copies = frame.take<float>(kPack * padded);
   }
 
-  void find(const int32_t* slots, int count, const float** out) const {
+  void find(const Entry* entries, int count, const float** out) const {
     for (int j = 0; j < count; j++) {
-      const T* row = data + slots[j] * stride;
-      if constexpr (std::is_same<T, float>::value) {
+      const T* row = data + entries[j].slot * stride;
+      float* copy = copies + j * padded;
+      if (entries[j].left_out)
+        out[j] = mean(entries[j], copy);
+      else if constexpr (std::is_same<T, float>::value)
         out[j] = row;
-      } else {
-        float* copy = copies + j * round_up(size, 16);
-        int d = 0;
-        for (; d + kLanes <= size; d += kLanes) store(copy + d, load_float(row + d));
-        for (; d < size; d++) copy[d] = to_float(row[d]);
-        out[j] = copy;
-      }
+      else
+        out[j] = convert(copy, row);
     }
+  }
+
+ private:
+  float* convert(float* to, const T* row) const {
+    int d = 0;
+    for (; d + kLanes <= size; d += kLanes) store(to + d, load_float(row + d));
+    for (; d < size; d++) to[d] = to_float(row[d]);
+    return to;
+  }
+
+  // From the keys left out or, where those are most, from all of the block and those that are not.
+  const float* mean(Entry entry, float* copy) const {
+    const float* all = means + entry.slot / kBlockKeys * padded;
+    const float count = float(__builtin_popcount(entry.left_out));
+    if (count == kBlockKeys) return all;
+    bool most = count > kBlockKeys / 2;
+    const uint32_t word = most ? ~entry.left_out : entry.left_out;
+    const float whole = most ? kBlockKeys / count : 0.0f, each = (most ? -1.0f : 1.0f) / count;
+    int d = 0;
+    for (; d + 4 * kLanes <= size; d += 4 * kLanes) combine<4>(entry.slot, word, whole, each, all + d, d, copy + d);
+    for (; d + kLanes <= size; d += kLanes) combine<1>(entry.slot, word, whole, each, all + d, d, copy + d);
+    for (; d < size; d++) {
+      float sum = all[d] * whole;
+      for (uint32_t bits = word; bits; bits &= bits - 1)
+        sum += to_float(data[(entry.slot + __builtin_ctz(bits)) * stride + d]) * each;
+      copy[d] = sum;
+    }
+    return copy;
+  }
+
+  // out = all * whole + the sum of rows of the block that begins at `slot` * each, for V vectors of columns.
+  template <int V>
+  void combine(int64_t slot, uint32_t word, float whole, float each, const float* all, int at, float* out) const {
+    vf sums[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[v] = load<vf>(all + v * kLanes) * whole;
+    for (; word; word &= word - 1) {
+      const T* row = data + (slot + __builtin_ctz(word)) * stride + at;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sums[v] += load_float(row + v * kLanes) * each;
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) store(out + v * kLanes, sums[v]);
   }
 };
 
+// A slice attends to what is on its list.
 template <class T>
-inline void attend_slots(Tile64& tile, const int32_t* slots, int count, const Rows<T>& keys, const Rows<T>& values) {
-  const float *key_rows[kPack], *value_rows[kPack];
-  keys.find(slots, count, key_rows);
-  values.find(slots, count, value_rows);
-  attend_rows(tile, slots, key_rows, value_rows, count);
+inline void flush(Tile64& tile, int s, const Rows<T>& keys, const Rows<T>& values) {
+  const Entry* entries = tile.pending[s];
+  const int count = tile.waiting[s];
+  tile.waiting[s] = 0;
+  if (!count) return;
+  const float* rows[kPack];
+  alignas(64) float logits[kPack * kSlice];
+  keys.find(entries, count, rows);
+  products(rows, count, tile.slice(s), tile.key_size, logits);
+  count_means(entries, count, logits);
+  if (entries[count - 1].slot > tile.first) hide_later(tile, s, entries, count, logits);
+  vf decay[kParts];
+  weigh(tile, s, count, logits, decay);
+  values.find(entries, count, rows);
+  float* acc = tile.acc + int64_t(s) * tile.value_size * kSlice;
+  strips(tile.value_size, [&](int from, auto width) {
+    accumulate<width()>(rows, count, logits, from, decay, acc + int64_t(from) * kSlice);
+  });
 }
 
-// Puts slots on the tile's list, and attends whenever it is full.
 template <class T>
-inline void add_slots(Tile64& tile, int64_t from, uint32_t word, const Rows<T>& keys, const Rows<T>& values) {
-  for (; word; word &= word - 1) tile.pending[tile.waiting++] = int32_t(from + __builtin_ctz(word));
-  if (tile.waiting < kPack) return;
-  attend_slots(tile, tile.pending, kPack, keys, values);
-  tile.waiting -= kPack;
-  memmove(tile.pending, tile.pending + kPack, sizeof(int32_t) * tile.waiting);
+inline void flush(Tile64& tile, const Rows<T>& keys, const Rows<T>& values) {
+  for (int s = 0; s < tile.slices(); s++) flush(tile, s, keys, values);
+}
+
+// Puts keys of the block that begins at `from` on a slice's list, and the mean of others; attends before it is full.
+template <class T>
+inline void add_slots(Tile64& tile, int s, int64_t from, uint32_t word, uint32_t left_out, const Rows<T>& keys,
+                      const Rows<T>& values) {
+  if (tile.waiting[s] + kBlockKeys > kPack) flush(tile, s, keys, values);
+  Entry* to = tile.pending[s] + tile.waiting[s];
+  if (left_out) *to++ = {int32_t(from), left_out};
+  for (; word; word &= word - 1) *to++ = {int32_t(from + __builtin_ctz(word)), 0};
+  tile.waiting[s] = int(to - tile.pending[s]);
 }
 
 template <class T>
 inline void add_range(Tile64& tile, int64_t from, int64_t to, const Rows<T>& keys, const Rows<T>& values) {
   for (; from < to; from += kBlockKeys) {
     int64_t left = to - from;
-    add_slots(tile, from, left >= kBlockKeys ? ~uint32_t(0) : (uint32_t(1) << left) - 1, keys, values);
+    uint32_t word = left >= kBlockKeys ? ~uint32_t(0) : (uint32_t(1) << left) - 1;
+    for (int s = 0; s < tile.slices(); s++) add_slots(tile, s, from, word, 0, keys, values);
   }
-}
-
-template <class T>
-inline void flush(Tile64& tile, const Rows<T>& keys, const Rows<T>& values) {
-  if (tile.waiting) attend_slots(tile, tile.pending, tile.waiting, keys, values);
-  tile.waiting = 0;
 }
 
 }  // namespace kh::sale

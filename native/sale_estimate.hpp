@@ -11,6 +11,8 @@
 namespace kh::sale {
 
 constexpr int kTileRows = 64;   // queries of a tile
+constexpr int kSlice = 16;      // queries worked on together, the fewest that may choose keys of their own
+constexpr int kSlices = kTileRows / kSlice;
 constexpr int kBlockKeys = 32;  // keys of a block, a bit of a word each
 constexpr int kScaleKeys = 8;   // keys that share a scale
 
@@ -175,10 +177,10 @@ inline V load_once(const void* p) {
   return v;
 }
 
-// Which of two keys pass for any of the 64 queries: bits 0 and 1.
-inline unsigned pass_pair(const SmallQueries& q, const int32_t* a, const int32_t* b, const SumLane* thresholds) {
+// Sets bits `at` and at + 1 of the words of those slices of which a query lets the first or second of two keys pass.
+inline void pass_pair(const SmallQueries& q, const int32_t* keys, const SumLane* thresholds, int at, uint32_t* words) {
   constexpr int kAtOnce = kSumVectors < 4 ? kSumVectors : 4;
-  Sum first{}, second{};
+  const int32_t *a = keys, *b = keys + q.groups;
   for (int v = 0; v < kSumVectors; v += kAtOnce) {
     Sum left[kAtOnce], right[kAtOnce];
 #pragma GCC unroll 4
@@ -195,22 +197,20 @@ inline unsigned pass_pair(const SmallQueries& q, const int32_t* a, const int32_t
 #pragma GCC unroll 4
     for (int i = 0; i < kAtOnce; i++) {
       Sum t = load<Sum>(thresholds + (v + i) * kSumLanes);
-      first |= left[i] > t, second |= right[i] > t;
+      uint32_t both = uint32_t(any_lane(left[i] > t)) | uint32_t(any_lane(right[i] > t)) << 1;
+      words[(v + i) * kSumLanes / kSlice] |= both << at;
     }
   }
-  return unsigned(any_lane(first)) | unsigned(any_lane(second)) << 1;
 }
 
-// Bit i is set where key `at` + i of a block passes for any query of the tile.
-inline uint32_t passing(const SmallQueries& queries, const SmallKeys& keys, int64_t at) {
+// Bit i of a slice's word is set where key `at` + i of a block passes for any of its queries.
+inline void passing(const SmallQueries& queries, const SmallKeys& keys, int64_t at, uint32_t* words) {
   alignas(64) SumLane thresholds[kTileRows];
-  uint32_t word = 0;
+  std::fill(words, words + kSlices, 0);
   for (int i = 0; i < kBlockKeys; i += 2) {
     if (i % kScaleKeys == 0) round_thresholds(queries.threshold, keys.inverse[(at + i) / kScaleKeys], thresholds);
-    const int32_t* key = keys.data + (at + i) * keys.groups;
-    word |= pass_pair(queries, key, key + keys.groups, thresholds) << i;
+    pass_pair(queries, keys.data + (at + i) * keys.groups, thresholds, i, words);
   }
-  return word;
 }
 
 // Sets all bits of each run of `width` bits of which one is set; width is a power of two.

@@ -51,29 +51,38 @@ def relative_scores(queries, keys, scale, *, sinks, window, pooled):
     return out
 
 
-def kept(queries, keys, tau, scale, *, sinks, window, width, pooled):
-    """For each tile, which keys it reads: those always read, and whole runs of which one entry passes."""
+def kept(queries, keys, tau, scale, *, sinks, window, width, pooled, rows=ROWS):
+    """The keys that each `rows` queries of a tile read: those always read, and runs of which one passes."""
     scores = relative_scores(queries, keys, scale, sinks=sinks, window=window, pooled=pooled)
     found = []
     for first, last, begin, end in tiles(len(queries), len(keys), sinks, window):
-        reads = [j <= last and not begin <= j < end for j in range(len(keys))]
-        rows = range(first - len(keys) + len(queries), last + 1 - len(keys) + len(queries))
-        for run in range(begin, end, width):
-            if tau == 0 or any(scores[row, j] > tau for row in rows for j in range(run, run + width)):
-                reads[run : run + width] = [True] * width
-        found.append(reads)
+        for start in range(first, last + 1, rows):
+            reads = [j <= last and not begin <= j < end for j in range(len(keys))]
+            stop = min(start + rows, last + 1)
+            own = range(start - len(keys) + len(queries), stop - len(keys) + len(queries))
+            for run in range(begin, end, width):
+                if tau == 0 or any(scores[row, j] > tau for row in own for j in range(run, run + width)):
+                    reads[run : run + width] = [True] * width
+            found.append(reads)
     return found
 
 
-def attention(queries, keys, values, reads, scale):
-    """`[Q, Dv]`: softmax over those keys of a tile's list that are not later than the query."""
+def attention(queries, keys, values, reads, scale, *, rows=ROWS, means=False):
+    """`[Q, Dv]`: softmax over those keys of a group's list that are not later than the query.
+
+    With `means`, over the mean of what is left out of each block, too, as often as it has keys.
+    """
     out = np.zeros((len(queries), values.shape[1]))
     for row, query in enumerate(queries):
         own = len(keys) - len(queries) + row
-        slots = [j for j in range(own + 1) if reads[row // ROWS][j]]
-        logits = [logit(query, keys[j], scale) for j in slots]
+        group = reads[row // ROWS * (ROWS // rows) + row % ROWS // rows]
+        rest = [
+            [j for j in range(at, min(at + BLOCK, own + 1)) if not group[j]] for at in range(0, own, BLOCK)
+        ]
+        entries = [[j] for j in range(own + 1) if group[j]] + [block for block in rest if block and means]
+        logits = [logit(query, keys[e].astype(np.float64).mean(0), scale) + math.log(len(e)) for e in entries]
         top = max(logits)
         weights = [math.exp(x - top) for x in logits]
-        for weight, slot in zip(weights, slots, strict=True):
-            out[row] += weight / sum(weights) * values[slot]
+        for weight, entry in zip(weights, entries, strict=True):
+            out[row] += weight / sum(weights) * values[entry].mean(0)
     return out

@@ -27,7 +27,7 @@ def test_writes_thresholds_and_says_how_to_use_them(made):
     folder, result = made
     assert sorted(path.name for path in folder.iterdir()) == ["thresholds.json", "thresholds.safetensors"]
     told = json.loads((folder / "thresholds.json").read_text())
-    assert (told["error"], told["kind"], told["layers"]) == (0.2, "relative", [0, 1])
+    assert (told["error"], told["kind"], told["layers"]) == (0.2, "layer", [0, 1])
     spec = result.stdout.strip()
     assert str(library.Recipe.parse(spec)) == spec
     assert "heads read everything" in result.stderr
@@ -59,7 +59,7 @@ def test_refuses_a_kind_of_error_it_does_not_know(refused, model_folder, prompt_
         "calibrate", "sale", "--model", model_folder, "--text", prompt_file, "--out", tmp_path / "t",
         "--kind", "squared",
     )  # fmt: skip
-    assert "kind='squared' is not one of relative, absolute" in said
+    assert "kind='squared' is not one of layer, relative, absolute" in said
     assert not (tmp_path / "t" / "thresholds.json").exists()
 
 

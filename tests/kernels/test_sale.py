@@ -12,7 +12,7 @@ from keyhole import kernels
 from keyhole.attention import dense_attention
 from keyhole.kernels import Reach
 from keyhole.kernels.sale_reference import small_keys, small_queries
-from keyhole.kernels.sale_tiles import WIDTHS, Rounding, levels, pack, tiles, unpack
+from keyhole.kernels.sale_tiles import SHARING, WIDTHS, Rounding, levels, pack, tiles, unpack
 from tests import oracles_sale
 
 
@@ -69,21 +69,36 @@ def sparse(query, keys, values, tau, impl, *, padding=None, with_map=False, **re
 
 
 @cache
-def formula(queries, tokens, shift, width, pooled, most):
+def formula(queries, tokens, shift, width, pooled, rows, means, most):
     """Operands that estimates of `most` levels are exact for, options, what the formula keeps and answers."""
     operands = whole_numbers(queries, tokens, 8, shift=shift, most=most)
-    options = {"sinks": 5, "window": 70, "width": width, "pooled": pooled}
+    options = {"sinks": 5, "window": 70, "width": width, "pooled": pooled, "rows": rows}
     scale, tau = 2e-4 * (63 / most) ** 2, 0.0118
     arrays = [part.numpy() for part in operands]
     keeps = oracles_sale.kept(*arrays[:2], tau, scale, **options)
-    return operands, options | {"scale": scale}, tau, keeps, oracles_sale.attention(*arrays, keeps, scale)
+    expected = oracles_sale.attention(*arrays, keeps, scale, rows=rows, means=means)
+    return operands, options | {"scale": scale, "means": means}, tau, keeps, expected
 
 
-@pytest.mark.parametrize(("width", "pooled"), [(1, True), (1, False), (4, True), (32, False)])
+@pytest.mark.parametrize(
+    ("width", "pooled", "rows", "means"),
+    [
+        (1, True, 64, False),
+        (1, False, 16, True),
+        (4, True, 16, False),
+        (32, False, 64, True),
+        (2, True, 32, True),
+    ],
+)
 @pytest.mark.parametrize(("queries", "tokens", "shift"), [(220, 220, 0), (70, 303, 3), (65, 259, -7)])
-def test_exact_estimates_keep_what_the_formula_keeps(any_impl, queries, tokens, shift, width, pooled):
+def test_exact_estimates_keep_what_the_formula_keeps(
+    any_impl, queries, tokens, shift, width, pooled, rows, means
+):
+    if any_impl == "triton" and (rows < 64 or means):
+        pytest.skip("no kernel")
+    most = 127 if any_impl == "triton" else levels(8)
     operands, options, tau, keeps, expected = formula(
-        queries, tokens, shift, width, pooled, 127 if any_impl == "triton" else levels(8)
+        queries, tokens, shift, width, pooled, rows, means, most
     )
     out, found, kept = one_head(*operands, tau, any_impl, **options)
     assert found.tolist() == keeps
@@ -161,18 +176,21 @@ def test_everything_is_dense(impl, shape, dtype):
 
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("rows", "means"), [(64, False), (16, True), (32, True)])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_all_implementations_agree(shape, width):
+def test_all_implementations_agree(shape, width, rows, means):
     query, keys, values = (part.clone() for part in drawn(*shape, batch=2, seed=3))
     padding = (0, shape[3] - shape[2] + 1) if shape[2] > 1 else (0, 40)
     query[1, :, :1] *= 1e4
     keys[1, :, : padding[1]] *= 1e4
     options = {"padding": padding, "with_map": True, "width": width, "sinks": 3, "window": 65}
+    options |= {"rows": rows, "means": means}
     expected = sparse(query, keys, values, 0.03, "reference", **options)
     found = sparse(*(poisoned(part) for part in (query, keys, values)), 0.03, "native", **options)
-    differing = (found.map != expected.map).sum(-1)
-    assert int(differing.count_nonzero()) <= 0.02 * differing.numel()  # where rounding meets a threshold
-    same = (differing == 0).repeat_interleave(64, 2)[:, :, : shape[2]]
+    differing = (unpack(found.map, shape[3]) != unpack(expected.map, shape[3])).sum(-1)
+    runs = differing.numel() * shape[3] / width
+    assert int(differing.sum()) / width <= 1e-3 * runs  # where rounding meets a threshold
+    same = (differing == 0).repeat_interleave(rows, 2)[:, :, : shape[2]]
     torch.testing.assert_close(found.out[same], expected.out[same], rtol=1e-4, atol=1e-4)
     assert torch.equal(found.kept, unpack(found.map, shape[3]).sum(-1).int())
 
@@ -221,6 +239,55 @@ def test_pooled_shares_keep_less_and_never_more(impl):
     )
     assert not (less & ~most).any()
     assert less.sum() < most.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_where_nothing_is_kept_blocks_count_as_their_means(impl, dtype):
+    query, keys, values = drawn(2, 1, 64, 64 + 32 * 9, 16, 24, dtype=dtype)
+    found = sparse(query, keys, values, 1e30, impl, sinks=32, window=32, rows=16, means=True).out
+    keys, values = keys[0, 0].float(), values[0, 0].float()
+    # Position 288 is that of the first query: sinks to 32, blocks to 256, the rest one by one.
+    keys, values = (torch.cat((x[:32], x[32:256].view(7, 32, -1).mean(1), x[256:])) for x in (keys, values))
+    logits = query[0].float() @ keys.T / 4
+    logits[..., 32:39] += torch.tensor(32.0).log()
+    later = torch.arange(len(keys)) > 32 + 7 + 32 + torch.arange(64).view(-1, 1)
+    expected = logits.masked_fill(later, -torch.inf).softmax(-1) @ values
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found[0].float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_means_stand_exactly_for_keys_that_are_the_same(impl):
+    query, keys, values = drawn(2, 1, 100, 700, 16)
+    keys[:, :, :672] = keys[:, :, :672:32].repeat_interleave(32, 2)
+    for tau in (0.01, 1e30):
+        found = sparse(query, keys, values, tau, impl, rows=16, means=True, width=1)
+        torch.testing.assert_close(found.out, dense(query, keys, values), rtol=1e-3, atol=1e-3)
+
+
+def test_means_lessen_the_error_where_keys_of_a_block_are_near(impl):
+    query, keys, values = drawn(4, 2, 256, 640, 16)
+    operands = query / 8, keys, values
+    wanted = dense(*operands)
+    least, most = (
+        float((sparse(*operands, 0.003, impl, rows=16, width=1, means=means).out - wanted).norm())
+        for means in (True, False)
+    )
+    assert 0 < least < most / 2
+
+
+def test_fewer_queries_together_keep_no_more(impl):
+    operands = drawn(2, 1, 250, 700, 16)
+    maps = {
+        rows: unpack(sparse(*operands, 0.01, impl, with_map=True, width=1, rows=rows).map, 700)
+        for rows in SHARING
+    }
+    assert [found.shape[2] for found in maps.values()] == [16, 8, 4]
+    for less, more in ((16, 32), (32, 64)):
+        both = torch.nn.functional.pad(maps[less], (0, 0, 0, -maps[less].shape[2] % 2))
+        joined = both.unflatten(2, (-1, 2)).any(3)
+        candidates = slice(32, 32 * (450 - 128) // 32)
+        assert torch.equal(joined[..., candidates], maps[more][..., candidates])
+        assert maps[less].float().mean() < maps[more].float().mean()
 
 
 def test_heads_do_not_meddle(any_impl):
@@ -339,6 +406,8 @@ def test_refuses_what_does_not_fit():
             kernels.sale_attention(query, keys, values, bad, scale=1.0, reach=reach)
     with pytest.raises(ValueError, match="width=3 is not one of 1, 2, 4"):
         kernels.sale_attention(query, keys, values, tau, scale=1.0, reach=Reach(width=3))
+    with pytest.raises(ValueError, match="rows=48 is not one of 16, 32, 64"):
+        kernels.sale_attention(query, keys, values, tau, scale=1.0, reach=Reach(rows=48))
     with pytest.raises(ValueError, match="window=-1"):
         kernels.sale_attention(query, keys, values, tau, scale=1.0, reach=Reach(window=-1))
     for bad in ((1, 2), (-1,), (100,)):

@@ -141,6 +141,7 @@ def test_it_goes_before_methods_that_select():
 @pytest.mark.parametrize(
     "options",
     [{"tau": -1}, {"tau": True}, {"tau": "x"}, {"tau": float("nan")}, {"tile": 3}, {"tile": True},
+     {"rows": 8}, {"means": 1},
      {"window": -1}, {"sinks": 1.5}, {"pooled": 1}, {"thresholds": 3}, {"dense_below": "auto"}],
     ids=str,
 )  # fmt: skip

@@ -5,12 +5,15 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyhole.attention import Logits, dense_attention
 from keyhole.kernels import Reach, sale_attention
 from keyhole.methods import Recipe
 from keyhole.prefill.salefile import read_thresholds, write_thresholds
-from keyhole.prefill.salefit import ThresholdFit, grid
+from keyhole.prefill.salefit import ThresholdFit, grid, threshold_fit
+from keyhole.prefill.salelayer import LayerFit, cheapest
 from keyhole.setting import Setting
 
 REACH, SCALE = Reach(window=32, width=1), 16**-0.5
@@ -80,12 +83,60 @@ def test_no_error_allows_no_threshold():
     assert fitted([0], 0.0).tau.tolist() == [0.0] * 4
 
 
+def shared(seeds, error):
+    fit = threshold_fit(REACH, error, "layer")
+    assert isinstance(fit, LayerFit)
+    for seed in seeds:
+        operands = drawn(seed)
+        fit.see(*operands, Logits(SCALE), dense_attention(*operands, scale=SCALE))
+    return fit.tau
+
+
+def measured(tau, seed):
+    """A layer's error and how many keys are read."""
+    operands = drawn(seed)
+    out = dense_attention(*operands, scale=SCALE)
+    found = sale_attention(*operands, tau, scale=SCALE, reach=REACH)
+    return float((found.out - out).norm() / out.norm()), int(found.kept.sum())
+
+
+@pytest.mark.parametrize("error", [0.02, 0.1])
+def test_heads_share_the_error_of_a_layer_and_read_less(error):
+    tau = shared([0], error)
+    found, reads = measured(tau, 0)
+    assert 0 < found <= error * 1.001
+    assert reads <= measured(fitted([0], error).tau, 0)[1]
+
+
+def test_a_layer_is_within_its_error_on_all_prompts_in_any_order():
+    tau = shared([0, 1], 0.05)
+    assert torch.equal(tau, shared([1, 0], 0.05))
+    assert max(measured(tau, seed)[0] for seed in (0, 1)) <= 0.05 * 1.001
+
+
+def test_no_error_of_a_layer_allows_no_threshold():
+    assert shared([0], 0.0).tolist() == [0.0] * 4
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.floats(0, 1), st.integers(0, 1000))
+def test_steps_are_within_the_error_and_cheaper_ones_are_not(heads, steps, allowed, seed):
+    make = torch.Generator().manual_seed(seed)
+    errors = torch.rand(steps + 1, heads, generator=make).sort(0, descending=True).values.double()
+    reads = torch.rand(steps + 1, heads, generator=make).sort(0).values.double()
+    errors[-1] = 0
+    found = cheapest(errors, reads, allowed).unsqueeze(0)
+    assert float(errors.gather(0, found).sum()) <= allowed
+    # Nothing that reads less has a smaller error.
+    price_of = reads.gather(0, found)
+    assert not ((reads < price_of) & (errors < errors.gather(0, found))).any()
+
+
 def test_refuses_an_unknown_kind_and_a_negative_error():
-    with pytest.raises(ValueError, match="kind='squared' is not one of relative, absolute"):
-        ThresholdFit(REACH, 0.1, kind="squared")
+    with pytest.raises(ValueError, match="kind='squared' is not one of layer, relative, absolute"):
+        threshold_fit(REACH, 0.1, "squared")
     for error in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="error="):
-            ThresholdFit(REACH, error)
+            threshold_fit(REACH, error, "layer")
 
 
 def written(folder, model="one"):
@@ -100,7 +151,7 @@ def test_thresholds_are_read_for_the_layers_of_the_model(tmp_path):
     assert [tau.tolist() for tau in read] == [taus[3].tolist()]
     read = read_thresholds(tmp_path, Setting.of(2), Reach())
     assert [tau.tolist() for tau in read] == [taus[1].tolist(), taus[3].tolist()]
-    spec = f"sale(thresholds={str(tmp_path)!r}, tile=32)"
+    spec = f"sale(thresholds={str(tmp_path)!r}, tile=32, rows=64, means=false)"
     layers = Recipe.parse(spec).layers(2)
     assert [layer.prefill.tau.tolist() for layer in layers] == [taus[1].tolist(), taus[3].tolist()]
     assert json.loads((tmp_path / "thresholds.json").read_text())["error"] == 0.01

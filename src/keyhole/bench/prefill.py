@@ -21,7 +21,9 @@ from keyhole.bench.result import Result, Sizes, compare
 from keyhole.bench.timing import Candidate, Evictor
 from keyhole.engines.transformers.cache import KeyholeLayer, adopt
 from keyhole.engines.transformers.recording import record
-from keyhole.kernels.sale_tiles import ROWS, unpack
+from keyhole.kernels import Reach
+from keyhole.kernels.sale_reference import left_out
+from keyhole.kernels.sale_tiles import ROWS, tiles, unpack
 from keyhole.methods.recipe import Recipe
 from keyhole.prefill import DensePrefill, Prefill, SalePrefill
 from keyhole.storage import DeviceStorage, Storage
@@ -141,7 +143,11 @@ def _note(prompt: _Prompt) -> str:
         f"layer {prompt.place}: relative output error {error:.2%}, of a head at most {float(heads.max()):.2%}"
     )
     density = _density(prompt, out)
-    return told if density is None else f"{told}; {density:.1%} of the keys before each tile are read"
+    return (
+        told
+        if density is None
+        else f"{told}; {density:.1%} of the keys before each group of queries are read"
+    )
 
 
 def _density(prompt: _Prompt, out: Tensor) -> float | None:
@@ -150,7 +156,7 @@ def _density(prompt: _Prompt, out: Tensor) -> float | None:
     if not isinstance(rule, SalePrefill) or tokens < max(rule.dense_below, ROWS):
         return None
     keys, values = prompt.storage.keys(), prompt.storage.values()
-    heads, groups = prompt.query.shape[1], prompt.query.shape[1] // keys.shape[1]
+    heads = prompt.query.shape[1]
     found = kernels.sale_attention(
         prompt.query, keys, values, rule.tau.expand(heads), scale=prompt.logits.scale, reach=rule.reach,
         with_map=True,
@@ -158,16 +164,31 @@ def _density(prompt: _Prompt, out: Tensor) -> float | None:
     assert found.map is not None
     for head in range(heads):
         number = found.map.shape[2] * head // heads
-        rows = slice(number * ROWS, min((number + 1) * ROWS, tokens))
-        reads = unpack(found.map[0, head, number], tokens)
-        later = torch.arange(tokens) > torch.arange(rows.start, rows.stop).view(-1, 1)
-        logits = prompt.query[0, head, rows].float() @ keys[0, head // groups].float().T * prompt.logits.scale
-        weights = logits.masked_fill(later | ~reads, -torch.inf).softmax(-1)
+        expected = _exact(prompt, head, number, unpack(found.map[0, head, number], tokens), rule.reach)
+        rows = slice(number * rule.reach.rows, (number + 1) * rule.reach.rows)
         check_close(
-            f"layer {prompt.place}, tile {number} of head {head}",
+            f"layer {prompt.place}, group {number} of head {head}",
             out[0, head, rows],
-            weights @ values[0, head // groups].float(),
+            expected,
             prompt.query.dtype,
         )
-    most = (torch.arange(1, found.kept.shape[2] + 1) * ROWS).clamp(max=tokens).sum() * heads
+    most = (torch.arange(1, found.kept.shape[2] + 1) * rule.reach.rows).clamp(max=tokens).sum() * heads
     return float(found.kept.sum() / most)
+
+
+def _exact(prompt: _Prompt, head: int, number: int, reads: Tensor, reach: Reach) -> Tensor:
+    """What a group of queries that reads the keys `reads [T]` answers."""
+    groups = prompt.query.shape[1] // prompt.storage.keys().shape[1]
+    keys, values = (
+        side[0, head // groups].float() for side in (prompt.storage.keys(), prompt.storage.values())
+    )
+    start = number * reach.rows
+    query = prompt.query[0, head, start : start + reach.rows].float() * prompt.logits.scale
+    later = torch.arange(len(keys)) > torch.arange(start, start + len(query)).view(-1, 1)
+    logits = (query @ keys.T).masked_fill(later | ~reads, -torch.inf)
+    if reach.means:
+        tile = tiles(len(keys), len(keys), 0, reach)[start // ROWS]
+        mean_keys, mean_values, counts = left_out(keys, values, reads, tile)
+        logits = torch.cat((logits, query @ mean_keys.T + counts.log()), -1)
+        values = torch.cat((values, mean_values))
+    return logits.softmax(-1) @ values

@@ -4,7 +4,7 @@ Source: "SALE: Low-bit Estimation for Efficient Sparse Attention in Long-context
 arXiv 2505.24179.
 
 Shapes: B batch, H query heads, Hkv KV heads, Q newest queries, N tokens, D and Dv sizes of keys and values,
-T = ceil(Q / 64) tiles of queries, W = ceil(N / 32) words of a tile's map.
+T = ceil(Q / rows) groups of queries that read the same keys, W = ceil(N / 32) words of a group's map.
 """
 
 import torch
@@ -14,7 +14,7 @@ from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import FLOATS
 from keyhole.kernels.sale_native import attend_native
 from keyhole.kernels.sale_reference import attend_reference
-from keyhole.kernels.sale_tiles import WIDTHS, Reach, Rounding, SparseAttended, levels
+from keyhole.kernels.sale_tiles import ROWS, SHARING, WIDTHS, Reach, Rounding, SparseAttended, levels
 
 _LARGEST = 512  # bytes of a row that a GPU's kernels hold in registers
 
@@ -33,15 +33,17 @@ def sale_attention(
 ) -> SparseAttended:
     """Causal attention of the newest queries [B, H, Q, D] over keys and values [B, Hkv, N, D or Dv].
 
-    A tile of 64 queries of one head reads the first `reach.sinks` tokens, everything from `reach.window`
-    tokens before its first query on, and each run of `reach.width` keys between of which one may have a share
-    of attention above tau [H] (float32) for one of the queries; a tau of 0 reads everything. Shares are
-    estimated from small integers, and are relative to what is always read and, if `reach.pooled`, to the
-    least that the rest can have. Slots before `padding` of a batch row are neither read nor answered: the
-    output of queries there is 0. A query that is not finite gives NaN.
+    A tile of 64 queries of one head reads the first `reach.sinks` tokens and everything from `reach.window`
+    tokens before its first query on. Each `reach.rows` queries of it read those runs of `reach.width` keys
+    between of which one may have a share of attention above tau [H] (float32) for one of them; a tau of 0
+    reads everything. Shares are estimated from small integers, and are relative to what is always read and,
+    if `reach.pooled`, to the least that the rest can have. Keys that are left out of a block of 32 count for
+    nothing or, if `reach.means`, as their mean. Slots before `padding` of a batch row are neither read nor
+    answered: the output of queries there is 0. A query that is not finite gives NaN.
 
     A GPU rounds with more levels than a CPU, and keys in longer runs (`Rounding`): with one tau both keep
-    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read.
+    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read. Its
+    kernels are for `rows=64, means=False`.
 
     Raises:
         ValueError: shapes do not fit, or a number is out of range.
@@ -51,7 +53,7 @@ def sale_attention(
     if len(padding) != query.shape[0] or not all(0 <= unused < keys.shape[2] for unused in padding):
         raise ValueError(f"padding {padding} does not fit {query.shape[0]} rows of {keys.shape[2]} tokens")
     operands = (query, keys, values, tau, scale, reach, padding, with_map)
-    if use_triton(impl, query, keys, values, tau, supported=_has_triton(query, keys, values)):
+    if use_triton(impl, query, keys, values, tau, supported=_has_triton(query, keys, values, reach)):
         from keyhole.kernels.gpu.sale import sale_attention as on_gpu
 
         return on_gpu(*operands)
@@ -62,10 +64,10 @@ def sale_attention(
     return attend_reference(*operands, Rounding(levels(query.shape[3])))
 
 
-def sale_pays(query: Tensor, keys: Tensor, values: Tensor) -> bool:
+def sale_pays(query: Tensor, keys: Tensor, values: Tensor, reach: Reach) -> bool:
     """Whether native or Triton code would compute it: the reference is slower than dense attention."""
     return use_native("auto", query, keys, values, supported=_has_native(query, keys, values)) or use_triton(
-        "auto", query, keys, values, supported=_has_triton(query, keys, values)
+        "auto", query, keys, values, supported=_has_triton(query, keys, values, reach)
     )
 
 
@@ -73,11 +75,10 @@ def _has_native(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     return query.dtype == keys.dtype == values.dtype and query.dtype in FLOATS
 
 
-def _has_triton(query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    return (
-        _has_native(query, keys, values)
-        and query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
-    )
+def _has_triton(query: Tensor, keys: Tensor, values: Tensor, reach: Reach) -> bool:
+    whole_tiles = reach.rows == ROWS and not reach.means
+    fits = query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
+    return whole_tiles and fits and _has_native(query, keys, values)
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reach) -> None:
@@ -91,5 +92,7 @@ def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reac
         raise ValueError(f"tau {list(tau.shape)} must be float32 numbers, one for each of {heads} heads")
     if reach.width not in WIDTHS:
         raise ValueError(f"width={reach.width} is not one of {', '.join(map(str, WIDTHS))}")
+    if reach.rows not in SHARING:
+        raise ValueError(f"rows={reach.rows} is not one of {', '.join(map(str, SHARING))}")
     if reach.sinks < 0 or reach.window < 0:
         raise ValueError(f"sinks={reach.sinks} and window={reach.window} must be at least 0")

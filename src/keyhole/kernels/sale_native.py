@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from keyhole.kernels.native import TYPES, call
-from keyhole.kernels.sale_tiles import BLOCK, ROWS, Reach, SparseAttended, levels
+from keyhole.kernels.sale_tiles import BLOCK, Reach, SparseAttended, levels
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -26,7 +26,7 @@ class _Job(ctypes.Structure):
         *((name, _long) for name in ("key_size", "value_size")),
         *((name, _pointer) for name in ("padding", "tau")),
         ("scale", ctypes.c_double),
-        *((name, _long) for name in ("sinks", "window", "width", "levels", "pooled")),
+        *((name, _long) for name in ("sinks", "window", "width", "levels", "pooled", "rows", "means")),
         *((name, _pointer) for name in ("out", "kept", "map")),
     )
 
@@ -44,7 +44,7 @@ def attend_native(
     """As `keyhole.kernels.sale_attention`, of operands that were checked."""
     batch, heads, queries, size = query.shape
     kv_heads, tokens, width = values.shape[1:]
-    tiles = -(-queries // ROWS)
+    groups = -(-queries // reach.rows)
     query, keys, values = (
         part if part.stride(-1) == 1 else part.contiguous() for part in (query, keys, values)
     )
@@ -53,12 +53,13 @@ def attend_native(
     out = torch.empty(batch, heads, queries, width, dtype=dtype)
     for row, slots in enumerate(padding):
         out[row, :, : max(slots - (tokens - queries), 0)] = 0.0
-    kept = torch.zeros(batch, heads, tiles, dtype=torch.int32)
-    words = torch.zeros(batch, heads, tiles, -(-tokens // BLOCK), dtype=torch.int32) if with_map else None
+    kept = torch.zeros(batch, heads, groups, dtype=torch.int32)
+    words = torch.zeros(batch, heads, groups, -(-tokens // BLOCK), dtype=torch.int32) if with_map else None
     job = _Job(
         *map(_strided, (query, keys, values)), batch, kv_heads, heads // kv_heads, queries, tokens, size,
         width, unused.data_ptr(), tau.data_ptr(), scale, reach.sinks, reach.window, reach.width, levels(size),
-        reach.pooled, out.data_ptr(), kept.data_ptr(), None if words is None else words.data_ptr(),
+        reach.pooled, reach.rows, reach.means, out.data_ptr(), kept.data_ptr(),
+        None if words is None else words.data_ptr(),
     )  # fmt: skip
     call("kh_sale_attention", ctypes.addressof(job), TYPES[query.dtype])
     return SparseAttended(out.to(query.dtype), kept, words)

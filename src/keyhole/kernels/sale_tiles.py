@@ -1,7 +1,7 @@
 """Tiles of a prompt's attention and their bit maps.
 
-Shapes: B batch, H query heads, Q queries, N tokens, T = ceil(Q / 64) tiles, W = ceil(N / 32) words of a
-tile's map.
+Shapes: B batch, H query heads, Q queries, N tokens, T = ceil(Q / rows) groups of queries that read the same
+keys, W = ceil(N / 32) words of a group's map.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor
 ROWS = 64  # queries of a tile
 BLOCK = 32  # keys of a word
 WIDTHS = (1, 2, 4, 8, 16, 32)  # of runs of keys
+SHARING = (16, 32, 64)  # queries that read the same keys
 _SUMS = 2**15 - 1  # what 16-bit sums hold
 
 
@@ -23,12 +24,17 @@ class Reach(NamedTuple):
         window: tokens before a tile's first query that are always read.
         width: keys that are read or left out together, a power of two up to 32.
         pooled: whether shares are relative to what blocks that may be left out hold at least, too.
+        rows: consecutive queries of a tile that read the same keys: 16, 32 or 64.
+        means: whether keys that are left out of a block of 32 count as so many of their mean key, with their
+            mean value; else they count for nothing.
     """
 
     sinks: int = 32
     window: int = 128
     width: int = 32
     pooled: bool = True
+    rows: int = ROWS
+    means: bool = False
 
 
 class Rounding(NamedTuple):
@@ -48,8 +54,8 @@ class SparseAttended(NamedTuple):
 
     Attributes:
         out: `[B, H, Q, Dv]`, dtype of the query.
-        kept: int32 `[B, H, T]`, keys that each tile reads, before the causal mask.
-        map: int32 `[B, H, T, W]`, a bit for each key a tile reads, counted from its row's first token, the
+        kept: int32 `[B, H, T]`, keys that each group of queries reads, before the causal mask.
+        map: int32 `[B, H, T, W]`, a bit for each key a group reads, counted from its row's first token, the
             lowest bit first; None unless asked for.
     """
 

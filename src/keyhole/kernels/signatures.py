@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from keyhole.errors import SpecError
 from keyhole.kernels import Reach
-from keyhole.kernels.sale_tiles import WIDTHS
+from keyhole.kernels.sale_tiles import SHARING, WIDTHS
 from keyhole.methods.base import Method, check_flag, check_range
 from keyhole.methods.facts import Differs, Facts
 from keyhole.prefill import Prefill, SalePrefill
@@ -21,7 +21,7 @@ class Sale(Method):
     2025.
 
     It computes prompts and leaves steps to others: `sale + pqcache`. The paper:
-    `sale(tile=32, pooled=false)`.
+    `sale(tile=32, pooled=false, rows=64, means=false)`.
 
     Attributes:
         thresholds: directory that `keyhole calibrate sale` has written for the model.
@@ -32,6 +32,8 @@ class Sale(Method):
         tile: keys that are read or left out together: 1, 2, 4, 8, 16 or 32.
         pooled: shares are of the whole context, of which the means of blocks tell the least weight; else of
             sinks and window alone, so that more is read.
+        rows: consecutive queries that choose keys together: 16, 32 or 64.
+        means: keys that are left out of 32 count as so many of their mean; else they count for nothing.
         dense_below: contexts shorter than that are computed whole.
     """
 
@@ -39,7 +41,8 @@ class Sale(Method):
     paper: ClassVar[str] = "SALE, arXiv 2505.24179"
     summary: ClassVar[str] = "block-sparse prompts: small integers tell which keys a tile of queries needs"
     facts: ClassVar[Facts] = Facts(
-        stored="Nothing beside keys and values; the means of 32 keys each while a prompt is computed.",
+        stored="Nothing beside keys and values; the means of 32 keys and of 32 values while a prompt is "
+        "computed.",
         select="Nothing in a step, which reads everything: R = N. A prompt costs `Q * N * D / 2` byte "
         "products for each query head beside attention to what it keeps; on the CPU they are of 8-bit "
         "integers of as many levels as 16-bit sums hold, 31 at D = 32 and 15 at D = 128.",
@@ -51,6 +54,8 @@ class Sale(Method):
             Differs("thresholds", "always some", "works without; `keyhole calibrate sale` finds them"),
             Differs("tile", "32", "keys are read where they lie, so runs may be short; fewer are kept"),
             Differs("pooled", "false", "fewer keys are kept at the same error"),
+            Differs("rows", "64", "kernels work on so few queries at a time anyway; fewer keys are kept"),
+            Differs("means", "false", "far fewer keys are kept at the same error"),
             Differs("dense_below", "1025", "from there on it is not slower than dense attention"),
         ),
     )
@@ -61,6 +66,8 @@ class Sale(Method):
     window: int = 128
     tile: int = 1
     pooled: bool = True
+    rows: int = 16
+    means: bool = True
     dense_below: int = 4096
 
     def __post_init__(self) -> None:
@@ -73,12 +80,15 @@ class Sale(Method):
             check_range(self.name, option, getattr(self, option), 0)
         if self.tile not in WIDTHS or isinstance(self.tile, bool):
             raise SpecError(f"{self.name}: tile={self.tile!r} is not one of {', '.join(map(str, WIDTHS))}")
-        check_flag(self.name, "pooled", self.pooled)
+        if self.rows not in SHARING:
+            raise SpecError(f"{self.name}: rows={self.rows!r} is not one of {', '.join(map(str, SHARING))}")
+        for option in ("pooled", "means"):
+            check_flag(self.name, option, getattr(self, option))
 
     @property
     def reach(self) -> Reach:
         """What a tile of queries reads for certain, and in which runs the rest."""
-        return Reach(self.sinks, self.window, self.tile, self.pooled)
+        return Reach(self.sinks, self.window, self.tile, self.pooled, self.rows, self.means)
 
     def prefill(self, setting: Setting) -> list[Prefill]:
         taus = [self.tau] * len(setting)

@@ -2,7 +2,7 @@
 
 Source: arXiv 2505.24179, which halves a threshold until a head's error is small enough. Its error is the
 absolute one of a token, summed over the size of a value: it depends on how large values are. Here a relative
-one is the default: the same for all heads, layers and models.
+one can be had: the same for all heads, layers and models; and one of a layer, which heads share.
 
 Shapes: B batch, H query heads, Q queries, D size of a value.
 """
@@ -15,10 +15,11 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.kernels import Reach
+from keyhole.prefill.salelayer import LayerFit
 
 FIRST = 0.512  # the paper begins with 0.008, which is on the same grid
 _LEAST = 1e-5  # a threshold of no more keeps nearly everything: 0 then, without the estimate
-KINDS = ("relative", "absolute")
+KINDS = ("layer", "relative", "absolute")
 
 
 def grid(first: float = FIRST) -> list[float]:
@@ -27,6 +28,19 @@ def grid(first: float = FIRST) -> list[float]:
     while taus[-1] / 2 > _LEAST:
         taus.append(taus[-1] / 2)
     return [*taus, 0.0]
+
+
+def threshold_fit(reach: Reach, error: float, kind: str) -> LayerFit | ThresholdFit:
+    """Finds the thresholds of a layer: `see` prompts, then `tau`.
+
+    Args:
+        kind: of error: "layer", see `LayerFit`, or one that holds for each head, see `ThresholdFit`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+    if not error >= 0:
+        raise ValueError(f"error={error} is out of range; give at least 0")
+    return LayerFit(reach, error, grid()) if kind == "layer" else ThresholdFit(reach, error, kind=kind)
 
 
 class ThresholdFit:
@@ -40,10 +54,6 @@ class ThresholdFit:
     """
 
     def __init__(self, reach: Reach, error: float, *, kind: str = "relative", first: float = FIRST) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
-        if not error >= 0:
-            raise ValueError(f"error={error} is out of range; give at least 0")
         self.reach, self.error, self.kind, self.grid = reach, error, kind, grid(first)
         self._found = torch.zeros((), dtype=torch.long)  # `[H]`, places in the grid
 

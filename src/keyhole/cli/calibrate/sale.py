@@ -18,15 +18,20 @@ def sale(
     text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Directory the thresholds go to.")],
     model: options.Model = None,
-    error: Annotated[float, typer.Option(min=0.0, help="Error of a head's output that is allowed.")] = 0.01,
+    error: Annotated[float, typer.Option(min=0.0, help="Error of the output that is allowed.")] = 0.02,
     kind: Annotated[
         str,
-        typer.Option(help="`relative` to the norm of the output, or `absolute`, the paper's, of a token."),
-    ] = "relative",
+        typer.Option(
+            help="`layer`: relative to the norm of a layer's output, shared among its heads; `relative` to "
+            "that of each head; or `absolute`, the paper's, of a head and token."
+        ),
+    ] = "layer",
     tile: Annotated[int, typer.Option(help="Keys read or left out together, a power of two to 32.")] = 1,
     pooled: Annotated[
         bool, typer.Option(help="Shares are of the whole context, not of sinks and window alone.")
     ] = True,
+    rows: Annotated[int, typer.Option(help="Queries that choose keys together: 16, 32 or 64.")] = 16,
+    means: Annotated[bool, typer.Option(help="Keys that are left out count as their mean.")] = True,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of text taken at most.")] = 65_536,
     context: Annotated[int, typer.Option(min=2, help="Tokens of one prompt at most.")] = 16_384,
     threads: options.Threads = None,
@@ -42,7 +47,7 @@ def sale(
     from keyhole.methods import Sale
     from keyhole.prefill.salefile import write_thresholds
 
-    method = Sale(thresholds=str(out), tile=tile, pooled=pooled)
+    method = Sale(thresholds=str(out), tile=tile, pooled=pooled, rows=rows, means=means)
     texts = [read_text(str(path)) for path in text]
     loaded = load(model, threads)
     prompts = prompts_of(loaded, texts, tokens, context)

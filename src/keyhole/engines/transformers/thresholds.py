@@ -15,14 +15,15 @@ from keyhole.engines.transformers.recording import recorded
 from keyhole.errors import UnsupportedModelError
 from keyhole.kernels import Reach
 from keyhole.prefill import DensePrefill
-from keyhole.prefill.salefit import ThresholdFit
+from keyhole.prefill.salefit import ThresholdFit, threshold_fit
+from keyhole.prefill.salelayer import LayerFit
 from keyhole.storage import Storage
 
 
 class _Fitter(DensePrefill):
     """Computes densely, so that errors do not add up over layers, and fits thresholds to what it sees."""
 
-    def __init__(self, fit: ThresholdFit, fitted: Callable[[], object]) -> None:
+    def __init__(self, fit: LayerFit | ThresholdFit, fitted: Callable[[], object]) -> None:
         self.fit, self.fitted = fit, fitted
 
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
@@ -43,21 +44,21 @@ def fit_thresholds(
     *,
     reach: Reach,
     error: float,
-    kind: str = "relative",
+    kind: str = "layer",
     fitted: Callable[[], object] = lambda: None,
 ) -> dict[int, Tensor]:
     """float32 `[H]` for each served layer, by its place in the model.
 
     Args:
         prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
-        error: how large a head's error may be, see `ThresholdFit`.
+        error: how large an error may be, of the kind that `threshold_fit` names.
         fitted: told whenever a layer has seen a prompt.
 
     Raises:
         UnsupportedModelError: the model cannot be served, or has soft-capped logits or sink logits.
         ValueError: no prompt is of two tokens.
     """
-    fitters = recorded(model, prompts, lambda _: _Fitter(ThresholdFit(reach, error, kind=kind), fitted))
+    fitters = recorded(model, prompts, lambda _: _Fitter(threshold_fit(reach, error, kind), fitted))
     if not fitters:
         raise ValueError("no prompt has two tokens; give more text")
     return {place: fitter.fit.tau for place, fitter in fitters.items()}

@@ -41,7 +41,7 @@ def page_slots(
         )
         _fill[(tiles + 1, rows)](
             *operands, allowed.limits, slots, counts, held, *sizes, width, allowed.floor,
-            HEADS=of_list, BY_MASS=by_mass, TILE=_TILE, SLOTS=_SLOTS,
+            HEADS=of_list, BY_MASS=by_mass, TILE=_TILE, SLOTS=_SLOTS, num_warps=2,
         )  # fmt: skip
     return Picked(slots, counts, held)
 

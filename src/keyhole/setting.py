@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from keyhole.feedforward.fit import Fitted, Rule
 from keyhole.rope import PlainRope, Rope
 
@@ -24,6 +26,7 @@ class Setting:
         fingerprint: what tells the model from others, as files made for it name it; None without a model.
         activations: what is known of its modules from random tokens, by a rule of `feedforward`, those of
             attention among them or not; None without a model.
+        device: where keys and values come from; None without a model, which is the CPU.
     """
 
     layers: tuple[int, ...]
@@ -31,6 +34,7 @@ class Setting:
     rope: Callable[[int], Rope] = _plain_rope
     fingerprint: Callable[[], str] | None = None
     activations: Callable[[Rule, bool], dict[str, Fitted]] | None = None
+    device: torch.device | None = None
 
     @classmethod
     def of(cls, setting: Setting | int) -> Setting:

@@ -15,6 +15,7 @@ ROWS = {
     "host": lambda: make_rows("host"),
     "disk": lambda: make_rows("disk"),
     "host, one block": lambda: make_rows("host", BLOCK, "lru"),
+    "host, hot": lambda: make_rows("host", device=torch.device("cuda")),
     "disk, two blocks": lambda: make_rows("disk", 2 * BLOCK + 7),
 }
 

@@ -17,6 +17,7 @@ MADE = {
     "host": lambda: make_storage("host", "full"),
     "disk": lambda: make_storage("disk", "full"),
     "disk-lru": lambda: make_storage("disk", "full", 50_000, "lru"),
+    "host-hot": lambda: make_storage("host", "full", device=torch.device("cuda")),
     "host-lfu": lambda: make_storage("host", "full", 50_000, "lfu"),
 }
 SPECS = ["place=host", "place=disk", "place=disk, cache=200000", "place=host, cache=200000, eviction=lru"]

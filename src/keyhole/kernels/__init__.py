@@ -6,6 +6,8 @@ from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
 from keyhole.kernels.drop_slots import drop_slots
 from keyhole.kernels.exact_scores import exact_scores
 from keyhole.kernels.gather_attention import gather_attention
+from keyhole.kernels.hot import hot_append, hot_directory, hot_fill, hot_lookup, read_rows
+from keyhole.kernels.hot_reference import Extent, HotFound, HotState
 from keyhole.kernels.int8_dot import int8_dot
 from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
 from keyhole.kernels.merge_attention import merge_attention
@@ -31,6 +33,9 @@ __all__ = [
     "Allowed",
     "Attended",
     "Codes",
+    "Extent",
+    "HotFound",
+    "HotState",
     "Layout",
     "Noise",
     "Paged",
@@ -50,6 +55,10 @@ __all__ = [
     "exact_scores",
     "gather_attention",
     "head_words",
+    "hot_append",
+    "hot_directory",
+    "hot_fill",
+    "hot_lookup",
     "int8_dot",
     "kmeans_assign",
     "matvec_skip_columns",
@@ -66,6 +75,7 @@ __all__ = [
     "pq_select",
     "query_words",
     "read_codes",
+    "read_rows",
     "rebuild_keys",
     "sale_attention",
     "sale_pays",

@@ -79,9 +79,11 @@ class RetrievalMethod(Method):
             pays on this machine, measured once (`keyhole.calibration`).
         place: where keys and values live: "device", "host" or "disk".
         keys: how they are stored: "full", "int8" or "int4", values alike.
-        cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too.
+        cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too. For
+            a model on a GPU, place=host with keys=full has single tokens at hand in their place; 0 is room
+            for twice as many as a step reads.
         eviction: which resident block goes for another, the one read least often ("lfu") or least recently
-            ("lru").
+            ("lru"); of single tokens it is always the latter.
     """
 
     # Tokens from which the method pays, where that does not show in the step of one layer alone.
@@ -113,7 +115,10 @@ class RetrievalMethod(Method):
         if (self.place, self.keys) == ("device", "full"):
             return None
         share = setting.share(int(self.cache))
-        return [make_storage(self.place, self.keys, share, self.eviction) for _ in setting.layers]
+        return [
+            make_storage(self.place, self.keys, share, self.eviction, setting.device, self.window)
+            for _ in setting.layers
+        ]
 
 
 def check_range(method: str, option: str, value: Any, low: int, high: int | None = None) -> None:

@@ -86,7 +86,9 @@ class ShadowKV(RetrievalMethod):
                 rank=self.rank,
                 chunk=self.chunk,
                 outliers=self.outliers,
-                values=make_rows(self.place, setting.share(int(self.cache)), self.eviction),
+                values=make_rows(
+                    self.place, setting.share(int(self.cache)), self.eviction, setting.device, self.window
+                ),
             )
             for place in setting.layers
         ]

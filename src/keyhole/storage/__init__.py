@@ -4,6 +4,8 @@ from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
+from keyhole.storage.hot import HotStorage
+from keyhole.storage.hotrows import HotRows
 from keyhole.storage.lowrank import LowRankStorage
 from keyhole.storage.places import PLACES, PRECISIONS, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
@@ -19,6 +21,8 @@ __all__ = [
     "DeviceStorage",
     "Footprint",
     "GrowingBuffer",
+    "HotRows",
+    "HotStorage",
     "Lookups",
     "LowRankStorage",
     "PooledStorage",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from keyhole.kernels import drop_slots
 from keyhole.storage.memory import empty
+from keyhole.storage.writes import Writes
 
 SPARE = 256  # tokens
 
@@ -80,13 +81,17 @@ class GrowingBuffer(Buffer):
         return self._length
 
     def append(self, rows: Tensor) -> None:
+        self._copy(rows, self.room_for(rows))
+
+    def room_for(self, rows: Tensor) -> Tensor:
+        """Where `rows` belong, `[B, H, T, W]`, for the caller to write; they count as held from now on."""
         self._check(rows)
-        stop = self._length + rows.shape[2]
+        start, stop = self._length, self._length + rows.shape[2]
         if self._data is None or stop > self._data.shape[2]:
             self._grow(rows, stop)
         assert self._data is not None
-        self._data[:, :, self._length : stop] = rows
         self._length = stop
+        return self._data[:, :, start:stop]
 
     def view(self, start: int = 0) -> Tensor:
         if self._data is None:
@@ -131,6 +136,9 @@ class GrowingBuffer(Buffer):
         if self._data is not None and not continues(self._data, rows, self._length):
             self._data = None
 
+    def _copy(self, rows: Tensor, target: Tensor) -> None:
+        target.copy_(rows)
+
     def _grow(self, rows: Tensor, needed: int) -> None:
         # A prompt is stored once, with room to generate; doubling starts when that is used up.
         held = 0 if self._data is None else self._data.shape[2]
@@ -151,51 +159,55 @@ class GrowingBuffer(Buffer):
 class HostBuffer(GrowingBuffer):
     """Host memory. Rows from a GPU go to pinned memory, by copies that nobody waits for before they are read.
 
-    Rows from a CPU are where they should be: ordinary memory.
+    Rows from a CPU are where they should be: ordinary memory. A pinned tensor may take up to twice its bytes,
+    as torch asks the system for powers of two.
     """
 
     tier = "host"
 
     def __init__(self, spare: int = SPARE) -> None:
         super().__init__(spare)
-        self._coming: list[tuple[Tensor, torch.cuda.Event]] = []
-
-    @property
-    def length(self) -> int:
-        return self._length + sum(rows.shape[2] for rows, _ in self._coming)
-
-    def append(self, rows: Tensor) -> None:
-        self._land()
-        if rows.device.type == "cpu":
-            super().append(rows)
-            return
-        landing = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        landing.copy_(rows, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        self._coming.append((landing, arrived))
+        self._writes = Writes()
 
     def view(self, start: int = 0) -> Tensor:
-        self._land()
+        self._writes.wait()
         return super().view(start)
 
+    @property
+    def memory(self) -> Tensor:
+        """All there is room for, `[B, H, capacity, W]`, for kernels that read and write it in place.
+
+        They have to come after the copies that were begun: see `precede`.
+        """
+        assert self._data is not None
+        return self._data
+
+    def precede(self, device: torch.device) -> None:
+        """Let what a device does next come after the copies that were begun; the host does not wait."""
+        self._writes.precede(device)
+
     def crop(self, length: int) -> None:
-        self._land()
+        if length == 0:
+            self._writes.wait()  # its memory goes back
         super().crop(length)
 
     def reorder(self, rows: Tensor) -> None:
-        self._land()
-        super().reorder(rows)
+        if self._data is None:
+            return
+        held = self._data[:, :, : self.length]
+        self._writes.wait()
+        self._data = self._allocate((len(rows), *self._data.shape[1:]), held)
+        self._data[:, :, : self.length] = held[rows.to(held.device)]
 
-    def _land(self) -> None:
-        """Take in the rows that were on their way."""
-        coming, self._coming = self._coming, []
-        for rows, arrived in coming:
-            arrived.synchronize()
-            super().append(rows)
+    def _copy(self, rows: Tensor, target: Tensor) -> None:
+        self._writes.copy(rows, target)
+
+    def _grow(self, rows: Tensor, needed: int) -> None:
+        self._writes.wait()
+        super()._grow(rows, needed)
 
     def _allocate(self, shape: tuple[int, ...], rows: Tensor) -> Tensor:
-        if rows.is_pinned():
+        if rows.is_cuda or rows.is_pinned():
             return torch.empty(shape, dtype=rows.dtype, pin_memory=True)
         return super()._allocate(shape, rows)
 

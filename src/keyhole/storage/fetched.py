@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.storage.base import Footprint
+from keyhole.storage.base import Footprint, Lookups
 from keyhole.storage.buffer import Buffer
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.form import at
@@ -54,6 +54,11 @@ class FetchedRows:
         rows = at(held, slots.to(held.device))
         # Pinned, the copy to a GPU needs no second one on the host.
         return rows if held.device == self._device else rows.pin_memory().to(self._device, non_blocking=True)
+
+    @property
+    def lookups(self) -> Lookups | None:
+        """What resident blocks answered; None without any."""
+        return None if self.resident is None else self.resident.lookups
 
     def crop(self, length: int) -> None:
         """Forget the rows from `length` on."""

@@ -22,6 +22,7 @@ from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.fetched import FetchedRows
 from keyhole.storage.form import at
+from keyhole.storage.hotrows import HotRows
 from keyhole.storage.kept import KeptKeys
 
 _PIECE = 8192  # tokens compressed or rebuilt at a time, to bound temporary memory
@@ -45,7 +46,7 @@ class LowRankStorage(Storage):
     """
 
     def __init__(
-        self, rope: Rope, *, rank: int, chunk: int, outliers: int, values: FetchedRows | None = None
+        self, rope: Rope, *, rank: int, chunk: int, outliers: int, values: FetchedRows | HotRows | None = None
     ) -> None:
         self.rope, self.rank, self.chunk, self.outliers = rope, rank, chunk, outliers
         self._values = values or FetchedRows(GrowingBuffer())
@@ -103,11 +104,11 @@ class LowRankStorage(Storage):
 
     @property
     def lookups(self) -> Lookups:
-        """Values that resident blocks gave, and others; without such blocks keys that an earlier step had
-        rebuilt, and keys that had to be, which are not counted on a GPU.
+        """Values that were at hand before a slower tier, and others; where none can be, keys that an earlier
+        step had rebuilt, and keys that had to be, which are not counted on a GPU.
         """
-        resident = self._values.resident
-        return Lookups(self._hits, self._misses) if resident is None else resident.lookups
+        lookups = self._values.lookups
+        return Lookups(self._hits, self._misses) if lookups is None else lookups
 
     def settle(self, regions: Regions) -> None:
         waiting = regions.last - self._settled

@@ -10,6 +10,8 @@ from keyhole.kernels.codes import allocate_codes
 from keyhole.kernels.gpu.assign import assign
 from keyhole.kernels.gpu.exact_scores import exact_scores
 from keyhole.kernels.gpu.gather_attention import gather_attention, paged_gather_attention
+from keyhole.kernels.gpu.hot_copy import hot_append, hot_fill, read_rows
+from keyhole.kernels.gpu.hot_lookup import hot_lookup
 from keyhole.kernels.gpu.matvec import matvec_skip_columns, matvec_skip_rows
 from keyhole.kernels.gpu.merge_attention import merge_attention
 from keyhole.kernels.gpu.packed_attention import packed_attention
@@ -21,6 +23,7 @@ from keyhole.kernels.gpu.pq_select import pq_select
 from keyhole.kernels.gpu.rebuild_keys import rebuild_keys
 from keyhole.kernels.gpu.sale import sale_attention
 from keyhole.kernels.gpu.top_slots import top_slots
+from keyhole.kernels.hot import Extent, HotFound, HotState, hot_directory
 from keyhole.kernels.packed_attention import Codes, Layout
 from keyhole.kernels.page_slots import Allowed, Paged
 from keyhole.kernels.pooled_attention import Pooling, Span
@@ -188,10 +191,33 @@ def _pooled_attention() -> None:
         pooled_attention(query, keys, span, pages, (None, None))
 
 
+def _directory(places: int) -> HotState:
+    return hot_directory(8, 131_072, places, 256, torch.device("cpu"))
+
+
+def _hot_lookup() -> None:
+    for slots, places in ((96, 4096), (2048, 4096), (13_107, 26_214)):
+        hot_lookup(
+            _directory(places), torch.zeros(8, slots, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
+        )
+
+
+def _hot_copies() -> None:
+    """Keys and values of 128 numbers each, and of 80; a width that only pairs of bytes divide."""
+    found = HotFound(*torch.zeros(3, 8, 2048, dtype=torch.int32), torch.zeros(8, dtype=torch.int32))
+    for width in (256, 160, 33):
+        pool, held = torch.zeros(8, 4096 + 256, width, dtype=BF16), torch.zeros(8, 8192, width, dtype=BF16)
+        hot_fill(pool, held, found)
+        hot_append(_directory(4096), pool, held, pool[:, :1])
+        read_rows(torch.zeros(8, 8000, width // 2, dtype=BF16), held, Extent(192, 8192, 0, width // 2))
+
+
 CALLS = {
     "assign": _assign,
     "exact_scores": _exact_scores,
     "gather_attention": _gather_attention,
+    "hot_copies": _hot_copies,
+    "hot_lookup": _hot_lookup,
     "matvec": _matvec,
     "merge_attention": _merge_attention,
     "packed_attention": _packed_attention,

@@ -128,6 +128,7 @@ def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> 
         partial(layer_rope, model),
         partial(fingerprint, model),
         partial(stand_in_activations, model),
+        model.device,
     )
 
 

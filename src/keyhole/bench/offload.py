@@ -1,0 +1,171 @@
+"""Decode steps of one layer whose keys and values lie in host memory, behind a hot buffer on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.attention import attend_slots
+from keyhole.bench.case import Case
+from keyhole.bench.checks import check_close
+from keyhole.bench.synthetic import Synthetic
+from keyhole.bench.timing import clock
+from keyhole.storage import Chosen, HotRows, HotStorage, Lookups
+
+_WARM = 8  # steps that fill the buffer; they are not counted
+_COPIES = 20
+
+
+class Read(NamedTuple):
+    """What a decode step reads: `query [1, H, D]`, `slots` int32 `[1, Hkv, S]`, all of which count."""
+
+    query: Tensor
+    slots: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Int32 `[1, Hkv]`."""
+        return torch.full_like(self.slots[..., 0], self.slots.shape[-1])
+
+
+class Offloaded(NamedTuple):
+    """What steps took, on average over the steps that count; times are medians in milliseconds.
+
+    Attributes:
+        hit_rate: of the reads of tokens behind the ring, those that the hot buffer answered.
+        link_bytes: bytes of a step that came over the link.
+        fetch_ms: finding what is missing and fetching it.
+        step_ms: that, and the attention.
+        copy_ms: a copy of `link_bytes` from pinned memory in one piece, the most that the link gives.
+        device_bytes: held on the device.
+    """
+
+    hit_rate: float
+    link_bytes: float
+    fetch_ms: float
+    step_ms: float
+    copy_ms: float
+    device_bytes: int
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a millisecond over the link while fetching."""
+        return self.link_bytes / self.fetch_ms
+
+    @property
+    def link_share(self) -> float:
+        """Of what a plain copy reaches."""
+        return self.copy_ms / self.fetch_ms
+
+
+@torch.no_grad()
+def offload(case: Case, *, steps: int = 100, alike: float = 0.9, cache: int = 0) -> Offloaded:
+    """Time steps that read `case.read_tokens` tokens, chosen by exact scores before.
+
+    Args:
+        alike: cosine of a step's query and the one before it.
+        cache: bytes of the hot buffer; 0 is the default of `HotRows`.
+
+    Raises:
+        ValueError: there is no GPU, or nothing to read.
+        CheckFailedError: the attention is wrong.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "offloading is between a GPU and its host's memory; run it where torch.cuda.is_available()"
+        )
+    return measure(case, torch.device("cuda"), steps=steps, alike=alike, cache=cache)
+
+
+def measure(case: Case, device: torch.device, *, steps: int, alike: float, cache: int) -> Offloaded:
+    """As `offload`, on any device."""
+    if not 1 <= case.read_tokens <= case.tokens:
+        raise ValueError(f"read_tokens={case.read_tokens} is out of range; give 1 to {case.tokens}")
+    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, device=device, seed=case.seed)
+    keys, values = source.keys_values(case.tokens)
+    reads = drifting_reads(case, source, keys, _WARM + steps, alike)
+    rows = HotRows(cache)
+    rows.append(torch.cat([keys, values], dim=-1))
+    fetched, lookups = _fetches(rows, reads)
+    storage = HotStorage(HotRows(cache))
+    storage.append(keys, values)
+    stepped = _steps(case, storage, reads)
+    _check(case, storage, keys, values, reads[-1])
+    link_bytes = lookups.misses * case.token_bytes / case.kv_heads / steps
+    return Offloaded(
+        hit_rate=lookups.hits / max(1, sum(lookups)),
+        link_bytes=link_bytes,
+        fetch_ms=median(fetched) * 1e3,
+        step_ms=median(stepped) * 1e3,
+        copy_ms=_copy_seconds(round(link_bytes), device) * 1e3,
+        device_bytes=storage.footprint.device,
+    )
+
+
+def drifting_reads(case: Case, source: Synthetic, keys: Tensor, steps: int, alike: float) -> list[Read]:
+    """What queries read, each of which is like the one before it: the tokens of best logits."""
+    query, reads = source.query(case.query_heads).float(), []
+    for _ in range(steps):
+        folded = query.reshape(case.kv_heads, -1, case.head_dim)
+        logits = kernels.exact_scores(folded.to(keys.dtype), keys[0], 0, case.tokens).mean(1)
+        slots = logits.topk(case.read_tokens).indices.sort().values.int()
+        reads.append(Read(query.squeeze(2).to(keys.dtype), slots.unsqueeze(0)))
+        query = alike * query + (1 - alike**2) ** 0.5 * source.query(case.query_heads).float()
+    return reads
+
+
+def _fetches(rows: HotRows, reads: list[Read]) -> tuple[list[float], Lookups]:
+    """Seconds of finding and fetching, and what was found, both without the first steps."""
+    slots, counts = reads[0].slots.clone(), reads[0].counts
+    run = _captured(lambda: rows.bring(Chosen(slots, counts)), slots.device)
+    seconds, warm = [], rows.lookups
+    for number, read in enumerate(reads):
+        if number == _WARM:
+            warm = rows.lookups
+        slots.copy_(read.slots)
+        seconds.append(clock(run, slots.device))
+    found = (after - before for after, before in zip(rows.lookups, warm, strict=True))
+    return seconds[_WARM:], Lookups(*found)
+
+
+def _steps(case: Case, storage: HotStorage, reads: list[Read]) -> list[float]:
+    """Seconds of fetching and attending, without the first steps."""
+    query, slots, counts = reads[0].query.clone(), reads[0].slots.clone(), reads[0].counts
+    run = _captured(lambda: storage.attend(query, slots, counts, case.logits), slots.device)
+    seconds = []
+    for read in reads:
+        query.copy_(read.query)
+        slots.copy_(read.slots)
+        seconds.append(clock(run, slots.device))
+    return seconds[_WARM:]
+
+
+def _captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same as one launch, where there is a GPU: how long Python takes is not the question here."""
+    for _ in range(2):
+        run()
+    if device.type != "cuda":
+        return run
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def _check(case: Case, storage: HotStorage, keys: Tensor, values: Tensor, read: Read) -> None:
+    """Raise CheckFailedError unless the attention is that over keys and values on the device."""
+    found = storage.attend(*read, read.counts, case.logits)
+    expected = attend_slots(read.query, keys, values, read.slots, read.counts, case.logits)
+    check_close("attention behind a hot buffer", found.out, expected.out, case.torch_dtype)
+
+
+def _copy_seconds(nbytes: int, device: torch.device) -> float:
+    """Median seconds of copying so many bytes from host memory, pinned where there is a GPU."""
+    here = torch.zeros(max(1, nbytes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.empty_like(here, device=device)
+    return median(clock(lambda: there.copy_(here, non_blocking=True), device) for _ in range(_COPIES))

@@ -57,7 +57,7 @@ class CapturedSteps:
         if self.clock.length + self.done == self.clock.room:
             raise ValueError(f"there is room for {self.done} new tokens, which all came; reserve more")
         self._tokens.copy_(tokens)
-        if self._graph is None and self._tokens.is_cuda:
+        if self._graph is None and self._tokens.device.type == "cuda":
             self._capture()
         if self._graph is None:
             self._run()

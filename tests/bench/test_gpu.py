@@ -77,7 +77,7 @@ def test_the_command(tmp_path):
     )
     assert told.exit_code == 0, told.output
     assert "sdpa folded" in told.output
-    assert len(list(tmp_path.glob("*.conditions"))) == 6
+    assert len(list(tmp_path.glob("*.conditions"))) == 7
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

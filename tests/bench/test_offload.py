@@ -1,26 +1,18 @@
 """Steps behind a hot buffer are counted and checked; without a GPU there is nothing to time."""
 
 import pytest
-import torch
 
-from keyhole.bench import offload as bench
 from keyhole.bench.case import Case
 from keyhole.bench.checks import CheckFailedError
+from keyhole.bench.gpu import offload as bench
 from keyhole.bench.synthetic import Synthetic
 from keyhole.storage import HotStorage
 
-CPU = torch.device("cpu")
 CASE = Case(600, query_heads=4, kv_heads=2, head_dim=16, read_tokens=40)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_refused():
-    with pytest.raises(ValueError, match="between a GPU and its host"):
-        bench.offload(CASE)
-
-
 def test_what_is_counted():
-    found = bench.measure(CASE, CPU, steps=6, alike=0.9, cache=0)
+    found = bench.measure(CASE, steps=6, alike=0.9, cache=0)
     assert 0 < found.hit_rate < 1
     behind = found.link_bytes / (1 - found.hit_rate)
     assert behind <= 40 * CASE.token_bytes, "what lies in the ring is not read over the link"
@@ -29,7 +21,7 @@ def test_what_is_counted():
 
 
 def test_queries_that_are_alike_find_more():
-    rates = [bench.measure(CASE, CPU, steps=12, alike=alike, cache=0).hit_rate for alike in (0.0, 0.9, 1.0)]
+    rates = [bench.measure(CASE, steps=12, alike=alike, cache=0).hit_rate for alike in (0.0, 0.9, 1.0)]
     assert rates[0] < rates[1] < rates[2] == 1.0
 
 
@@ -49,6 +41,6 @@ def test_nothing_is_reported_of_what_is_wrong(monkeypatch):
         HotStorage, "attend", lambda *args: attend(*args)._replace(out=attend(*args).out + 1.0)
     )
     with pytest.raises(CheckFailedError):
-        bench.measure(CASE, CPU, steps=1, alike=0.9, cache=0)
+        bench.measure(CASE, steps=1, alike=0.9, cache=0)
     with pytest.raises(ValueError, match="read_tokens=0"):
-        bench.measure(Case(9, read_tokens=0), CPU, steps=1, alike=0.9, cache=0)
+        bench.measure(Case(9, read_tokens=0), steps=1, alike=0.9, cache=0)

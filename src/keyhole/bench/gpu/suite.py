@@ -15,6 +15,7 @@ from keyhole.bench.case import Case
 from keyhole.bench.conditions import conditions
 from keyhole.bench.gpu.build import build
 from keyhole.bench.gpu.decode import decode
+from keyhole.bench.gpu.offload import offload
 from keyhole.bench.gpu.prompt import prompt
 from keyhole.bench.gpu.scan import scan
 from keyhole.bench.gpu.step import step
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
         yield Part("scan", lambda evictor: scan(case, self.method, rounds=rounds, evictor=evictor))
         yield from (sparse(tokens) for tokens in self.prompts)
         yield Part("step", lambda evictor: step(case, self.shape, self.method, rounds=7, evictor=evictor))
+        yield Part("offload", lambda evictor: offload(case, steps=100, evictor=evictor))
         yield Part("build", lambda evictor: build(case, self.shape, self.method, rounds=5, evictor=evictor))
         yield from (layer(replace(case, tokens=tokens)) for tokens in self.lengths)
 

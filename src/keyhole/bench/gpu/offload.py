@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
@@ -13,8 +12,12 @@ from keyhole import kernels
 from keyhole.attention import attend_slots
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
+from keyhole.bench.gpu.graphs import captured_run
+from keyhole.bench.layers import layer_sizes
+from keyhole.bench.machine import implementation
+from keyhole.bench.result import Result, Timed
 from keyhole.bench.synthetic import Synthetic
-from keyhole.bench.timing import clock
+from keyhole.bench.timing import Candidate, Evictor, Times, clock
 from keyhole.storage import Chosen, HotRows, HotStorage, Lookups
 
 _WARM = 8  # steps that fill the buffer; they are not counted
@@ -63,8 +66,29 @@ class Offloaded(NamedTuple):
         return self.copy_ms / self.fetch_ms
 
 
+def offload(case: Case, *, steps: int, evictor: Evictor, alike: float = 0.9, cache: int = 0) -> list[Result]:
+    """As `measure`, as a table: fetching, and a whole step, against a plain copy of what is fetched."""
+    found = measure(case, steps=steps, alike=alike, cache=cache)
+    impl, read = implementation(torch.device(case.device)), case.read_tokens
+
+    def timed(name: str, impl: str, nbytes: float, milliseconds: float) -> Timed:
+        return Timed(Candidate(name, impl, lambda: None, nbytes, read), Times(milliseconds, milliseconds))
+
+    ours = [
+        timed("fetch into the hot buffer", impl, found.link_bytes, found.fetch_ms),
+        timed("fetch and attend", impl, found.link_bytes + read * case.token_bytes, found.step_ms),
+    ]
+    copy = timed("pinned copy of as much", "torch", found.link_bytes, found.copy_ms)
+    notes = [
+        f"{found.hit_rate:.1%} of the reads behind the newest tokens are hits, cosine of queries {alike}; "
+        f"{found.device_bytes / 2**20:.0f} MiB on the device; fetching reaches {found.link_share:.0%} of "
+        "the bandwidth of a plain copy"
+    ]
+    return [Result("offload", layer_sizes(case), ours, [copy], evictor.bandwidth, notes)]
+
+
 @torch.no_grad()
-def offload(case: Case, *, steps: int = 100, alike: float = 0.9, cache: int = 0) -> Offloaded:
+def measure(case: Case, *, steps: int, alike: float, cache: int) -> Offloaded:
     """Time steps that read `case.read_tokens` tokens, chosen by exact scores before.
 
     Args:
@@ -72,21 +96,13 @@ def offload(case: Case, *, steps: int = 100, alike: float = 0.9, cache: int = 0)
         cache: bytes of the hot buffer; 0 is the default of `HotRows`.
 
     Raises:
-        ValueError: there is no GPU, or nothing to read.
+        ValueError: nothing to read.
         CheckFailedError: the attention is wrong.
     """
-    if not torch.cuda.is_available():
-        raise ValueError(
-            "offloading is between a GPU and its host's memory; run it where torch.cuda.is_available()"
-        )
-    return measure(case, torch.device("cuda"), steps=steps, alike=alike, cache=cache)
-
-
-def measure(case: Case, device: torch.device, *, steps: int, alike: float, cache: int) -> Offloaded:
-    """As `offload`, on any device."""
+    device = torch.device(case.device)
     if not 1 <= case.read_tokens <= case.tokens:
         raise ValueError(f"read_tokens={case.read_tokens} is out of range; give 1 to {case.tokens}")
-    source = Synthetic(case.kv_heads, case.head_dim, dtype=case.torch_dtype, device=device, seed=case.seed)
+    source = case.source()
     keys, values = source.keys_values(case.tokens)
     reads = drifting_reads(case, source, keys, _WARM + steps, alike)
     rows = HotRows(cache)
@@ -122,7 +138,7 @@ def drifting_reads(case: Case, source: Synthetic, keys: Tensor, steps: int, alik
 def _fetches(rows: HotRows, reads: list[Read]) -> tuple[list[float], Lookups]:
     """Seconds of finding and fetching, and what was found, both without the first steps."""
     slots, counts = reads[0].slots.clone(), reads[0].counts
-    run = _captured(lambda: rows.bring(Chosen(slots, counts)), slots.device)
+    run = captured_run(lambda: rows.bring(Chosen(slots, counts)), slots.device)
     seconds, warm = [], rows.lookups
     for number, read in enumerate(reads):
         if number == _WARM:
@@ -136,25 +152,13 @@ def _fetches(rows: HotRows, reads: list[Read]) -> tuple[list[float], Lookups]:
 def _steps(case: Case, storage: HotStorage, reads: list[Read]) -> list[float]:
     """Seconds of fetching and attending, without the first steps."""
     query, slots, counts = reads[0].query.clone(), reads[0].slots.clone(), reads[0].counts
-    run = _captured(lambda: storage.attend(query, slots, counts, case.logits), slots.device)
+    run = captured_run(lambda: storage.attend(query, slots, counts, case.logits), slots.device)
     seconds = []
     for read in reads:
         query.copy_(read.query)
         slots.copy_(read.slots)
         seconds.append(clock(run, slots.device))
     return seconds[_WARM:]
-
-
-def _captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same as one launch, where there is a GPU: how long Python takes is not the question here."""
-    for _ in range(2):
-        run()
-    if device.type != "cuda":
-        return run
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 def _check(case: Case, storage: HotStorage, keys: Tensor, values: Tensor, read: Read) -> None:

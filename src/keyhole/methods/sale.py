@@ -8,7 +8,7 @@ from typing import ClassVar
 from keyhole.errors import SpecError
 from keyhole.kernels import Reach
 from keyhole.kernels.sale_tiles import SHARING, WIDTHS
-from keyhole.methods.base import Method, check_flag, check_range
+from keyhole.methods.base import Method, check_flag, check_number, check_range
 from keyhole.methods.facts import Differs, Facts
 from keyhole.prefill import Prefill, SalePrefill
 from keyhole.prefill.salefile import read_thresholds
@@ -49,7 +49,8 @@ class Sale(Method):
         best_for="Long prompts of models whose heads look at few places, on a CPU with native code; before "
         "any method that selects in steps.",
         weak_at="Heads that spread their attention keep most keys. Elsewhere than on a CPU with native code, "
-        "with soft-capped logits, with sink logits and where tokens were evicted prompts are computed whole.",
+        "or on a GPU with `rows=64, means=false`, with soft-capped logits, with sink logits and where tokens "
+        "were evicted prompts are computed whole.",
         differs=(
             Differs("thresholds", "always some", "works without; `keyhole calibrate sale` finds them"),
             Differs("tile", "32", "keys are read where they lie, so runs may be short; fewer are kept"),
@@ -73,9 +74,7 @@ class Sale(Method):
     def __post_init__(self) -> None:
         if self.thresholds is not None and not isinstance(self.thresholds, str):
             raise SpecError(f"{self.name}: thresholds={self.thresholds!r} is not the name of a directory")
-        number = isinstance(self.tau, int | float) and not isinstance(self.tau, bool)
-        if not number or not 0 <= self.tau < float("inf"):
-            raise SpecError(f"{self.name}: tau={self.tau!r} is no threshold; give a number of at least 0")
+        check_number(self.name, "tau", self.tau, 0)
         for option in ("sinks", "window", "dense_below"):
             check_range(self.name, option, getattr(self, option), 0)
         if self.tile not in WIDTHS or isinstance(self.tile, bool):

@@ -1,6 +1,5 @@
 """Rows behind a hot buffer: what plain tensors hold, whatever happened, and no step waits for the device."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +8,8 @@ from hypothesis import strategies as st
 import keyhole
 from keyhole.attention import Logits
 from keyhole.methods import base
-from keyhole.storage import DeviceStorage, Footprint, HotRows, HotStorage, make_storage
+from keyhole.storage import Footprint, HotRows, HotStorage, make_storage
 from keyhole.storage.chosen import Chosen
-from tests import oracles
 from tests.layers import Layer
 from tests.storage.histories import drawing, histories, play
 from tests.storage.test_fetched import check, some
@@ -178,50 +176,6 @@ def filled(count=300, dtype=torch.float32):
     keys, values = (drawing(i, batch=2, heads=2, width=w, dtype=dtype)(count) for i, w in enumerate((8, 6)))
     storage.append(keys, values)
     return storage, keys, values
-
-
-@settings(max_examples=25)
-@given(st.sampled_from([1, 7, 31, 300]), st.booleans(), st.integers(0, 99))
-def test_attention_over_chosen_slots(count, shared, seed):
-    storage, keys, values = filled(count)
-    random = torch.Generator().manual_seed(seed)
-    query = torch.randn(2, 6, 8, generator=random)
-    for _ in range(3):
-        heads = () if shared else (2,)
-        slots = torch.rand(2, *heads, count, generator=random).argsort(-1).int()
-        counts = torch.randint(0, count + 1, (2, *heads), generator=random)
-        part = storage.attend(query, slots, counts, Logits(0.4, softcap=2.0))
-        for row in range(2):
-            read = [(slots[row] if shared else slots[row, head]).tolist() for head in range(2)]
-            read = [r[: counts[row] if shared else counts[row, head]] for head, r in enumerate(read)]
-            held = (oracles.array(tensor[row]) for tensor in (query, keys, values))
-            out, lse = oracles.attention(*held, read, scale=0.4, softcap=2.0)
-            np.testing.assert_allclose(part.out[row], out, rtol=1e-3, atol=1e-5)
-            np.testing.assert_allclose(part.lse[row], lse, rtol=1e-4, atol=1e-5)
-
-
-def test_bf16_as_on_the_device():
-    storage, keys, values = filled(dtype=torch.bfloat16)
-    device = DeviceStorage()
-    device.append(keys, values)
-    query, slots = torch.randn(2, 6, 8).bfloat16(), torch.arange(0, 300, 7).int().expand(2, -1)
-    parts = [s.attend(query, slots, torch.tensor([20, 43]), Logits(0.4)) for s in (storage, device)]
-    assert parts[0].out.dtype == torch.bfloat16
-    torch.testing.assert_close(*parts)
-    assert storage.token_bytes == device.token_bytes
-
-
-@pytest.mark.parametrize("count", [5, 300])
-def test_state_goes_round_and_over_to_the_device(count):
-    storage, keys, values = filled(count)
-    for other in (filled(30)[0], DeviceStorage(), storage):
-        other.restore(storage.state())
-        assert other.length == count
-        assert torch.equal(other.keys(), keys)
-        assert torch.equal(other.values(), values)
-    assert HotStorage(HotRows()).state() == {}
-    storage.restore({})
-    assert storage.length == 0
 
 
 def test_another_batch_after_all_was_forgotten():

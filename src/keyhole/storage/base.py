@@ -119,13 +119,15 @@ class Storage(ABC):
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
 
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """What is held, as named tensors; views where possible."""
+        return {"keys": self.keys(), "values": self.values()} if self.length else {}
 
-    @abstractmethod
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` of an equal storage returned, forgetting what was here."""
+        self.crop(0)
+        if state:
+            self.append(state["keys"], state["values"])
 
     @property
     @abstractmethod

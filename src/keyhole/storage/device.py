@@ -56,16 +56,6 @@ class DeviceStorage(Storage):
         self._keys.reorder(rows)
         self._values.reorder(rows)
 
-    def state(self) -> dict[str, Tensor]:
-        if self.length == 0:
-            return {}
-        return {"keys": self.keys(), "values": self.values()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.crop(0)
-        if state:
-            self.append(state["keys"], state["values"])
-
     @property
     def footprint(self) -> Footprint:
         return Footprint(device=self._keys.nbytes + self._values.nbytes)

@@ -61,16 +61,6 @@ class HotStorage(Storage):
     def reorder(self, rows: Tensor) -> None:
         self._rows.reorder(rows)
 
-    def state(self) -> dict[str, Tensor]:
-        if self.length == 0:
-            return {}
-        return {"keys": self.keys(), "values": self.values()}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.crop(0)
-        if state:
-            self.append(state["keys"], state["values"])
-
     @property
     def footprint(self) -> Footprint:
         return self._rows.footprint

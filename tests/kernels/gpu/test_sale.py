@@ -8,29 +8,32 @@ pytest.importorskip("triton")
 from tests.waiting import without_waiting
 
 from keyhole import kernels
-from keyhole.attention import dense_attention
+from keyhole.attention import Logits, dense_attention
 from keyhole.kernels import Reach
 from keyhole.kernels.gpu import sale, sale_estimate, sale_tiles
 from keyhole.kernels.sale_reference import attend_reference
 from keyhole.kernels.sale_tiles import unpack
+from keyhole.methods import Sale
+from keyhole.prefill import SalePrefill
+from keyhole.storage import DeviceStorage
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about infinities
 
 SHAPES = [
-    # heads, KV heads, queries, tokens, D, Dv, padding, dtype; width, pooled, rows, means
-    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (1, True, 64, False)),
-    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (32, False, 64, False)),
-    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), (4, True, 64, False)),
-    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), (16, False, 64, False)),
-    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), (2, True, 16, False)),
-    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), (32, True, 64, False)),
-    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (1, True, 16, True)),
-    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), (4, True, 32, True)),
-    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), (1, True, 16, True)),
-    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), (2, True, 64, True)),
-    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), (32, True, 16, True)),
-    ((2, 1, 90, 300, 24, 16, (0,), torch.bfloat16), (8, False, 32, True)),
-    ((3, 1, 170, 283, 16, 20, (7,), torch.float32), (1, False, 32, False)),
+    # heads, KV heads, queries, tokens, D, Dv, padding, dtype; tau, width, pooled, rows, means
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (0.03, 1, True, 64, False)),
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (0.5, 32, False, 64, False)),
+    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), (0.2, 4, True, 64, False)),
+    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), (0.5, 16, False, 64, False)),
+    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), (0.2, 2, True, 16, False)),
+    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), (0.5, 32, True, 64, False)),
+    ((3, 1, 170, 283, 16, 20, (7,), torch.float32), (0.4, 1, False, 32, False)),
+    ((4, 2, 150, 283, 16, 20, (0,), torch.float32), (0.4, 1, True, 16, True)),
+    ((3, 1, 130, 270, 33, 24, (0, 141), torch.float32), (0.4, 4, True, 32, True)),
+    ((5, 1, 65, 259, 80, 96, (40,), torch.bfloat16), (0.2, 1, True, 16, True)),
+    ((1, 1, 257, 257, 128, 64, (30,), torch.float16), (0.4, 2, True, 64, True)),
+    ((2, 2, 1, 300, 7, 128, (0,), torch.float32), (0.5, 32, True, 16, True)),
+    ((2, 1, 90, 300, 24, 16, (0,), torch.bfloat16), (0.8, 8, False, 32, True)),
 ]
 DEFAULT = {"width": 1, "rows": 16, "means": True}
 
@@ -92,15 +95,14 @@ def assert_same(found, expected, tolerance=1e-4, *, rows=64, skipped=0):
 
 @pytest.mark.parametrize(("shape", "reach"), SHAPES, ids=str)
 def test_the_reference_that_rounds_alike_agrees(shape, reach):
-    queries, tokens, (padding, dtype) = shape[2], shape[3], shape[6:]
+    queries, tokens, (padding, dtype), (tau, *reach) = shape[2], shape[3], shape[6:], reach
     operands, unused = drawn(*shape), torch.tensor(padding)
     options = dict(zip(("width", "pooled", "rows", "means"), reach, strict=True), sinks=3, window=41)
-    tau = 0.03 if reach[0] < 8 else 0.5
     expected = expected_of(*operands, tau, padding=padding, **options)
     assert bool((expected.kept[..., -1] < tokens - unused.view(-1, 1)).any())
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
     found, skipped = run(*operands, tau, padding=padding, **options), (queries - tokens + unused).clamp(min=0)
-    assert_same(found, expected, tolerance, rows=reach[2], skipped=skipped)
+    assert_same(found, expected, tolerance, rows=options["rows"], skipped=skipped)
 
 
 @pytest.mark.parametrize("means", [False, True])
@@ -168,6 +170,21 @@ def test_the_host_does_not_wait(monkeypatch):
             with_map=True,
             impl="triton",
         )
+
+
+def test_prompts_of_a_method_that_is_not_told_otherwise():
+    query, keys, values = drawn(4, 2, 150, 300, 16, 16)
+    storage = DeviceStorage()
+    storage.append(keys, values)
+    reach = Sale().reach
+    found = SalePrefill(0.3, reach, impl="triton").attend(query, storage, Logits(0.25), None)
+    expected = expected_of(query, keys, values, 0.3, **reach._asdict()).out
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_takes_them():
+    assert kernels.sale_pays(*(part.cuda() for part in drawn(4, 2, 150, 300, 16, 16)))
 
 
 def test_rows_that_registers_do_not_hold_are_refused():

@@ -57,15 +57,15 @@ class Prompt(NamedTuple):
     def tiling(self) -> dict[str, int]:
         """Queries and keys of a step of exact attention, and warps, so that registers hold a thread's part.
 
-        Steps are of whole blocks. Products of float32 take an operand in parts; the interpreter's time goes
-        by the number of steps.
+        Steps are of whole blocks; means take registers, too. Products of float32 take an operand in parts;
+        the interpreter's time goes by the number of steps.
         """
         row = padded(max(self.keys.shape[3], self.values.shape[3])) * self.keys.element_size()
         if self.keys.element_size() == 4 and not INTERPRETED.value:
             return {"ROWS": LEAST, "KEYS": BLOCK, "num_warps": 4}
         return {
             "ROWS": ROWS,
-            "KEYS": max(BLOCK, min(ROWS, _TILE // row)),
+            "KEYS": max(BLOCK, min(ROWS, _TILE // (1 + self.reach.means) // row)),
             "num_warps": 4 if row * ROWS <= _TILE else 8,
         }
 

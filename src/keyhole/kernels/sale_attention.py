@@ -14,7 +14,7 @@ from keyhole.kernels.dispatch import use_native, use_triton
 from keyhole.kernels.native import FLOATS
 from keyhole.kernels.sale_native import attend_native
 from keyhole.kernels.sale_reference import attend_reference
-from keyhole.kernels.sale_tiles import ROWS, SHARING, WIDTHS, Reach, Rounding, SparseAttended, levels
+from keyhole.kernels.sale_tiles import SHARING, WIDTHS, Reach, Rounding, SparseAttended, levels
 
 _LARGEST = 512  # bytes of a row that a GPU's kernels hold in registers
 
@@ -42,8 +42,7 @@ def sale_attention(
     answered: the output of queries there is 0. A query that is not finite gives NaN.
 
     A GPU rounds with more levels than a CPU, and keys in longer runs (`Rounding`): with one tau both keep
-    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read. Its
-    kernels are for `rows=64, means=False`.
+    nearly the same. There nothing waits to look at tau; negative or NaN, it keeps what is always read.
 
     Raises:
         ValueError: shapes do not fit, or a number is out of range.
@@ -53,7 +52,7 @@ def sale_attention(
     if len(padding) != query.shape[0] or not all(0 <= unused < keys.shape[2] for unused in padding):
         raise ValueError(f"padding {padding} does not fit {query.shape[0]} rows of {keys.shape[2]} tokens")
     operands = (query, keys, values, tau, scale, reach, padding, with_map)
-    if use_triton(impl, query, keys, values, tau, supported=_has_triton(query, keys, values, reach)):
+    if use_triton(impl, query, keys, values, tau, supported=_has_triton(query, keys, values)):
         from keyhole.kernels.gpu.sale import sale_attention as on_gpu
 
         return on_gpu(*operands)
@@ -64,10 +63,10 @@ def sale_attention(
     return attend_reference(*operands, Rounding(levels(query.shape[3])))
 
 
-def sale_pays(query: Tensor, keys: Tensor, values: Tensor, reach: Reach) -> bool:
+def sale_pays(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether native or Triton code would compute it: the reference is slower than dense attention."""
     return use_native("auto", query, keys, values, supported=_has_native(query, keys, values)) or use_triton(
-        "auto", query, keys, values, supported=_has_triton(query, keys, values, reach)
+        "auto", query, keys, values, supported=_has_triton(query, keys, values)
     )
 
 
@@ -75,10 +74,9 @@ def _has_native(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     return query.dtype == keys.dtype == values.dtype and query.dtype in FLOATS
 
 
-def _has_triton(query: Tensor, keys: Tensor, values: Tensor, reach: Reach) -> bool:
-    whole_tiles = reach.rows == ROWS and not reach.means
+def _has_triton(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     fits = query.element_size() * max(query.shape[3], values.shape[3]) <= _LARGEST
-    return whole_tiles and fits and _has_native(query, keys, values)
+    return fits and _has_native(query, keys, values)
 
 
 def _check(query: Tensor, keys: Tensor, values: Tensor, tau: Tensor, reach: Reach) -> None:

@@ -49,8 +49,8 @@ class Sale(Method):
         best_for="Long prompts of models whose heads look at few places, on a CPU with native code; before "
         "any method that selects in steps.",
         weak_at="Heads that spread their attention keep most keys. Elsewhere than on a CPU with native code, "
-        "or on a GPU with `rows=64, means=false`, with soft-capped logits, with sink logits and where tokens "
-        "were evicted prompts are computed whole.",
+        "or on a GPU with Triton, with soft-capped logits, with sink logits and where tokens were evicted "
+        "prompts are computed whole.",
         differs=(
             Differs("thresholds", "always some", "works without; `keyhole calibrate sale` finds them"),
             Differs("tile", "32", "keys are read where they lie, so runs may be short; fewer are kept"),

@@ -49,7 +49,7 @@ class SalePrefill(Prefill):
         if not (plain and long and padding is not None and bool((self.tau > 0).any())):
             return self._dense.attend(query, storage, logits, mask)
         keys, values = storage.keys(), storage.values()
-        if self.impl == "auto" and not kernels.sale_pays(query, keys, values, self.reach):
+        if self.impl == "auto" and not kernels.sale_pays(query, keys, values):
             return self._dense.attend(query, storage, logits, mask)
         return kernels.sale_attention(
             query,

@@ -80,11 +80,24 @@ def _matvec() -> None:
 
 
 def _sale_attention() -> None:
-    cases = ((128, BF16, 32), (128, BF16, 1), (64, BF16, 4), (256, BF16, 8), (128, torch.float32, 1))
-    for size, dtype, width in cases:
+    cases = (
+        (128, BF16, Reach(width=32)),
+        (128, BF16, Reach(width=1)),
+        (128, BF16, Reach(width=1, rows=16)),
+        (128, BF16, Reach(width=1, rows=16, means=True)),
+        (128, BF16, Reach(width=8, rows=32, means=True)),
+        (64, BF16, Reach(width=4)),
+        (64, BF16, Reach(width=1, rows=16, means=True)),
+        (80, torch.float16, Reach(width=1, rows=16, means=True)),
+        (256, BF16, Reach(width=8)),
+        (256, BF16, Reach(width=1, rows=16, means=True)),
+        (128, torch.float32, Reach(width=1)),
+        (128, torch.float32, Reach(width=1, rows=16, means=True)),
+    )
+    for size, dtype, reach in cases:
         query, tau = torch.zeros(1, 8, 128, size, dtype=dtype), torch.zeros(8)
         keys = torch.zeros(1, 2, 640, size, dtype=dtype)
-        sale_attention(query, keys, keys, tau, 0.1, Reach(width=width), (0,), False)
+        sale_attention(query, keys, keys, tau, 0.1, reach, (0,), False)
 
 
 def _attend(dtype, *, size=128, heads=4, cache=None, page=0, rows=8, with_logits=False, sinks=False) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from keyhole.kernels.gpu.common import rows_first
 from keyhole.kernels.gpu.sale_attend import attend
 from keyhole.kernels.gpu.sale_estimate import UNITS, estimate
-from keyhole.kernels.gpu.sale_keys import small_keys
+from keyhole.kernels.gpu.sale_keys import block_means, small_keys
 from keyhole.kernels.gpu.sale_limits import limits
-from keyhole.kernels.gpu.sale_lists import lists
-from keyhole.kernels.gpu.sale_tiles import GRAIN, Prompt
+from keyhole.kernels.gpu.sale_lists import Lists, lists
+from keyhole.kernels.gpu.sale_tiles import Prompt
 from keyhole.kernels.sale_tiles import BLOCK, ROWS, Reach, SparseAttended
 
 _LISTS = 512 << 20  # bytes that the lists of a piece may have
@@ -38,17 +38,20 @@ def sale_attention(
     out = query.new_empty(batch, heads, queries, values.shape[3])
     for row, slots in enumerate(padding):
         out[row, :, : max(slots - (tokens - queries), 0)].zero_()
-    kept = torch.empty(batch, heads, tiles, dtype=torch.int32, device=query.device)
-    words = kept.new_empty(batch, heads, tiles if with_map else 0, triton.cdiv(tokens, BLOCK))
+    groups, blocks = triton.cdiv(queries, reach.rows), triton.cdiv(tokens, BLOCK)
+    kept = torch.empty(batch, heads, tiles * prompt.parts, dtype=torch.int32, device=query.device)
+    words = kept.new_empty(batch, heads, kept.shape[2] if with_map else 0, blocks)
     small = small_keys(prompt.keys, padding, prompt.unused)
-    most = max(1, _LISTS // (batch * heads * triton.cdiv(tokens, GRAIN.value) * 4))
+    means = [block_means(side, padding) if reach.means else None for side in (prompt.keys, prompt.values)]
+    most = max(1, _LISTS // (batch * heads * Lists.bytes_of(blocks)))
     for tile in range(0, tiles, most):
-        piece = slice(tile, min(tile + most, tiles))
-        count = piece.stop - tile
-        part = words[:, :, piece] if with_map else words.new_empty(batch, heads, count, words.shape[3])
+        count = min(most, tiles - tile)
+        piece = slice(tile * prompt.parts, (tile + count) * prompt.parts)
+        counts = kept[:, :, piece]
+        part = words[:, :, piece] if with_map else words.new_empty(*counts.shape, blocks)
         estimate(prompt, small, limits(prompt, small, tile, count, UNITS), part, tile)
-        attend(prompt, part, *lists(prompt, part, kept[:, :, piece], tile), tile, out)
-    return SparseAttended(out, kept, words if with_map else None)
+        attend(prompt, lists(prompt, part, counts, tile), means, tile, out)
+    return SparseAttended(out, kept[:, :, :groups], words[:, :, :groups] if with_map else None)
 
 
 def _filled(numbers: tuple[int, ...], device: torch.device) -> Tensor:

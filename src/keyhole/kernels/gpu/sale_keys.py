@@ -51,6 +51,16 @@ def small_keys(keys: Tensor, padding: tuple[int, ...], unused: Tensor) -> SmallK
     return found
 
 
+def block_means(rows: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Of each whole block of 32 of these rows [B, Hkv, N, D], counted as for keys: [B, Hkv, N / 32, D]."""
+    means = rows.new_empty(*rows.shape[:2], rows.shape[2] // WORD.value, rows.shape[3])
+    for row, slots in enumerate(padding):
+        whole = (rows.shape[2] - slots) // WORD.value
+        blocks = rows[row, :, slots : slots + whole * WORD.value].unflatten(1, (whole, WORD.value))
+        means[row, :, :whole] = blocks.mean(2, dtype=torch.float32)
+    return means
+
+
 @triton.jit
 def _small_keys(
     keys, centre, small, steps, means, unused, batch_stride, head_stride, row_stride, tokens, runs,

@@ -1,4 +1,6 @@
-"""What each tile of a prompt reads: its map of bits made whole, and a list without what is left out."""
+"""What a prompt's tiles read: maps of bits made whole, and lists of blocks without what nobody reads."""
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -6,58 +8,132 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.gpu.common import bound
-from keyhole.kernels.gpu.sale_tiles import GRAIN, QUERIES, WORD, Prompt, place
+from keyhole.kernels.gpu.sale_tiles import FEW, QUERIES, READERS, WORD, Prompt, place
 
-_GRAIN = tl.constexpr((1 << GRAIN.value) - 1)  # its bits
 _WORDS = 256  # of a map that a program looks at together
 
 
-def lists(prompt: Prompt, words: Tensor, kept: Tensor, tile: int) -> tuple[Tensor, Tensor]:
-    """Runs of 8 keys before each tile's window that it reads some of: int32 [B, H, tiles, N / 8] and counts.
+class Lists(NamedTuple):
+    """Blocks of 32 keys before a tile's window, by how much of them its queries read; W of them at most.
 
-    Completes words [B, H, tiles, W] of tiles from one on by what is always read; fills kept [B, H, tiles].
+    Four bits tell who reads a key, one for each part of the tile.
+
+    Attributes:
+        many: int32 `[B, H, tiles, W]`, blocks of which many keys are read.
+        readers: int32 `[B, H, tiles, W, 4]`, who reads their keys, 8 of them a word.
+        few: int32 `[B, H, tiles, W, 8]`, keys of blocks of which few are read: 16 times a position, and who
+            reads it; -1 where there are no more. With means the block's own position comes first.
+        none: int32 `[B, H, tiles, W]`, blocks of which nothing is read.
+        counts: int32 `[B, H, tiles, 3]`, how many blocks are in each of the three lists.
     """
-    batch, heads, tiles, width = words.shape
-    shape = (batch, heads, tiles, width * (WORD.value // GRAIN.value))
-    found = torch.empty(shape, dtype=torch.int32, device=words.device)
-    counts = torch.zeros(shape[:3], dtype=torch.int32, device=words.device)
+
+    many: Tensor
+    readers: Tensor
+    few: Tensor
+    none: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def of(prompt: Prompt, tiles: int, blocks: int) -> "Lists":
+        """Room for so many tiles and blocks of keys."""
+        shape = (*prompt.query.shape[:2], tiles)
+        parts = ((blocks,), (blocks, READERS.value), (blocks, FEW.value), (blocks,), (3,))
+        device = prompt.query.device
+        return Lists(*(torch.empty(*shape, *part, dtype=torch.int32, device=device) for part in parts))
+
+    @staticmethod
+    def bytes_of(blocks: int) -> int:
+        """What a tile's lists take."""
+        return 4 * blocks * (2 + READERS.value + FEW.value)
+
+
+def lists(prompt: Prompt, words: Tensor, kept: Tensor, tile: int) -> Lists:
+    """Of tiles from one on; their words [B, H, groups, W] are completed by what is always read.
+
+    Fills kept [B, H, groups] with the keys that each reads.
+    """
+    batch, heads, groups, width = words.shape
+    tiles = groups // prompt.parts
+    found = Lists.of(prompt, tiles, width)
     _lists[(tiles, heads, batch)](
-        words, kept, found, counts, prompt.unused, *words.stride()[:3], *kept.stride()[:2], *prompt.lengths,
-        width, tile, WORDS=_WORDS,
+        words, kept, *found, prompt.unused, *words.stride()[:3], *kept.stride()[:2], *prompt.lengths, width,
+        tile, MEANS=prompt.reach.means, SHARE=prompt.reach.rows, WORDS=_WORDS,
     )  # fmt: skip
-    return found, counts
+    return found
 
 
 @triton.jit
 def _lists(
-    words, kept, found, counts, unused, w_batch, w_head, w_tile, kept_batch, kept_head, queries, tokens,
-    begin, window, width, tile, WORDS: tl.constexpr,
+    words, kept, many, readers, few, none, counts, unused, w_batch, w_head, w_group, kept_batch, kept_head,
+    queries, tokens, begin, window, width, tile, MEANS: tl.constexpr, SHARE: tl.constexpr,
+    WORDS: tl.constexpr,
 ):  # fmt: skip
     number, head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, first, end = place(tl.load(unused + batch), tile + number, queries, tokens, begin, window)
     stop = tl.where(start < queries, first + tl.minimum(QUERIES, queries - start), 0)
     end = tl.where(start < queries, end, 0)
-    row = words + batch * w_batch + head * w_head + number * w_tile
+    part = tl.arange(0, QUERIES // SHARE)
+    rows = words + batch * w_batch + head * w_head + (number * (QUERIES // SHARE) + part)[:, None] * w_group
     unit = (batch * tl.num_programs(1) + head) * tl.num_programs(0) + number
-    entries = found + unit * width * (WORD // GRAIN)
-    part = tl.arange(0, WORD // GRAIN)
-    listed, total = 0, 0
+    total, listed, keyed, skipped = tl.zeros_like(part), 0, 0, 0
     for at in range(0, bound(width), WORDS):
         word = at + tl.arange(0, WORDS)
         left = tl.minimum(tl.maximum(stop - word * WORD, 0), WORD)
         always = tl.where(left == WORD, -1, (1 << tl.minimum(left, WORD - 1)) - 1)
-        chosen = (word * WORD >= begin) & (word * WORD < end)
-        bits = tl.where(chosen, tl.load(row + word, mask=chosen, other=0), always)
-        tl.store(row + word, bits, mask=word < width)
-        total += tl.sum(_ones(bits), 0)
-        some = (bits[:, None] >> (part * GRAIN)[None, :]) & _GRAIN != 0
-        some &= (word * WORD < end)[:, None]
-        some = tl.reshape(some, (WORDS * (WORD // GRAIN),)).to(tl.int32)
-        entry = at * (WORD // GRAIN) + tl.arange(0, WORDS * (WORD // GRAIN))
-        tl.store(entries + listed + tl.cumsum(some, 0) - some, entry, mask=some != 0)
-        listed += tl.sum(some, 0)
-    tl.store(counts + unit, listed)
-    tl.store(kept + batch * kept_batch + head * kept_head + number, total)
+        chosen, candidate = (word * WORD >= begin) & (word * WORD < end), word * WORD < end
+        bits = tl.load(rows + word[None, :], mask=chosen[None, :], other=0)
+        bits = tl.where(chosen[None, :], bits, always[None, :])
+        bits = tl.where((start + part * SHARE < queries)[:, None], bits, 0)
+        tl.store(rows + word[None, :], bits, mask=(word < width)[None, :])
+        total += tl.sum(_ones(bits), 1)
+        either = tl.reduce_or(bits, 0)
+        crowded = candidate & (_ones(either) > FEW - MEANS)
+        sparse = candidate & (either != 0) & ~crowded
+        empty = candidate & (either == 0)
+        entry = unit * width + _places(crowded, listed)
+        tl.store(many + entry, word, mask=crowded)
+        _list_readers(readers + entry * READERS, bits, part, crowded)
+        entry = unit * width + _places(sparse, keyed)
+        _list_keys(few + entry * FEW, word, bits, either, part, sparse, MEANS)
+        tl.store(none + unit * width + _places(empty, skipped), word, mask=empty)
+        listed += tl.sum(crowded.to(tl.int32), 0)
+        keyed += tl.sum(sparse.to(tl.int32), 0)
+        skipped += tl.sum(empty.to(tl.int32), 0)
+    tl.store(counts + unit * 3, listed)
+    tl.store(counts + unit * 3 + 1, keyed)
+    tl.store(counts + unit * 3 + 2, skipped)
+    tl.store(kept + batch * kept_batch + head * kept_head + number * (QUERIES // SHARE) + part, total)
+
+
+@triton.jit
+def _places(flags, begun):
+    """Where entries go that are flagged, after so many."""
+    flags = flags.to(tl.int32)
+    return begun + tl.cumsum(flags, 0) - flags
+
+
+@triton.jit
+def _list_readers(entries, bits, part, there):
+    """Who reads each key of blocks of which the parts of a tile read these bits [parts, blocks]."""
+    for entry in tl.static_range(READERS):
+        spread = (bits >> (entry * 8)) & 0xFF
+        spread = (spread | spread << 12) & 0x000F000F
+        spread = (spread | spread << 6) & 0x03030303
+        spread = (spread | spread << 3) & 0x11111111
+        tl.store(entries + entry, tl.sum(spread << part[:, None], 0), mask=there)
+
+
+@triton.jit
+def _list_keys(entries, word, bits, either, part, there, MEANS: tl.constexpr):
+    """Positions of the keys of blocks whose bits are set for either part, and who reads them."""
+    if MEANS:
+        tl.store(entries, (word * WORD) << READERS, mask=there)
+    for entry in tl.static_range(MEANS, FEW):
+        lowest = either & -either
+        who = tl.sum(tl.where(bits & lowest[None, :] != 0, 1 << part[:, None], 0), 0)
+        key = ((word * WORD + _ones(lowest - 1)) << READERS) + who
+        tl.store(entries + entry, tl.where(either != 0, key, -1), mask=there)
+        either ^= lowest
 
 
 @triton.jit

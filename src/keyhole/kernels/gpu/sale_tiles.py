@@ -11,11 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.gpu.common import INTERPRETED, LEAST, padded
-from keyhole.kernels.sale_tiles import BLOCK, ROWS, Reach, Rounding
+from keyhole.kernels.sale_tiles import BLOCK, ROWS, SHARING, Reach, Rounding
 
 ROUNDING = Rounding(127, 64)  # sums of 32 bits hold any product of bytes; a scale for each tile of keys
 CHUNK = tl.constexpr(ROUNDING.run)  # keys of a step of the estimate
-GRAIN = tl.constexpr(8)  # keys of an entry in the lists of what attention reads
+FEW = tl.constexpr(8)  # entries of a block in lists of what attention reads little of
+READERS = tl.constexpr(ROWS // min(SHARING))  # parts of a tile at most: a bit for each tells who reads a key
+ALL = tl.constexpr((1 << READERS.value) - 1)  # of these bits
 QUERIES, WORD = tl.constexpr(ROWS), tl.constexpr(BLOCK)
 _TILE = 16 << 10  # bytes of the keys of a step of exact attention
 
@@ -37,6 +39,11 @@ class Prompt(NamedTuple):
         return self.query.shape[1] // self.keys.shape[1]
 
     @property
+    def parts(self) -> int:
+        """Parts of a tile, the queries of each of which read the same keys."""
+        return ROWS // self.reach.rows
+
+    @property
     def lengths(self) -> tuple[int, int, int, int]:
         """Queries, tokens, where candidates begin, the window: what `place` is told."""
         return (
@@ -50,14 +57,15 @@ class Prompt(NamedTuple):
     def tiling(self) -> dict[str, int]:
         """Queries and keys of a step of exact attention, and warps, so that registers hold a thread's part.
 
-        Products of float32 take an operand in parts; the interpreter's time goes by the number of steps.
+        Steps are of whole blocks; means take registers, too. Products of float32 take an operand in parts;
+        the interpreter's time goes by the number of steps.
         """
         row = padded(max(self.keys.shape[3], self.values.shape[3])) * self.keys.element_size()
         if self.keys.element_size() == 4 and not INTERPRETED.value:
-            return {"ROWS": LEAST, "KEYS": LEAST, "num_warps": 4}
+            return {"ROWS": LEAST, "KEYS": BLOCK, "num_warps": 4}
         return {
             "ROWS": ROWS,
-            "KEYS": max(LEAST, min(ROWS, _TILE // row)),
+            "KEYS": max(BLOCK, min(ROWS, _TILE // (1 + self.reach.means) // row)),
             "num_warps": 4 if row * ROWS <= _TILE else 8,
         }
 

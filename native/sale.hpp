@@ -42,48 +42,38 @@ template <class T>
 struct Head {
   const Job& job;
   int64_t b, h, length, rows, skipped, padded;
-  float *key_means, *value_means;  // the mean [padded] and those of blocks, see `average`
+  float* means;  // [1 + blocks][padded], the mean of keys and those of blocks, see `average`
   Rows<T> keys, values;
-  const float* mean;
 
   Head(const Job& job, int64_t index, float* means, Frame& frame)
       : job(job), b(index / job.kv_heads), h(index % job.kv_heads), length(job.tokens - job.padding[b]),
         rows(std::min(job.queries, length)), skipped(job.queries - rows), padded(round_up(job.key_size, 16)),
-        key_means(means + index * stride(job)), value_means(key_means + key_stride(job)),
-        keys(job.keys.at<T>(b, h, job.padding[b]), job.keys.row, int(job.key_size), key_means + padded, frame),
-        values(job.values.at<T>(b, h, job.padding[b]), job.values.row, int(job.value_size),
-               value_means + round_up(job.value_size, 16), frame),
-        mean(key_means) {}
+        means(means + index * stride(job)),
+        keys(job.keys.at<T>(b, h, job.padding[b]), job.keys.row, int(job.key_size), frame),
+        values(job.values.at<T>(b, h, job.padding[b]), job.values.row, int(job.value_size), frame) {}
 
-  static int64_t blocks(const Job& job) { return job.tokens / kBlockKeys; }
-  static int64_t key_stride(const Job& job) {
-    return round_up(job.key_size, 16) * (1 + (job.pooled || job.means ? blocks(job) : 0));
-  }
   static int64_t stride(const Job& job) {
-    return key_stride(job) + (job.means ? round_up(job.value_size, 16) * (1 + blocks(job)) : 0);
+    return round_up(job.key_size, 16) * (1 + (job.pooled ? job.tokens / kBlockKeys : 0));
   }
 };
 
-// The mean of `length` rows and, behind it, those of each whole block if asked for.
+// The mean of a head's keys and, behind it, those of each whole block if asked for.
 template <class T>
-inline void average(const Rows<T>& rows, int64_t length, bool by_block, float* mean) {
+inline void average(const Head<T>& head, bool by_block) {
   Frame frame;
-  float* sum = frame.take<float>(rows.padded);
-  double* total = frame.take<double>(rows.padded);
-  std::fill(total, total + rows.padded, 0.0);
-  for (int64_t from = 0; from < length; from += kBlockKeys) {
-    int64_t count = std::min<int64_t>(kBlockKeys, length - from);
-    std::fill(sum, sum + rows.padded, 0.0f);
-    for (int64_t j = from; j < from + count; j++) {
-      const T* row = rows.data + j * rows.stride;
-      for (int d = 0; d < rows.size; d++) sum[d] += to_float(row[d]);
-    }
-    for (int d = 0; d < rows.size; d++) total[d] += sum[d];
+  const int64_t padded = head.padded;
+  float* sum = frame.take<float>(padded);
+  double* total = frame.take<double>(padded);
+  std::fill(total, total + padded, 0.0);
+  for (int64_t from = 0; from < head.length; from += kBlockKeys) {
+    int64_t count = std::min<int64_t>(kBlockKeys, head.length - from);
+    head.keys.add_up(head.keys.data + from * head.keys.stride, count, sum);
+    for (int d = 0; d < padded; d++) total[d] += sum[d];
     if (!by_block || count < kBlockKeys) continue;
-    float* block = mean + (1 + from / kBlockKeys) * rows.padded;
-    for (int d = 0; d < rows.padded; d++) block[d] = sum[d] / kBlockKeys;
+    float* block = head.means + (1 + from / kBlockKeys) * padded;
+    for (int d = 0; d < padded; d++) block[d] = sum[d] / kBlockKeys;
   }
-  for (int d = 0; d < rows.padded; d++) mean[d] = float(total[d] / double(length));
+  for (int d = 0; d < padded; d++) head.means[d] = float(total[d] / double(head.length));
 }
 
 // A tile with where its candidates lie, and where its results go.
@@ -123,7 +113,7 @@ inline void load_queries(Work& work, const Head<T>& head) {
     for (int d = 0; d < size; d++) {
       x[d] = to_float(from[d]) * scale;
       most = std::max(most, std::fabs(x[d]));
-      dot += x[d] * head.mean[d];
+      dot += x[d] * head.means[d];
       broken += x[d] * 0.0f;
     }
     work.broken[row] = broken != 0.0f;
@@ -145,7 +135,7 @@ inline void add_pooled(const Work& work, const Head<T>& head, float* total) {
   alignas(64) float logits[kPack * kSlice];
   for (int64_t block = work.begin / kBlockKeys; block < work.end / kBlockKeys; block += kPack) {
     int count = int(std::min<int64_t>(kPack, work.end / kBlockKeys - block));
-    for (int j = 0; j < count; j++) rows[j] = head.keys.means + (block + j) * head.padded;
+    for (int j = 0; j < count; j++) rows[j] = head.means + (1 + block + j) * head.padded;
     for (int s = 0; s < work.tile.slices(); s++) {
       products(rows, count, work.tile.slice(s), work.tile.key_size, logits);
       for (int part = 0; part < kSlice; part += kLanes) {
@@ -209,7 +199,7 @@ inline void select(Work& work, const Head<T>& head, const SmallKeys& small, int6
       for (int i = s; i < last; i++) word |= words[i];
       word = whole_runs(word, int(job.width));
       work.note(job, s / together, at, word);
-      for (int i = s; i < last; i++) add_slots(work.tile, i, at, word, job.means ? ~word : 0, head.keys, head.values);
+      for (int i = s; i < last; i++) add_slots(work.tile, i, at, word, job.means, head.keys, head.values);
     }
   }
 }
@@ -250,7 +240,11 @@ inline void run_tiles(const Head<T>& head, int64_t from, int64_t to) {
   for (int64_t at = round_up(job.sinks, kBlockKeys); at < end; at += kChunkBlocks * kBlockKeys) {
     int64_t stop = std::min<int64_t>(at + kChunkBlocks * kBlockKeys, end);
     for (int64_t key = at; key < stop; key += kScaleKeys)
-      small.set(key - at, head.keys.data + key * head.keys.stride, head.keys.stride, head.mean, int(job.key_size));
+      small.set(key - at, head.keys.data + key * head.keys.stride, head.keys.stride, head.means, int(job.key_size));
+    if (job.means) {
+      for (int64_t i = 0; i < count; i++) flush_old(works[i].tile, stop, head.keys, head.values);
+      head.keys.add_up(at, stop), head.values.add_up(at, stop);
+    }
     for (int64_t i = 0; i < count; i++) select(works[i], head, small, at, stop);
   }
   for (int64_t i = 0; i < count; i++) finish<T, Out>(works[i], head);
@@ -264,8 +258,7 @@ inline int attention(const Job& job, int threads) {
   parallel(heads, threads, [&](int64_t i) {
     Frame inner;
     Head<T> head(job, i, means, inner);
-    average(head.keys, head.length, job.pooled || job.means, head.key_means);
-    if (job.means) average(head.values, head.length, true, head.value_means);
+    average(head, job.pooled);
     return int(kOk);
   });
   int64_t tiles = (job.queries + kTileRows - 1) / kTileRows;

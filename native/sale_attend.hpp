@@ -82,10 +82,9 @@ inline void products(const float* const* rows, int count, const float* slice, in
   strips(count, [&](int from, auto width) { multiply<width()>(rows + from, slice, size, out + from * kSlice); });
 }
 
-// What a slice attends to: one key, or, where bits are set, the mean of those keys of the block that begins at `slot`.
+// What a slice attends to: one key or, before the keys that it reads of a block, those `left` out, as their mean.
 struct Entry {
-  int32_t slot;
-  uint32_t left_out;
+  int32_t slot, left;
 };
 
 // A tile of queries at work: positions first .. first + rows - 1 of a sequence.
@@ -140,13 +139,47 @@ inline void hide_later(const Tile64& tile, int s, const Entry* entries, int coun
   }
 }
 
-// A mean counts as often as it has keys.
-inline void count_means(const Entry* entries, int count, float* logits) {
-  for (int j = 0; j < count; j++, logits += kSlice) {
-    if (!entries[j].left_out) continue;
-    const vf more = splat(std::log2(float(__builtin_popcount(entries[j].left_out))));
-    for (int d = 0; d < kSlice; d += kLanes) store(logits + d, load<vf>(logits + d) + more);
+// Calls body(left, kept, at) for each entry that stands for `left` keys of a block: those `kept` follow it.
+template <class Body>
+inline void each_rest(const Entry* entries, int count, float* numbers, const Body& body) {
+  for (int j = 0; j < count; j++) {
+    const int left = entries[j].left;
+    if (!left) continue;
+    body(float(left), kBlockKeys - left, numbers + j * kSlice);
+    j += kBlockKeys - left;
   }
+}
+
+// Logits of sums of whole blocks become those of the mean of what is left out, which counts as often as it has keys.
+inline void take_kept_off(const Entry* entries, int count, float* logits) {
+  each_rest(entries, count, logits, [](float left, int kept, float* logit) {
+    vf sums[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) sums[p] = load<vf>(logit + p * kLanes);
+    for (int i = 1; i <= kept; i++)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; p++) sums[p] -= load<vf>(logit + i * kSlice + p * kLanes);
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) store(logit + p * kLanes, sums[p] * splat(1.0f / left) + splat(std::log2(left)));
+  });
+}
+
+// Weights of means of what is left out become those of sums of whole blocks, less what is kept.
+inline void spread_rest(const Entry* entries, int count, float* weights) {
+  each_rest(entries, count, weights, [](float left, int kept, float* weight) {
+    vf each[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) {
+      each[p] = load<vf>(weight + p * kLanes) * splat(1.0f / left);
+      store(weight + p * kLanes, each[p]);
+    }
+    for (int i = 1; i <= kept; i++)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; p++) {
+        float* part = weight + i * kSlice + p * kLanes;
+        store(part, load<vf>(part) - each[p]);
+      }
+  });
 }
 
 // Turns logits into weights and updates the running softmax; `decay` is what earlier sums are to be multiplied by.
@@ -174,75 +207,71 @@ inline void weigh(Tile64& tile, int s, int count, float* logits, vf* decay) {
   }
 }
 
-// Rows of one KV head as float32: where they lie, or copies of those asked for; `means` [blocks][size, padded].
+constexpr int kSumBlocks = 32;  // whose sums are held
+
+// Rows of one KV head as float32: where they lie, or copies of those asked for; and sums of the newest blocks.
 template <class T>
 struct Rows {
   const T* data;
   int64_t stride;
   int size;
   int64_t padded;
-  const float* means;
-  float* copies;  // [kPack][padded]
+  float* copies;  // [kPack][padded], but for float32
+  float* sums;    // [kSumBlocks][padded]
 
-  Rows(const T* data, int64_t stride, int size, const float* means, Frame& frame)
-      : data(data), stride(stride), size(size), padded(round_up(size, 16)), means(means) {
-    copies = frame.take<float>(kPack * padded);
+  Rows(const T* data, int64_t stride, int size, Frame& frame)
+      : data(data), stride(stride), size(size), padded(round_up(size, 16)), copies(nullptr) {
+    if (!std::is_same<T, float>::value) copies = frame.take<float>(kPack * padded);
+    sums = frame.take<float>(kSumBlocks * padded);
   }
 
   void find(const Entry* entries, int count, const float** out) const {
     for (int j = 0; j < count; j++) {
       const T* row = data + entries[j].slot * stride;
-      float* copy = copies + j * padded;
-      if (entries[j].left_out)
-        out[j] = mean(entries[j], copy);
-      else if constexpr (std::is_same<T, float>::value)
-        out[j] = row;
+      const float* sum = sum_of(entries[j].slot);
+      if constexpr (std::is_same<T, float>::value)
+        out[j] = entries[j].left ? sum : row;
       else
-        out[j] = convert(copy, row);
+        out[j] = entries[j].left ? sum : convert(copies + j * padded, row);
     }
   }
 
+  // Sums of the blocks from one slot to another; those of kSumBlocks before are lost.
+  void add_up(int64_t from, int64_t to) const {
+    for (; from < to; from += kBlockKeys) add_up(data + from * stride, kBlockKeys, sum_of(from));
+  }
+
+  // out [padded] = the sum of `count` rows.
+  void add_up(const T* rows, int64_t count, float* out) const {
+    std::fill(out, out + padded, 0.0f);
+    int d = 0;
+    for (; d + 4 * kLanes <= size; d += 4 * kLanes) add_columns<4>(rows + d, count, out + d);
+    for (; d + kLanes <= size; d += kLanes) add_columns<1>(rows + d, count, out + d);
+    for (; d < size; d++)
+      for (int64_t j = 0; j < count; j++) out[d] += to_float(rows[j * stride + d]);
+  }
+
  private:
+  float* sum_of(int64_t slot) const { return sums + slot / kBlockKeys % kSumBlocks * padded; }
+
+  // V vectors of columns at once, so that sums need not wait for each other.
+  template <int V>
+  void add_columns(const T* rows, int64_t count, float* out) const {
+    vf sums[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[v] = vf{};
+    for (int64_t j = 0; j < count; j++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sums[v] += load_float(rows + j * stride + v * kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) store(out + v * kLanes, sums[v]);
+  }
+
   float* convert(float* to, const T* row) const {
     int d = 0;
     for (; d + kLanes <= size; d += kLanes) store(to + d, load_float(row + d));
     for (; d < size; d++) to[d] = to_float(row[d]);
     return to;
-  }
-
-  // From the keys left out or, where those are most, from all of the block and those that are not.
-  const float* mean(Entry entry, float* copy) const {
-    const float* all = means + entry.slot / kBlockKeys * padded;
-    const float count = float(__builtin_popcount(entry.left_out));
-    if (count == kBlockKeys) return all;
-    bool most = count > kBlockKeys / 2;
-    const uint32_t word = most ? ~entry.left_out : entry.left_out;
-    const float whole = most ? kBlockKeys / count : 0.0f, each = (most ? -1.0f : 1.0f) / count;
-    int d = 0;
-    for (; d + 4 * kLanes <= size; d += 4 * kLanes) combine<4>(entry.slot, word, whole, each, all + d, d, copy + d);
-    for (; d + kLanes <= size; d += kLanes) combine<1>(entry.slot, word, whole, each, all + d, d, copy + d);
-    for (; d < size; d++) {
-      float sum = all[d] * whole;
-      for (uint32_t bits = word; bits; bits &= bits - 1)
-        sum += to_float(data[(entry.slot + __builtin_ctz(bits)) * stride + d]) * each;
-      copy[d] = sum;
-    }
-    return copy;
-  }
-
-  // out = all * whole + the sum of rows of the block that begins at `slot` * each, for V vectors of columns.
-  template <int V>
-  void combine(int64_t slot, uint32_t word, float whole, float each, const float* all, int at, float* out) const {
-    vf sums[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) sums[v] = load<vf>(all + v * kLanes) * whole;
-    for (; word; word &= word - 1) {
-      const T* row = data + (slot + __builtin_ctz(word)) * stride + at;
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) sums[v] += load_float(row + v * kLanes) * each;
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) store(out + v * kLanes, sums[v]);
   }
 };
 
@@ -257,10 +286,11 @@ inline void flush(Tile64& tile, int s, const Rows<T>& keys, const Rows<T>& value
   alignas(64) float logits[kPack * kSlice];
   keys.find(entries, count, rows);
   products(rows, count, tile.slice(s), tile.key_size, logits);
-  count_means(entries, count, logits);
+  take_kept_off(entries, count, logits);
   if (entries[count - 1].slot > tile.first) hide_later(tile, s, entries, count, logits);
   vf decay[kParts];
   weigh(tile, s, count, logits, decay);
+  spread_rest(entries, count, logits);
   values.find(entries, count, rows);
   float* acc = tile.acc + int64_t(s) * tile.value_size * kSlice;
   strips(tile.value_size, [&](int from, auto width) {
@@ -273,13 +303,20 @@ inline void flush(Tile64& tile, const Rows<T>& keys, const Rows<T>& values) {
   for (int s = 0; s < tile.slices(); s++) flush(tile, s, keys, values);
 }
 
+// Attends to what is listed of blocks whose sums are lost once those before `to` are held.
+template <class T>
+inline void flush_old(Tile64& tile, int64_t to, const Rows<T>& keys, const Rows<T>& values) {
+  for (int s = 0; s < tile.slices(); s++)
+    if (tile.waiting[s] && tile.pending[s]->slot < to - kSumBlocks * kBlockKeys) flush(tile, s, keys, values);
+}
+
 // Puts keys of the block that begins at `from` on a slice's list, and the mean of others; attends before it is full.
 template <class T>
-inline void add_slots(Tile64& tile, int s, int64_t from, uint32_t word, uint32_t left_out, const Rows<T>& keys,
+inline void add_slots(Tile64& tile, int s, int64_t from, uint32_t word, bool means, const Rows<T>& keys,
                       const Rows<T>& values) {
   if (tile.waiting[s] + kBlockKeys > kPack) flush(tile, s, keys, values);
   Entry* to = tile.pending[s] + tile.waiting[s];
-  if (left_out) *to++ = {int32_t(from), left_out};
+  if (means && ~word) *to++ = {int32_t(from), kBlockKeys - __builtin_popcount(word)};
   for (; word; word &= word - 1) *to++ = {int32_t(from + __builtin_ctz(word)), 0};
   tile.waiting[s] = int(to - tile.pending[s]);
 }
@@ -289,7 +326,7 @@ inline void add_range(Tile64& tile, int64_t from, int64_t to, const Rows<T>& key
   for (; from < to; from += kBlockKeys) {
     int64_t left = to - from;
     uint32_t word = left >= kBlockKeys ? ~uint32_t(0) : (uint32_t(1) << left) - 1;
-    for (int s = 0; s < tile.slices(); s++) add_slots(tile, s, from, word, 0, keys, values);
+    for (int s = 0; s < tile.slices(); s++) add_slots(tile, s, from, word, false, keys, values);
   }
 }
 

@@ -14,7 +14,7 @@ constexpr int kTileRows = 64;   // queries of a tile
 constexpr int kSlice = 16;      // queries worked on together, the fewest that may choose keys of their own
 constexpr int kSlices = kTileRows / kSlice;
 constexpr int kBlockKeys = 32;  // keys of a block, a bit of a word each
-constexpr int kScaleKeys = 8;   // keys that share a scale
+constexpr int kScaleKeys = 16;  // keys that share a scale
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(KH_WIDTH)
 constexpr int kSumGroup = 4;

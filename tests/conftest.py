@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from keyhole.breakeven import ALWAYS
+
 settings.register_profile("keyhole", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keyhole")
 
@@ -21,4 +23,4 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _select_at_any_length(monkeypatch):
     """Tests are short and time nothing: `dense_below="auto"` means 0 in them."""
-    monkeypatch.setattr("keyhole.engines.transformers.cache._break_even", lambda *_: 0)
+    monkeypatch.setattr("keyhole.engines.transformers.cache._break_even", lambda *_: ALWAYS)

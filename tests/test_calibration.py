@@ -8,12 +8,14 @@ import torch
 
 from keyhole import calibration
 from keyhole.bench.crossing import NEVER, Point
-from keyhole.bench.search import Search
-from keyhole.calibration import break_even, cache_file
+from keyhole.bench.search import Heads, Search
+from keyhole.breakeven import BreakEven
+from keyhole.calibration import break_even, break_evens, cache_file
 from keyhole.methods import Recipe
 from keyhole.setting import Setting
 
 SIZES = {"query_heads": 4, "kv_heads": 2, "head_dim": 16}
+HEADS = Heads(*SIZES.values(), 16, torch.float32, torch.device("cpu"))
 POINTS = [Point(512, 2, 1), Point(1024, 1, 2)]
 
 
@@ -64,6 +66,7 @@ def test_force_measures_again(searches):
         {"head_dim": 32},
         {"value_dim": 8},
         {"dtype": torch.bfloat16},
+        {"batch": 2},
         {"threads": torch.get_num_threads() + 1},
     ],
     ids=str,
@@ -72,6 +75,30 @@ def test_another_setting_is_measured_for_itself(searches, change):
     break_even("pqcache", **SIZES)
     break_even("pqcache", **SIZES | change)
     assert len(searches) == 2
+
+
+def test_larger_batches_go_by_what_was_measured_of_them(monkeypatch):
+    found = {1: 4096, 3: 2048, 8: 1024}
+    monkeypatch.setattr(
+        calibration, "search", lambda _, heads, **__: Search([Point(found[heads.batch], 1, 2)], True)
+    )
+    assert break_evens("pqcache", HEADS) == BreakEven(4096)
+    break_even("pqcache", batch=8, **SIZES)
+    forget(monkeypatch)
+    break_even("pqcache", batch=3, **SIZES)
+    pays = break_evens("pqcache", HEADS)
+    assert pays == BreakEven(4096, ((3, 2048), (8, 1024)))
+    assert [pays.at(batch) for batch in (1, 2, 3, 7, 8, 9)] == [4096, 4096, 2048, 2048, 1024, 1024]
+
+
+def test_methods_that_select_nothing_always_pay_in_any_batch(searches):
+    assert break_evens("dense", HEADS).at(5) == 0
+    assert searches == []
+
+
+def test_refuses_a_batch_of_nothing():
+    with pytest.raises(ValueError, match="batch=0 is out of range"):
+        break_even("pqcache", batch=0, **SIZES)
 
 
 @pytest.mark.parametrize("name", ["cpu_model", "isa_level", "__version__"])
@@ -141,8 +168,9 @@ def test_the_cache_is_in_the_users_directory(monkeypatch, tmp_path):
     assert cache_file() == tmp_path / ".cache" / "keyhole" / "calibration.json"
 
 
-def test_a_real_measurement_gives_a_length():
-    tokens = break_even("pqcache(subspaces=4, bits=4, budget=64)", seconds=0.2, **SIZES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_real_measurement_gives_a_length(batch):
+    tokens = break_even("pqcache(subspaces=4, bits=4, budget=64)", seconds=0.2, batch=batch, **SIZES)
     assert tokens > 0
 
 
@@ -152,8 +180,16 @@ def test_below_it_a_layer_reads_everything():
     cases = [("", 0, True), ("", 401, True), ("", 402, False)]
     cases += [(f", dense_below={n}", 9999, n <= 401) for n in (0, 400, 401, 402)]
     for option, measured, selects in cases:
-        layer = Recipe.parse(spec.format(option)).layers(Setting((0,), measured))[0]
+        layer = Recipe.parse(spec.format(option)).layers(Setting((0,), BreakEven(measured)))[0]
         layer.append(torch.randn(1, 2, 400, 16), torch.randn(1, 2, 400, 16))
         layer.append(torch.randn(1, 2, 1, 16), torch.randn(1, 2, 1, 16))
         layer.prepare()
         assert (layer.indexed > 0) is selects
+
+
+@pytest.mark.parametrize(("batch", "selects"), [(1, False), (2, True), (3, True), (4, False)])
+def test_each_batch_goes_by_its_own_length(batch, selects):
+    pays = BreakEven(9999, ((2, 401), (4, 402)))
+    layer = Recipe.parse("pqcache(subspaces=4, bits=4, budget=64)").layers(Setting((0,), pays))[0]
+    layer.append(torch.randn(batch, 2, 401, 16), torch.randn(batch, 2, 401, 16))
+    assert layer.selects is selects

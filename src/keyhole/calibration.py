@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from keyhole.bench.machine import cpu_model, isa_level
 from keyhole.bench.rows import write_whole
 from keyhole.bench.search import SECONDS, Heads, Progress, search
 from keyhole.bench.timing import using_threads
+from keyhole.breakeven import BreakEven
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
-__all__ = ["NEVER", "break_even", "cache_file"]
+__all__ = ["NEVER", "break_even", "break_evens", "cache_file"]
+
+_BATCHES = range(2, 257)  # that are looked up
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ def break_even(
     value_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    batch: int = 1,
     threads: int = 0,
     force: bool = False,
     seconds: float = SECONDS,
@@ -50,6 +55,7 @@ def break_even(
 
     Args:
         value_dim: head size of the values, where it is not `head_dim`.
+        batch: sequences that a step serves.
         threads: to compute with; 0 for torch's present setting.
         force: measure again.
         seconds: no further length is begun after that; on a busy machine more may be needed.
@@ -59,7 +65,8 @@ def break_even(
         ValueError: sizes out of range.
     """
     recipe = Recipe.parse(recipe)
-    heads = Heads(query_heads, kv_heads, head_dim, value_dim or head_dim, dtype, torch.device(device))
+    sizes = query_heads, kv_heads, head_dim, value_dim or head_dim
+    heads = Heads(*sizes, dtype, torch.device(device), batch)
     if recipe.retrieval is None:
         return 0
     if recipe.retrieval.pays_from is not None:
@@ -83,6 +90,15 @@ def break_even(
     return _measured[key]
 
 
+def break_evens(recipe: Recipe | Method | str, heads: Heads) -> BreakEven:
+    """As `break_even` for these heads, with the lengths of larger batches that were measured before."""
+    recipe = Recipe.parse(recipe)
+    one = break_even(recipe, **asdict(heads))
+    held = _read(cache_file()) | _measured
+    keys = ((batch, _key(recipe, replace(heads, batch=batch))) for batch in _BATCHES)
+    return BreakEven(one, tuple((batch, held[key]) for batch, key in keys if key in held))
+
+
 def cache_file() -> Path:
     """Where break-even lengths are kept: in the user's cache directory."""
     named = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
@@ -99,6 +115,7 @@ def _key(recipe: Recipe, heads: Heads) -> str:
         str(recipe),
         f"heads {heads.query_heads}/{heads.kv_heads} of {heads.head_dim}/{heads.value_dim}",
         str(heads.dtype).removeprefix("torch."),
+        *([f"batch {heads.batch}"] if heads.batch > 1 else []),
         f"keyhole {__version__}",
     )
     return " | ".join(parts)

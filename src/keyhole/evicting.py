@@ -81,7 +81,7 @@ class EvictingLayer(LayerCache):
     def _wants_all(self, reader: Reader) -> bool:
         # Selectors take heads of one length; a crop into what was dropped from can leave others. Else a step
         # reads by selection where the budget of any row asks for it.
-        return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context))
+        return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context), self._batch)
 
     def _record_all(self, mask: Tensor | None) -> None:  # noqa: ARG002
         context = sum(self.kept.context) / len(self.kept.context)

@@ -61,6 +61,7 @@ class LayerCache:
         self.usage = Usage()
         self.remember = SHOWN
         self._prompted: Prompted | None = None
+        self._batch = 1  # sequences, as last appended
         self.observer: Callable[[Observation], None] | None = None
 
     @property
@@ -92,6 +93,7 @@ class LayerCache:
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
         self.storage.append(keys, values)
+        self._batch = keys.shape[0]
 
     @lasting()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
@@ -130,12 +132,12 @@ class LayerCache:
         return self._reader is not None and not self._wants_all(self._reader)
 
     def _wants_all(self, reader: Reader) -> bool:
-        return reader.wants_all(self.storage.length, self.length)
+        return reader.wants_all(self.storage.length, self.length, self._batch)
 
     def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         """Attention of `query [B, H, 1, D]` over all that is stored."""
         self._record_all(mask)
-        if self._reader is not None and self._reader.leads(self.length):
+        if self._reader is not None and self._reader.leads(self.length, self._batch):
             self._reader.watch(query.squeeze(2), self.storage, logits, mask)
         return self._attend_all(query, logits, mask)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, merge
+from keyhole.breakeven import ALWAYS, BreakEven
 from keyhole.budget import Budget
 from keyhole.regions import Regions, left_padding, regions
 from keyhole.selection import Selection, Selector, Step
@@ -26,7 +27,7 @@ class Reading(NamedTuple):
     budget: Budget
     sinks: int
     window: int
-    dense_below: int = 0
+    dense_below: BreakEven = ALWAYS
 
 
 class Read(NamedTuple):
@@ -51,20 +52,22 @@ class Reader:
     def __init__(self, selector: Selector, reading: Reading) -> None:
         self.selector, self.reading = selector, reading
 
-    def wants_all(self, tokens: int, context: int) -> bool:
+    def wants_all(self, tokens: int, context: int, batch: int) -> bool:
         """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it.
 
-        Budgets are shares of the `context`, which is longer where tokens were evicted.
+        It may pay for a `batch` of several sequences from another length on. Budgets are shares of the
+        `context`, which is longer where tokens were evicted.
         """
         candidates = tokens - self.reading.sinks - self.reading.window
         budget = self.reading.budget
         allowed = budget.mass is None and candidates <= budget.limit(context)
-        short = tokens < self.reading.dense_below or candidates < self.selector.minimum
+        short = tokens < self.reading.dense_below.at(batch) or candidates < self.selector.minimum
         return self.selector.reads_all or short or allowed
 
-    def leads(self, tokens: int) -> bool:
+    def leads(self, tokens: int, batch: int) -> bool:
         """Whether the layer is read whole for what others read by it, rather than for being short."""
-        return self.selector.leads and tokens >= max(self.reading.dense_below, self.selector.minimum)
+        least = max(self.reading.dense_below.at(batch), self.selector.minimum)
+        return self.selector.leads and tokens >= least
 
     def read(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from keyhole.breakeven import ALWAYS, BreakEven
 from keyhole.feedforward.fit import Fitted, Rule
 from keyhole.rope import PlainRope, Rope
 
@@ -21,7 +22,7 @@ class Setting:
 
     Attributes:
         layers: their places in the model, ascending; layers of another kind of attention are left out.
-        break_even: context length that `dense_below="auto"` stands for.
+        break_even: context lengths that `dense_below="auto"` stands for.
         rope: the rotation of a layer, by its place in the model; without a model the plain one of base 10000.
         fingerprint: what tells the model from others, as files made for it name it; None without a model.
         activations: what is known of its modules from random tokens, by a rule of `feedforward`, those of
@@ -30,7 +31,7 @@ class Setting:
     """
 
     layers: tuple[int, ...]
-    break_even: int = 0
+    break_even: BreakEven = ALWAYS
     rope: Callable[[int], Rope] = _plain_rope
     fingerprint: Callable[[], str] | None = None
     activations: Callable[[Rule, bool], dict[str, Fitted]] | None = None

@@ -100,3 +100,13 @@ def test_calibrate_says_from_where_on_a_method_pays(monkeypatch):
     result = bench("calibrate", "--shape", "tiny", "--method", "pqcache", "--method", "oracle")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == ["pqcache: from 1234 tokens on", "oracle: no length in sight"]
+
+
+def test_calibrate_takes_several_batches(monkeypatch):
+    monkeypatch.setattr("keyhole.calibration.break_even", lambda *_, batch, **__: 1000 * batch)
+    result = bench("calibrate", "--shape", "tiny", "--batch", "1", "--batch", "4")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "pqcache: from 1000 tokens on",
+        "pqcache: batch 4, from 4000 tokens on",
+    ]

@@ -366,17 +366,17 @@ def test_sums_of_products_fit_into_16_bits(impl, size):
     assert out.isfinite().all()
 
 
-def test_rounding_is_half_a_step_at_most_and_scales_are_shared_by_8():
+def test_rounding_is_half_a_step_at_most_and_scales_are_shared_by_16():
     _, keys, _ = drawn(1, 1, 1, 45, 32)
     keys, rounding = keys[0, 0].clone(), Rounding(levels(32))
-    keys[16:24] *= 100
+    keys[16:32] *= 100
     shifted = keys - keys.mean(0)
-    for run in range(0, 45, 8):
-        part = shifted[run : run + 8]
+    for run in range(0, 45, 16):
+        part = shifted[run : run + 16]
         step = part.abs().max() / levels(32)
-        steps = small_keys(keys, rounding)[run : run + 8] / step
+        steps = small_keys(keys, rounding)[run : run + 16] / step
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
-        assert float((small_keys(keys, rounding)[run : run + 8] - part).abs().max()) <= float(step) * 0.501
+        assert float((small_keys(keys, rounding)[run : run + 16] - part).abs().max()) <= float(step) * 0.501
     step = shifted.abs().amax(1, keepdim=True) / levels(32)
     assert bool(((small_queries(shifted, rounding) - shifted).abs() <= step * 0.501).all())
 

@@ -17,6 +17,7 @@ from keyhole.layer import LayerCache, Observation
 from keyhole.methods.recipe import Recipe
 
 LENGTHS = tuple(512 << doubling for doubling in range(8))
+_MOST = 4 * LENGTHS[-1]  # tokens of all sequences together
 _ROUNDS = 7
 SECONDS = 4.0  # no further length is begun after that
 _CHEAPEST = {"iterations": 1}  # options that decide how good an index is, not how long a step takes
@@ -26,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Heads:
-    """The sizes of one attention layer, and what computes it."""
+    """The sizes of one attention layer, what computes it, and for how many sequences at once."""
 
     query_heads: int
     kv_heads: int
@@ -34,9 +35,10 @@ class Heads:
     value_dim: int
     dtype: torch.dtype
     device: torch.device
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("query_heads", "kv_heads", "head_dim", "value_dim"):
+        for name in ("query_heads", "kv_heads", "head_dim", "value_dim", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; give at least 1")
         if self.query_heads % self.kv_heads:
@@ -67,8 +69,10 @@ def search(
     """
     started = time.perf_counter()
     source = Synthetic(
-        heads.kv_heads, heads.head_dim, value_dim=heads.value_dim, dtype=heads.dtype, device=heads.device
-    )
+        heads.kv_heads, heads.head_dim, value_dim=heads.value_dim, dtype=heads.dtype, device=heads.device,
+        batch=heads.batch,
+    )  # fmt: skip
+    lengths = [tokens for tokens in lengths if tokens * heads.batch <= _MOST] or lengths[:1]
     layer, evictor = _quick(recipe).layers(1)[0], Evictor(device=heads.device)
     points: list[Point] = []
     slower, faster = -1, len(lengths)

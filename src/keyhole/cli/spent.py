@@ -51,7 +51,8 @@ def _pays_from(cache: Cache) -> int:
     """The context length below which the method reads everything."""
     from keyhole.engines.transformers import served_layers
 
-    return max((layer.reading.dense_below for layer in served_layers(cache) if layer.reading), default=0)
+    readings = (layer.reading for layer in served_layers(cache))
+    return max((reading.dense_below.at(1) for reading in readings if reading), default=0)
 
 
 def _tokens(count: int) -> str:

@@ -46,7 +46,7 @@ class Rounding(NamedTuple):
     """
 
     levels: int
-    run: int = 8
+    run: int = 16
 
 
 class SparseAttended(NamedTuple):

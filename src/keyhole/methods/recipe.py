@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from keyhole.breakeven import BreakEven
 from keyhole.errors import SpecError
 from keyhole.evicting import EvictingLayer
 from keyhole.feedforward import FeedForward
@@ -110,7 +111,7 @@ class Recipe:
         stage = self.retrieval
         if stage is None:
             return None
-        below = setting.break_even if stage.dense_below == "auto" else int(stage.dense_below)
+        below = setting.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
         return Reading(stage.budget, stage.sinks, stage.window, below)
 
     def _answer(self, factory: str, setting: Setting) -> Any:

@@ -19,14 +19,15 @@ from keyhole.prefill.salelayer import LayerFit
 
 FIRST = 0.512  # the paper begins with 0.008, which is on the same grid
 _LEAST = 1e-5  # a threshold of no more keeps nearly everything: 0 then, without the estimate
+_FINER = 0.5**0.5  # heads that share an error use up more of it than by halves
 KINDS = ("layer", "relative", "absolute")
 
 
-def grid(first: float = FIRST) -> list[float]:
-    """The thresholds that are tried, from the largest, and 0 at last."""
+def grid(first: float = FIRST, *, ratio: float = 0.5) -> list[float]:
+    """The thresholds that are tried, from the largest, each `ratio` times the one before, and 0 at last."""
     taus = [first]
-    while taus[-1] / 2 > _LEAST:
-        taus.append(taus[-1] / 2)
+    while taus[-1] * ratio > _LEAST:
+        taus.append(taus[-1] * ratio)
     return [*taus, 0.0]
 
 
@@ -40,7 +41,9 @@ def threshold_fit(reach: Reach, error: float, kind: str) -> LayerFit | Threshold
         raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     if not error >= 0:
         raise ValueError(f"error={error} is out of range; give at least 0")
-    return LayerFit(reach, error, grid()) if kind == "layer" else ThresholdFit(reach, error, kind=kind)
+    if kind == "layer":
+        return LayerFit(reach, error, grid(ratio=_FINER))
+    return ThresholdFit(reach, error, kind=kind)
 
 
 class ThresholdFit:

@@ -15,7 +15,7 @@ from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.kernels import Reach
 
-_PRICES = torch.logspace(-6, 12, 181, dtype=torch.float64)  # keys read, as a share, that an error is worth
+_PRICES = torch.logspace(-6, 12, 3601, dtype=torch.float64)  # keys read, as a share, that an error is worth
 
 
 class LayerFit:

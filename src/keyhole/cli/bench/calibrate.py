@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +27,9 @@ def calibrate(
     kv_heads: options.KVHeads = 8,
     head_dim: options.HeadDim = 128,
     dtype: options.Dtype = "float32",
+    batch: Annotated[
+        list[int], typer.Option(min=1, help="Sequences that a step serves; may be repeated.")
+    ] = [1],  # noqa: B006 - typer copies it
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Measure again what is known.")] = False,
     quiet: Quiet = False,
@@ -38,19 +42,22 @@ def calibrate(
 
     check_dtype(dtype)
     sizes = _sizes(shape, model) or Attention(query_heads, kv_heads, head_dim)
-    for spec in named(method, selecting=True):
+    for spec, sequences in product(named(method, selecting=True), batch):
         with progress(quiet) as report:
             tokens = break_even(
                 spec,
                 **sizes._asdict(),
                 dtype=DTYPES[dtype],
+                batch=sequences,
                 threads=threads or 0,
                 force=force,
                 seconds=_SECONDS,
                 progress=lambda done, total, spec=spec: report(spec, done, total),
             )
         stdout().print(
-            f"{spec}: " + ("no length in sight" if tokens == NEVER else f"from {tokens} tokens on")
+            f"{spec}: "
+            + (f"batch {sequences}, " if sequences > 1 else "")
+            + ("no length in sight" if tokens == NEVER else f"from {tokens} tokens on")
         )
     if not quiet:
         stderr().print(f"kept in {cache_file()}", highlight=False, markup=False)

@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keyhole.accounting import Usage
+from keyhole.breakeven import ALWAYS, BreakEven
 from keyhole.engines.transformers.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
@@ -121,10 +122,10 @@ def setting_of(model: PreTrainedModel) -> Setting:
     return _setting(model, [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)])
 
 
-def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> Setting:
+def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS) -> Setting:
     return Setting(
         tuple(served),
-        break_even,
+        pays,
         partial(layer_rope, model),
         partial(fingerprint, model),
         partial(stand_in_activations, model),
@@ -132,18 +133,20 @@ def _setting(model: PreTrainedModel, served: list[int], break_even: int = 0) -> 
     )
 
 
-def _break_even(recipe: Recipe, model: PreTrainedModel) -> int:
+def _break_even(recipe: Recipe, model: PreTrainedModel) -> BreakEven:
     """Tokens from which on the recipe pays on this model; 0 where it does not ask for that."""
     if recipe.retrieval is None or recipe.retrieval.dense_below != "auto":
-        return 0
+        return ALWAYS
     # Only needed here, and it brings the benchmarks with it.
+    from keyhole.bench.search import Heads
     from keyhole.bench.shapes import attention_sizes
-    from keyhole.calibration import break_even
+    from keyhole.calibration import break_evens
 
     sizes = attention_sizes(model.config)
     if sizes is None:
-        return 0
-    return break_even(Recipe((recipe.retrieval,)), **sizes._asdict(), dtype=model.dtype, device=model.device)
+        return ALWAYS
+    heads = Heads(*sizes, sizes.head_dim, model.dtype, model.device)
+    return break_evens(Recipe((recipe.retrieval,)), heads)
 
 
 def layer_kinds(model: PreTrainedModel) -> list[Any]:

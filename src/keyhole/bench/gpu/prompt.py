@@ -5,6 +5,8 @@ Legend: H query heads, Hkv KV heads, T tokens, D head size.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,8 @@ from keyhole.bench.layers import layer_sizes
 from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.result import Result, compare
 from keyhole.bench.timing import Candidate, Evictor
-from keyhole.kernels import Reach
+from keyhole.kernels import Reach, SparseAttended
+from keyhole.methods.sale import Sale
 
 _TOPICS = 64  # of a text; a query attends to its own topic's keys, to the first tokens and to the newest
 _STRETCH = 512  # tokens of a text that stay with a topic
@@ -25,7 +28,9 @@ _CHECKED = 1024  # newest queries whose error is looked at
 
 @torch.no_grad()
 def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Result]:
-    """Time `sale_attention` with one threshold for all heads over a structured prompt, all costs included.
+    """Time SALE with one threshold for all heads over a structured prompt, all costs included.
+
+    As the method comes, and as published: tiles of 64 queries that read or leave out blocks of keys.
 
     Raises:
         ValueError: the case does not fit into memory.
@@ -35,10 +40,9 @@ def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Res
     require_memory(f"a prompt of {case.tokens} tokens", 2 * case.cache_bytes + 2 * query_bytes, device)
     query, keys, values = structured(case)
     scale, taus = case.logits.scale, torch.full((case.query_heads,), tau, device=device)
-    reach = Reach(width=32)
 
-    def sale() -> Tensor:
-        return kernels.sale_attention(query, keys, values, taus, scale=scale, reach=reach).out
+    def sale(reach: Reach) -> SparseAttended:
+        return kernels.sale_attention(query, keys, values, taus, scale=scale, reach=reach)
 
     def flash() -> Tensor:
         grouped = case.query_heads > case.kv_heads
@@ -47,20 +51,25 @@ def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Res
         )
 
     newest = slice(-min(_CHECKED, case.tokens), None)
-    found, exact = sale()[:, :, newest].float(), flash()[:, :, newest].float()
-    error = float((found - exact).norm() / exact.norm())
-    told = kernels.sale_attention(query, keys, values, taus, scale=scale, reach=reach).kept
-    density = float(told.sum()) / (case.batch * case.query_heads * case.tokens**2 / 2 / kernels.TILE_ROWS)
-    moved = case.cache_bytes + 2 * query.nbytes
-    ours = Candidate(f"sale(tau={tau})", implementation(device), sale, moved, case.tokens)
+    exact = flash()[:, :, newest].float()
+    pairs, moved = case.batch * case.query_heads * case.tokens**2 / 2, case.cache_bytes + 2 * query.nbytes
+    ours, notes = [], [f"{_TOPICS} topics in stretches of {_STRETCH} tokens, drawn"]
+    for method in (Sale(tau=tau), Sale(tau=tau, tile=32, rows=kernels.TILE_ROWS, means=False)):
+        reach = method.reach
+        found = sale(reach)
+        error = float((found.out[:, :, newest].float() - exact).norm() / exact.norm())
+        density = float(found.kept.sum()) * reach.rows / pairs
+        notes.append(
+            f"{method}: {density:.1%} of the keys are read; relative error of the newest "
+            f"{-newest.start} outputs {error:.2%}"
+        )
+        run = partial(sale, reach)
+        ours.append(Candidate(str(method), implementation(device), run, moved, case.tokens))
     baseline = Candidate("sdpa causal", "torch", flash, moved, case.tokens)
-    notes = [
-        f"{_TOPICS} topics in stretches of {_STRETCH} tokens, drawn; of the keys {density:.1%} are read; "
-        f"relative error of the newest {-newest.start} outputs {error:.2%}"
-    ]
-    return [
-        compare("prompt", layer_sizes(case), [ours], [baseline], rounds=rounds, evictor=evictor, notes=notes)
-    ]
+    compared = compare(
+        "prompt", layer_sizes(case), ours, [baseline], rounds=rounds, evictor=evictor, notes=notes
+    )
+    return [compared]
 
 
 def structured(case: Case) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ class Clock:
 
     def _parts(self, sinks: int, window: int) -> Regions:
         device, batch = self.slot.device, len(self.padding)
-        stop = (self.slot + 1 - window).int().expand(batch)
+        stop = (self.slot + 1 - window).int().repeat(batch)
         first = self.starts + sinks
         always = torch.cat(
             [

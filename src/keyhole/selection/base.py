@@ -37,7 +37,7 @@ class Step(NamedTuple):
     Attributes:
         query: `[B, H, D]`, after RoPE.
         storage: what is stored, for selectors that score keys themselves.
-        regions: which slots compete: those in [first, last).
+        regions: which slots compete: those in [first, stop).
         anchor_lse: float32 `[B, H]`, log-sum-exp of the exact logits of the always-read tokens, and of the
             sink logit where the model has one.
         logits: how the model makes logits.
@@ -92,7 +92,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, step: Step) -> Selection:
-        """Pick among the slots in [first, last)."""
+        """Pick among the slots in [first, stop)."""
 
     def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: B027 - most need no queries to build
         """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""

@@ -122,7 +122,7 @@ def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, 
     pooled = kernels.pooled_attention(
         query,
         storage.keys(),
-        kernels.Span(regions.starts, regions.length, regions.first, regions.last),
+        kernels.Span(regions.starts, regions.ends, regions.first, regions.stop, regions.last),
         kernels.Pooling(logits.scale, logits.softcap, page=page, largest=True),
         score_extra=sinks,
         share_extra=sinks,

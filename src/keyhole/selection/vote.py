@@ -36,11 +36,11 @@ class Vote:
 
     def elect(self, step: Step) -> Selection:
         """The competing tokens of most votes that the budget allows, for each KV head."""
-        first, how = step.regions.first, step.logits
+        first, stop, last, how = step.regions.first, step.regions.stop, step.regions.last, step.logits
         pooled = kernels.pooled_attention(
             step.query,
-            step.storage.keys(),
-            kernels.Span(first, step.regions.last, first, step.regions.last),
+            step.storage.keys()[:, :, :last],
+            kernels.Span(first, stop, first, stop, last),
             kernels.Pooling(
                 how.scale,
                 how.softcap,

@@ -20,7 +20,7 @@ _Extras = tuple[Tensor | None, Tensor | None]
 
 
 class Span(NamedTuple):
-    """Slots in [begin[b], end[b]) make the denominators; of these, those in [first[b], stop[b]) are pooled."""
+    """Slots in [begin[b], end[b]) make the denominators, those in [first[b], stop[b]) are pooled."""
 
     begin: Tensor  # int [B]
     end: Tensor  # int [B]

@@ -128,8 +128,15 @@ class Selector(ABC):
 class Capturable(Selector):
     """A selector whose steps can be of fixed size, see `keyhole.capture`.
 
-    `select` then never waits for a GPU, and takes where the window begins from `Regions.stop`.
+    `select`, and `watch` where it leads, then never wait for a GPU, and take where the window begins from
+    `Regions.stop`. The storage of a step holds what there is room for, of which memory that no token has
+    come to may be anything.
     """
+
+    @property
+    def varying(self) -> str:
+        """What of this one has no fixed size, for all that; empty if all has."""
+        return ""
 
     @abstractmethod
     def reserve(self, tokens: int) -> None:
@@ -137,13 +144,17 @@ class Capturable(Selector):
 
     @abstractmethod
     def place(self, keys: Tensor, slot: Tensor) -> None:
-        """Index `keys [B, Hkv, 1, D]` as the slot that int64 `slot [1]` names, without waiting for it.
+        """Index the slot that int64 `slot [1]` names, of `keys [B, Hkv, N, D]`, without waiting for it.
 
-        `length` is set by the owner when steps are over.
+        All slots before it are indexed. It may be placed again with another key, when steps were taken back.
         """
 
+    def release(self, length: int) -> None:
+        """Steps are over, and so many tokens are indexed; what was placed behind them was taken back."""
+        self.length = length
 
-class Unindexed(Selector):
+
+class Unindexed(Capturable):
     """A selector without an index: it only counts what an index would hold."""
 
     def build(self, keys: Tensor, regions: Regions) -> None:  # noqa: ARG002
@@ -151,3 +162,9 @@ class Unindexed(Selector):
 
     def append(self, keys: Tensor) -> None:
         self.length += keys.shape[2]
+
+    def reserve(self, tokens: int) -> None:
+        pass
+
+    def place(self, keys: Tensor, slot: Tensor) -> None:
+        pass

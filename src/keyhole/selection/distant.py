@@ -27,11 +27,15 @@ class BareKeys(DeviceStorage):
         super().__init__()
         self.scoring, self.padding = scoring, padding  # int64 `[B]`
 
-    def extend(self, keys: Tensor) -> None:
+    def add(self, keys: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]` as they are cached."""
         for part in keys.split(_PIECE, dim=2):
             slots = torch.arange(self.length, self.length + part.shape[2], device=part.device)
-            self.take(self.scoring.keys(part, slots, self.padding).to(part.dtype))
+            self.take(self._without_rotation(part, slots))
+
+    def put(self, key: Tensor, slot: Tensor) -> None:
+        """Write `key [B, Hkv, 1, D]`, as it is cached, at int64 `slot [1]`, of memory that is held."""
+        self.keys().index_copy_(2, slot, self._without_rotation(key, slot))
 
     def take(self, bare: Tensor) -> None:
         """Add keys that have no rotation any more."""
@@ -40,6 +44,9 @@ class BareKeys(DeviceStorage):
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
         self.padding = self.padding.index_select(0, rows.to(self.padding.device))
+
+    def _without_rotation(self, keys: Tensor, slots: Tensor) -> Tensor:
+        return self.scoring.keys(keys, slots, self.padding).to(keys.dtype)
 
 
 class DistantVoteSelector(VoteSelector):
@@ -57,16 +64,27 @@ class DistantVoteSelector(VoteSelector):
     def build(self, keys: Tensor, regions: Regions) -> None:
         super().build(keys, regions)
         self._bare = BareKeys(self.scoring, torch.tensor(regions.padding, device=keys.device))
-        self._bare.extend(keys)
+        self._bare.add(keys)
 
     def append(self, keys: Tensor) -> None:
         super().append(keys)
-        self._known().extend(keys)
+        self._known().add(keys)
 
     def select(self, step: Step) -> Selection:
         bare = self._known()
-        query = self.scoring.query(step.query, step.regions.length - 1, bare.padding)
+        query = self.scoring.query(step.query, step.regions.ends - 1, bare.padding)
         return super().select(step._replace(query=query.to(step.query.dtype), storage=bare))
+
+    def reserve(self, tokens: int) -> None:
+        self._known().reserve(tokens)
+        self._known().extend(tokens)
+
+    def place(self, keys: Tensor, slot: Tensor) -> None:
+        self._known().put(keys.index_select(2, slot), slot)
+
+    def release(self, length: int) -> None:
+        super().release(length)
+        self._known().crop(length)
 
     def crop(self, length: int) -> None:
         super().crop(length)

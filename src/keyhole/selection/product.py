@@ -112,7 +112,8 @@ class ProductSelector(Capturable):
         self._reserve(tokens)
 
     def place(self, keys: Tensor, slot: Tensor) -> None:
-        rows, books = self._rotated(keys.float()).flatten(0, 1), self._fitted("codebooks").flatten(0, 1)
+        rows = self._rotated(keys.index_select(2, slot).float()).flatten(0, 1)
+        books = self._fitted("codebooks").flatten(0, 1)
         codes = kernels.pq_encode(rows, books)
         kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from keyhole.regions import Regions
-from keyhole.selection.base import Selector, Step
+from keyhole.selection.base import Capturable, Step
 from keyhole.selection.pages import page_count
 from keyhole.storage.buffer import GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 
 
-class SummarySelector(Selector):
+class SummarySelector(Capturable):
     """Ranks pages of `page` slots by their summaries. Padding and sinks are left out of these.
 
     Subclasses say what a summary is, by `_summarised` and `_joined`, and rank.
@@ -58,6 +58,25 @@ class SummarySelector(Selector):
         self._summaries.crop(whole)
         self._summaries.append(summaries)
         self.length += keys.shape[2]
+
+    def reserve(self, tokens: int) -> None:
+        pages = -(-tokens // self.page)
+        self._summaries.reserve(pages)
+        self._summaries.extend(pages)
+
+    def place(self, keys: Tensor, slot: Tensor) -> None:
+        # Its page is summarised anew: what was joined to a summary cannot be taken back.
+        number = slot // self.page
+        slots = number * self.page + torch.arange(self.page, device=keys.device)
+        indexed = (slots <= slot) | (slots < self.length)
+        counted = indexed & (slots >= self._starts().view(-1, 1))
+        held = keys.index_select(2, slots.clamp(max=keys.shape[2] - 1))
+        self._summaries.view().index_copy_(2, number, self._summarised(held, counted, 0))
+
+    def release(self, length: int) -> None:
+        # A page that is not whole may have been summarised with tokens that were taken back.
+        self.length = length // self.page * self.page
+        self._summaries.crop(length // self.page)
 
     def bytes_read(self, step: Step) -> int:
         return page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes

@@ -74,6 +74,10 @@ class VoteSelector(ExactSelector):
         self._kept: Kept | None = None
         self._elected = True
 
+    @property
+    def varying(self) -> str:
+        return "" if self.reuse is None else "with reuse it elects in some steps only"
+
     def select(self, step: Step) -> Selection:
         if self.reuse is None:
             return self.vote.elect(step)

@@ -98,8 +98,8 @@ class GrowingBuffer(Buffer):
             raise ValueError("the buffer is empty; append first")
         return self._data[:, :, start : self._length]
 
-    def reserve(self, rows: int) -> Tensor:
-        """Make room for so many rows in all; the whole memory, what is held first.
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows in all, so that they stay where they are when more come.
 
         Raises:
             ValueError: nothing was appended yet.
@@ -107,11 +107,10 @@ class GrowingBuffer(Buffer):
         held = self.view()
         if self._data is None or rows > self._data.shape[2]:
             self._data = self._moved(held, rows)
-        return self._data
 
-    def extend(self, rows: int) -> None:
-        """So many more rows were written behind the others, to memory that was reserved."""
-        self._length += rows
+    def extend(self, length: int) -> None:
+        """Hold so many rows in all, of memory that was reserved; the caller writes the new ones."""
+        self._length = length
 
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)

@@ -29,17 +29,15 @@ class DeviceStorage(Storage):
     def values(self, start: int = 0) -> Tensor:
         return self._values.view()[:, :, start:]
 
-    def reserve(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Make room for so many tokens: the memory of keys, and that of values, `[B, Hkv, room, D]`.
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens in all, so that they stay where they are when more come."""
+        self._keys.reserve(tokens)
+        self._values.reserve(tokens)
 
-        What was appended comes first; the rest is written by the caller, and counted with `extend`.
-        """
-        return self._keys.reserve(tokens), self._values.reserve(tokens)
-
-    def extend(self, tokens: int) -> None:
-        """So many tokens more were written to memory that was reserved."""
-        self._keys.extend(tokens)
-        self._values.extend(tokens)
+    def extend(self, length: int) -> None:
+        """Hold so many tokens in all, in memory that was reserved; the caller writes the new ones."""
+        self._keys.extend(length)
+        self._values.extend(length)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         return attend_slots(query, self.keys(), self.values(), slots, counts, logits)

@@ -23,6 +23,9 @@ SPECS = [
     f"tokenselect(budget=17, distance=30, {COMMON})",
     f"delta(budget=17, page=4, full=(0,), {COMMON})",
     f"delta(budget=0.3, page=4, full=(1,), {COMMON})",
+    f"a2ats(budget=17, codewords=16, distance=30, {COMMON})",
+    f"a2ats(budget=0.2, union=turns, codewords=16, distance=30, {COMMON})",
+    f"pqcache(budget=17, bits=4, {COMMON})",
     f"oracle(budget=17, {COMMON})",
     f"oracle(budget=0.3, {COMMON})",
 ]
@@ -103,7 +106,7 @@ def test_steps_that_were_taken_back_leave_nothing(spec):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, WINDOW, 13])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.startswith("pqcache")])
 def test_a_layer_cache_is_left(spec, steps):
     """It knows the tokens of the steps that count, and no others."""
     text, other = Text(), Text(seed=1)
@@ -114,16 +117,14 @@ def test_a_layer_cache_is_left(spec, steps):
     clock.forget()
     run(text, clock, layers, steps)
     release(layers, clock, steps)
-    for layer, keys in zip(held, text.keys, strict=True):
+    for layer, ordinary, keys in zip(held, text.filled(spec), text.keys, strict=True):
         assert layer.length == PROMPT + steps
         assert torch.equal(layer.storage.keys(), keys[:, :, : PROMPT + steps])
         assert layer.usage.steps == steps
         if layer.selects:
-            layer.selector.append(layer.storage.keys(layer.indexed))
-            fresh = Recipe.parse(spec).layers(LAYERS)[held.index(layer)]
-            fresh.append(layer.storage.keys(), layer.storage.values())
-            fresh.prepare(text.mask(PROMPT + steps))
-            torch.testing.assert_close(layer.selector.state(), fresh.selector.state())
+            for selector in (layer.selector, ordinary.selector):
+                selector.append(keys[:, :, selector.length : PROMPT + steps])
+            torch.testing.assert_close(layer.selector.state(), ordinary.selector.state())
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -10,14 +10,18 @@ from tests.tiny import fresh_model, prompt, tiny_model
 from tests.waiting import as_if_on_gpu, without_waiting
 
 COMMON = "budget=20, sinks=2, window=6, dense_below=0"
-SPECS = [
-    "dense",
-    f"pqcache(subspaces=8, bits=4, {COMMON})",
-    f"quest(page=4, {COMMON})",
+UNFITTED = [
     f"tokenselect({COMMON})",
     f"tokenselect(distance=30, per_head=true, {COMMON})",
     f"delta(page=4, {COMMON})",
     f"oracle({COMMON})",
+]
+SPECS = [
+    "dense",
+    f"pqcache(subspaces=8, bits=4, {COMMON})",
+    f"a2ats(distance=30, codewords=16, {COMMON})",
+    f"quest(page=4, {COMMON})",
+    *UNFITTED,
 ]
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", "glm4", "granite"]
 NEW = 12
@@ -97,7 +101,7 @@ def test_an_ordinary_cache_is_left(spec):
     assert usages[1].mass == pytest.approx(usages[0].mass, rel=1e-3)
 
 
-@pytest.mark.parametrize("spec", ["dense", FINE, f"quest(page=1, {COMMON})", *SPECS[3:]])
+@pytest.mark.parametrize("spec", ["dense", FINE, f"quest(page=1, {COMMON})", *UNFITTED])
 @torch.no_grad()
 def test_padded_batches(spec):
     model, ids = tiny_model("llama"), prompt(320, rows=2)

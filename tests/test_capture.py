@@ -21,6 +21,9 @@ SPECS = [
     f"tokenselect(budget=17, {COMMON})",
     f"tokenselect(budget=0.2, per_head=true, scaled_vote=false, {COMMON})",
     f"tokenselect(budget=17, distance=30, {COMMON})",
+    f"shadowkv(budget=17, chunk=4, outliers=2, rank=32, {COMMON})",
+    f"shadowkv(budget=0.3, chunk=8, outliers=1, rank=20, {COMMON})",
+    f"shadowkv(budget=17, rank=32, window={WINDOW}, dense_below=500)",
     f"delta(budget=17, page=4, full=(0,), {COMMON})",
     f"delta(budget=0.3, page=4, full=(1,), {COMMON})",
     f"a2ats(budget=17, codewords=16, distance=30, {COMMON})",
@@ -67,7 +70,7 @@ class Text:
         clock = Clock(PROMPT, PROMPT + NEW, self.padding, torch.device("cpu"))
         stand_ins = [CapturedLayer(layer, clock) for layer in layers]
         for each in stand_ins:
-            each.keys[:, :, PROMPT:], each.values[:, :, PROMPT:] = torch.nan, torch.nan
+            each.storage.keys(PROMPT)[:], each.storage.values(PROMPT)[:] = torch.nan, torch.nan
         return clock, stand_ins
 
 
@@ -117,19 +120,21 @@ def test_a_layer_cache_is_left(spec, steps):
     clock.forget()
     run(text, clock, layers, steps)
     release(layers, clock, steps)
-    for layer, ordinary, keys in zip(held, text.filled(spec), text.keys, strict=True):
-        assert layer.length == PROMPT + steps
-        assert torch.equal(layer.storage.keys(), keys[:, :, : PROMPT + steps])
+    for layer, ordinary, keys, values in zip(held, text.filled(spec), text.keys, text.values, strict=True):
+        came = slice(PROMPT, PROMPT + steps)
+        ordinary.append(keys[:, :, came], values[:, :, came])
+        torch.testing.assert_close(layer.storage.state(), ordinary.storage.state())
         assert layer.usage.steps == steps
         if layer.selects:
             for selector in (layer.selector, ordinary.selector):
-                selector.append(keys[:, :, selector.length : PROMPT + steps])
+                selector.append(keys[:, :, selector.length : came.stop])
             torch.testing.assert_close(layer.selector.state(), ordinary.selector.state())
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_ordinary_steps_follow(spec):
-    text, of_tokens = Text(), re.sub(r"page=\d+", "page=1", spec)  # whose summaries know no moment
+    # Summaries of single tokens know no moment at which they were made.
+    text, of_tokens = Text(), re.sub(r"(page|chunk)=\d+", r"\1=1", spec)
     held, ordinary = text.filled(of_tokens), text.filled(of_tokens)
     clock, layers = text.fixed(held)
     run(text, clock, layers, 9)
@@ -147,7 +152,8 @@ def test_what_has_no_fixed_size_is_named():
         f"tokenselect(budget=17, reuse=0.9, {COMMON})": "elects in some steps only",
         f"quest(mass=0.9, {COMMON})": "give tokens or a share",
         f"quest(budget=17, keys=int8, {COMMON})": "PlacedStorage",
-        "shadowkv(budget=17, dense_below=0)": "LowRankStorage",
+        f"shadowkv(budget=17, place=host, {COMMON})": "fetched from another tier",
+        f"tokenselect(budget=17, renumber=true, sparse_prefill=true, {COMMON})": "with renumber",
         "h2o(budget=20)": "drops tokens",
     }
     for spec, why in told.items():

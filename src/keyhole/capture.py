@@ -18,14 +18,14 @@ from keyhole.errors import NonFiniteError
 from keyhole.layer import LayerCache
 from keyhole.reader import Reading
 from keyhole.selection import Capturable, Step
-from keyhole.storage import DeviceStorage
+from keyhole.storage import CapturableStorage
 
 
 class CapturedLayer:
     """Stands for a layer cache while its decode steps are of fixed size; `release` hands back what came.
 
     A budget that is a share of the context is that of the longest one there is room for. Codebooks are not
-    fitted anew. Tokens are not looked at for NaN one by one, but when the steps are over.
+    fitted anew, nothing is compressed, and only when the steps are over tokens are looked at for NaN.
 
     Raises:
         ValueError: the layer's method, or its storage, has no steps of fixed size; it is left as it was.
@@ -33,7 +33,7 @@ class CapturedLayer:
 
     def __init__(self, layer: LayerCache, clock: Clock) -> None:
         check_capturable(layer, clock)
-        assert isinstance(layer.storage, DeviceStorage)
+        assert isinstance(layer.storage, CapturableStorage)
         self.layer, self.clock, self.storage = layer, clock, layer.storage
         self.selective, self.leads = layer.selects, layer.leads
         if self.selective:
@@ -43,9 +43,7 @@ class CapturedLayer:
             assert isinstance(layer.selector, Capturable)
             layer.selector.reserve(clock.room)
         self.storage.extend(clock.room)
-        self.keys, self.values = self.storage.keys(), self.storage.values()
-        self._everything = torch.arange(clock.room, dtype=torch.int32, device=self.keys.device)
-        self._read = torch.zeros(2, device=self.keys.device)  # tokens read, and their mass, summed over steps
+        self._read = torch.zeros(2, device=clock.slot.device)  # tokens read, and their mass, over all steps
         self._index_bytes = 0
 
     @property
@@ -56,12 +54,11 @@ class CapturedLayer:
     @property
     def newest(self) -> Tensor:
         """A token's keys, `[B, Hkv, 1, D]`."""
-        return self.keys[:, :, :1]
+        return self.storage.keys(self.storage.length - 1)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add `keys [B, Hkv, 1, D]`, after RoPE, and `values [B, Hkv, 1, D]` at the clock's slot."""
-        self.keys.index_copy_(2, self.clock.slot, keys.to(self.keys.dtype))
-        self.values.index_copy_(2, self.clock.slot, values.to(self.values.dtype))
+        self.storage.put(keys, values, self.clock.slot)
         self.clock.finite &= torch.isfinite(keys).all() & torch.isfinite(values).all()
 
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
@@ -95,12 +92,12 @@ class CapturedLayer:
 
     def _select(self, query: Tensor, logits: Logits) -> Part:
         selector, reading = self._chooses
-        selector.place(self.keys, self.clock.slot - reading.window)
+        selector.place(self.storage, self.clock.slot - reading.window)
         parts = self.clock.regions(reading)
         anchor = self.storage.attend(query, parts.always, parts.always_counts, logits)
         step = Step(query, self.storage, parts, logits.with_sinks(anchor.lse), logits, reading.budget)
         chosen = selector.select(step)
-        self._index_bytes = selector.bytes_read(step) * self.keys.shape[1]
+        self._index_bytes = selector.bytes_read(step) * chosen.counts.shape[1]
         found = self.storage.attend(query, chosen.slots, chosen.counts, logits)
         read = chosen.counts.float().mean() + parts.always.shape[1]
         self._read += torch.stack([read, chosen.mass.mean()])
@@ -111,10 +108,7 @@ class CapturedLayer:
         selector.watch(query, self.storage, self.clock.regions(reading), logits)
 
     def _attend_all(self, query: Tensor, logits: Logits) -> Part:
-        batch = len(self.clock.padding)
-        slots = self._everything + self.clock.starts.unsqueeze(1)
-        counts = (self.clock.slot + 1 - self.clock.starts).expand(batch)
-        return self.storage.attend(query, slots, counts.int(), logits)
+        return self.storage.attend(query, *self.clock.everything, logits)
 
     def _record(self, steps: int) -> None:
         unused = sum(self.clock.padding) / len(self.clock.padding)
@@ -149,10 +143,10 @@ def _varying(layer: LayerCache, clock: Clock) -> str:
     storage, selector, reading = layer.storage, layer.selector, layer.reading
     if type(layer) is not LayerCache:
         return "it drops tokens, so that slots move"
-    if type(storage) is not DeviceStorage:
+    if not isinstance(storage, CapturableStorage):
         return f"its keys and values do not lie on the device as they came, but in a {type(storage).__name__}"
-    if selector is None or reading is None:
-        return ""
+    if storage.varying or selector is None or reading is None:
+        return storage.varying
     if not isinstance(selector, Capturable):
         return f"the work of its {type(selector).__name__} follows from what that finds"
     if reading.budget.mass is not None:

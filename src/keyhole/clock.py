@@ -26,12 +26,19 @@ class Clock:
         self.slot = torch.tensor([length], device=device)
         self.starts = torch.tensor(padding, dtype=torch.int32, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        slots = torch.arange(room, dtype=torch.int32, device=device)
+        self._slots = (slots + self.starts.unsqueeze(1)).clamp(max=room - 1)
         self._regions: dict[tuple[int, int], Regions] = {}
 
     @property
     def positions(self) -> Tensor:
         """Position `[B, 1]` of the step's token in each batch row."""
         return self.slot - self.starts.long().unsqueeze(1)
+
+    @property
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """All slots of each row, int32 `[B, room]`, and how many there are at this step, int32 `[B]`."""
+        return self._slots, (self.slot + 1 - self.starts).int()
 
     def regions(self, reading: Reading) -> Regions:
         """The parts of the sequence at this step; layers that ask alike are given the same."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from keyhole.attention import Logits
 from keyhole.budget import Budget
 from keyhole.regions import Regions, on_device
-from keyhole.storage import Storage
+from keyhole.storage import CapturableStorage, Storage
 
 
 class Selection(NamedTuple):
@@ -143,8 +143,8 @@ class Capturable(Selector):
         """Make room for so many tokens, so that tensors stay where they are when more come."""
 
     @abstractmethod
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        """Index the slot that int64 `slot [1]` names, of `keys [B, Hkv, N, D]`, without waiting for it.
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        """Index the slot that int64 `slot [1]` names, of what is stored, without waiting for it.
 
         All slots before it are indexed. It may be placed again with another key, when steps were taken back.
         """
@@ -166,5 +166,5 @@ class Unindexed(Capturable):
     def reserve(self, tokens: int) -> None:
         pass
 
-    def place(self, keys: Tensor, slot: Tensor) -> None:
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
         pass

@@ -18,7 +18,7 @@ from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.codebook import Codebook, fit_codebook
 from keyhole.selection.groups import Groups, pick_groups
 from keyhole.selection.sample import sample_slots
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 _KEYS_PER_CODEWORD = 8  # of a codebook fitted on the prompt, at least
@@ -107,8 +107,8 @@ class CodewordSelector(Capturable):
         # Codes of tokens that are still to come are looked up, too.
         self._codes.view(self.length).zero_()
 
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        self._codes.view().index_copy_(2, slot, self._encoded(keys.index_select(2, slot), slot))
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        self._codes.put(self._encoded(storage.keys_at(slot), slot), slot)
 
     def release(self, length: int) -> None:
         super().release(length)

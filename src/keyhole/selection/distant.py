@@ -15,7 +15,7 @@ from keyhole.regions import Regions
 from keyhole.rope import FixedDistance
 from keyhole.selection.base import Selection, Step
 from keyhole.selection.vote import Vote, VoteSelector
-from keyhole.storage import DeviceStorage
+from keyhole.storage import CapturableStorage, DeviceStorage
 
 _PIECE = 8192  # tokens whose rotation is taken off at a time, to bound temporary memory
 
@@ -33,9 +33,10 @@ class BareKeys(DeviceStorage):
             slots = torch.arange(self.length, self.length + part.shape[2], device=part.device)
             self.take(self._without_rotation(part, slots))
 
-    def put(self, key: Tensor, slot: Tensor) -> None:
-        """Write `key [B, Hkv, 1, D]`, as it is cached, at int64 `slot [1]`, of memory that is held."""
-        self.keys().index_copy_(2, slot, self._without_rotation(key, slot))
+    def place(self, key: Tensor, slot: Tensor) -> None:
+        """Write `key [B, Hkv, 1, D]`, as it is cached, at a new slot, int64 `[1]`."""
+        bare = self._without_rotation(key, slot)
+        self.put(bare, bare[..., :0], slot)
 
     def take(self, bare: Tensor) -> None:
         """Add keys that have no rotation any more."""
@@ -79,8 +80,8 @@ class DistantVoteSelector(VoteSelector):
         self._known().reserve(tokens)
         self._known().extend(tokens)
 
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        self._known().put(keys.index_select(2, slot), slot)
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        self._known().place(storage.keys_at(slot), slot)
 
     def release(self, length: int) -> None:
         super().release(length)

@@ -13,7 +13,7 @@ from torch import Tensor
 from keyhole.regions import Regions
 from keyhole.selection.base import Capturable, Step
 from keyhole.selection.pages import page_count
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 
@@ -28,6 +28,7 @@ class SummarySelector(Capturable):
         self.page = page
         self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
+        self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
 
     @abstractmethod
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
@@ -60,18 +61,22 @@ class SummarySelector(Capturable):
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
-        pages = -(-tokens // self.page)
+        whole, pages = self.length // self.page, -(-tokens // self.page)
+        self._begun = self._summaries.view()[:, :, whole : whole + 1].clone()
         self._summaries.reserve(pages)
         self._summaries.extend(pages)
 
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        # Its page is summarised anew: what was joined to a summary cannot be taken back.
-        number = slot // self.page
-        slots = number * self.page + torch.arange(self.page, device=keys.device)
-        indexed = (slots <= slot) | (slots < self.length)
-        counted = indexed & (slots >= self._starts().view(-1, 1))
-        held = keys.index_select(2, slots.clamp(max=keys.shape[2] - 1))
-        self._summaries.view().index_copy_(2, number, self._summarised(held, counted, 0))
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        # All of its page that came since `reserve`: what was joined to a summary cannot be taken back.
+        number = slot.clamp(min=self.length) // self.page
+        slots = number * self.page + torch.arange(self.page, device=slot.device)
+        came = (slots >= self.length) & (slots <= slot) & (slots >= self._starts().view(-1, 1))
+        held = storage.keys_at(slots.clamp(max=storage.length - 1))
+        summary = self._summarised(held, came, 0)
+        if self._begun.shape[2]:
+            joined = self._joined(self._begun.squeeze(2), summary.squeeze(2)).unsqueeze(2)
+            summary = joined.where(number == self.length // self.page, summary)
+        self._summaries.put(summary, number)
 
     def release(self, length: int) -> None:
         # A page that is not whole may have been summarised with tokens that were taken back.

@@ -109,8 +109,13 @@ class GrowingBuffer(Buffer):
             self._data = self._moved(held, rows)
 
     def extend(self, length: int) -> None:
-        """Hold so many rows in all, of memory that was reserved; the caller writes the new ones."""
+        """Hold so many rows in all, in memory that was reserved; the new ones are `put` there."""
         self._length = length
+
+    def put(self, rows: Tensor, places: Tensor) -> None:
+        """Write `rows [B, H, T, W]` at int64 `places [T]` of what is held, without waiting for them."""
+        held = self.view()
+        held.index_copy_(2, places, rows.to(held.dtype))
 
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots
-from keyhole.storage.base import Footprint, Storage
+from keyhole.storage.base import CapturableStorage, Footprint
 from keyhole.storage.buffer import GrowingBuffer
 
 
-class DeviceStorage(Storage):
+class DeviceStorage(CapturableStorage):
     """Two buffers that grow in place, on the device the keys arrive on."""
 
     def __init__(self) -> None:
@@ -30,14 +30,19 @@ class DeviceStorage(Storage):
         return self._values.view()[:, :, start:]
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens in all, so that they stay where they are when more come."""
         self._keys.reserve(tokens)
         self._values.reserve(tokens)
 
     def extend(self, length: int) -> None:
-        """Hold so many tokens in all, in memory that was reserved; the caller writes the new ones."""
         self._keys.extend(length)
         self._values.extend(length)
+
+    def put(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        self._keys.put(keys, slot)
+        self._values.put(values, slot)
+
+    def keys_at(self, slots: Tensor) -> Tensor:
+        return self.keys().index_select(2, slots)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         return attend_slots(query, self.keys(), self.values(), slots, counts, logits)

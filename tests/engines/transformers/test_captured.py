@@ -21,6 +21,7 @@ SPECS = [
     f"pqcache(subspaces=8, bits=4, {COMMON})",
     f"a2ats(distance=30, codewords=16, {COMMON})",
     f"quest(page=4, {COMMON})",
+    f"shadowkv(chunk=4, rank=32, outliers=1, {COMMON})",
     *UNFITTED,
 ]
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", "glm4", "granite"]
@@ -57,6 +58,11 @@ def filled(model, spec, tokens, **options):
             layer.prepare()  # or else an ordinary step's index would know the first new token
     indexed_one_by_one(keyhole.served_layers(cache))
     return cache
+
+
+def places(step):
+    """Where what is stored lies."""
+    return [held.data_ptr() for layer in step.layers for held in layer.storage.state().values()]
 
 
 @pytest.fixture(autouse=True)
@@ -149,9 +155,9 @@ def test_nothing_in_a_step_waits(spec, monkeypatch):
         with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
             found = step(ids[:, :1])
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-        before = [layer.keys.data_ptr() for layer in step.layers]
+        before = places(step)
         step(ids[:, :1])
-        assert [layer.keys.data_ptr() for layer in step.layers] == before
+        assert places(step) == before
 
 
 @torch.no_grad()
@@ -199,14 +205,27 @@ def test_caches_that_grow_by_copies_are_refused():
     keyhole.detach(model)
 
 
-def test_room_is_kept_to():
+@pytest.mark.parametrize("spec", SPECS)
+def test_room_is_kept_to(spec):
     model, ids = tiny_model("llama"), prompt(30)
-    cache = filled(model, "dense", ids)
+    cache = filled(model, spec, ids)
     with keyhole.captured(model, cache, new_tokens=1) as step:
         step(ids[:, :1])
         with pytest.raises(ValueError, match="room for 1 new tokens"):
             step(ids[:, :1])
     assert cache.get_seq_length() == 31
+
+
+@torch.no_grad()
+def test_a_layer_without_memory_leaves_the_others_as_they_were():
+    model, ids, spec = tiny_model("llama"), prompt(60), f"quest(page=4, {COMMON})"
+    ordinary, cache = (filled(model, spec, ids) for _ in range(2))
+    keyhole.served_layers(cache)[1].selector.reserve = lambda _: torch.empty(1 << 60)
+    with pytest.raises(RuntimeError), keyhole.captured(model, cache, new_tokens=2):
+        pass
+    assert cache.get_seq_length() == 60
+    expected, found = (greedy(model, each, ids[:, :1], 2) for each in (ordinary, cache))
+    torch.testing.assert_close(found, expected)
 
 
 def test_beams_are_refused():

@@ -13,10 +13,9 @@ struct Pooling {
   int64_t batch_stride, head_stride, slot_stride;
   int64_t batches;
   int kv_heads, heads, size;  // heads: those of one KV head, G
-  const int64_t* begin;       // [B]: slots [begin, end) make the denominators
-  int64_t end;
-  const int64_t* first;  // [B]: slots [first, last) are pooled
-  int64_t last;
+  const int64_t *begin, *end;   // [B]: slots [begin, end) make the denominators
+  const int64_t *first, *stop;  // [B]: slots [first, stop) are pooled
+  int64_t slots, last;          // no end, no stop lies behind it
   int64_t page;
   float scale, softcap, sharpness;
   bool per_head;  // a list of scores for each KV head, else one for all
@@ -50,8 +49,8 @@ inline Mass mass_of(const float* logits, int64_t n, float most, float sharpness)
 
 class Pool {
  public:
-  Pool(const Pooling& p, Frame& frame) : p_(p), rows_(p.batches * p.kv_heads), blocks_((p.end + kPooled - 1) / kPooled) {
-    stride_ = round_up(p.end, kPooled);
+  Pool(const Pooling& p, Frame& frame) : p_(p), rows_(p.batches * p.kv_heads), blocks_((p.slots + kPooled - 1) / kPooled) {
+    stride_ = round_up(p.slots, kPooled);
     padded_ = round_up(p.size, 16);
     int64_t all = rows_ * p.heads;
     queries_ = padded_queries(p.query, all, p.size, padded_, frame);
@@ -88,7 +87,7 @@ class Pool {
   template <class T>
   void score(int64_t row, int64_t block) {
     int64_t start = block * kPooled, from = std::max(start, p_.begin[row / p_.kv_heads]);
-    int64_t to = std::min(start + kPooled, p_.end);
+    int64_t to = std::min(start + kPooled, p_.end[row / p_.kv_heads]);
     const T* keys = static_cast<const T*>(p_.keys) + row / p_.kv_heads * p_.batch_stride +
                     row % p_.kv_heads * p_.head_stride;
     float* out = logits_ + row * p_.heads * stride_;
@@ -131,22 +130,28 @@ class Pool {
     p_.lse[head] = float(lse);
   }
 
+  // Of the slots of some pages, [from, to), those in [first, stop) are pooled.
+  struct Pooled {
+    int64_t from, first, stop, to;
+  };
+
   // Scores and shares of the pages in [from, to) of one batch row.
   void pool(int64_t batch, int64_t from, int64_t to) const {
     Frame frame;
-    int64_t room = round_up(to - from, kLanes), first = std::max(from, p_.first[batch]);
+    const int64_t room = round_up(to - from, kLanes), stop = std::min(to, p_.stop[batch]);
+    const Pooled pooled = {from, std::max(from, p_.first[batch]), stop, to};
     float* scores = frame.take<float>(room);
     float* shares = frame.take<float>(room);
     std::fill_n(scores, room, 0.0f);
     for (int64_t row = batch * p_.kv_heads; row < (batch + 1) * p_.kv_heads; row++) {
       std::fill_n(shares, room, 0.0f);
-      for (int g = 0; g < p_.heads && first < to; g++) add(row * p_.heads + g, from, room, scores, shares);
-      emit(shares, from, first, to, 1.0f / float(p_.heads), p_.shares + row * pages());
+      for (int g = 0; g < p_.heads && pooled.first < stop; g++) add(row * p_.heads + g, from, room, scores, shares);
+      emit(shares, pooled, 1.0f / float(p_.heads), p_.shares + row * pages());
       if (!p_.per_head) continue;
-      emit(scores, from, first, to, part(p_.heads), p_.scores + row * pages());
+      emit(scores, pooled, part(p_.heads), p_.scores + row * pages());
       std::fill_n(scores, room, 0.0f);
     }
-    if (!p_.per_head) emit(scores, from, first, to, part(p_.heads * p_.kv_heads), p_.scores + batch * pages());
+    if (!p_.per_head) emit(scores, pooled, part(p_.heads * p_.kv_heads), p_.scores + batch * pages());
   }
 
   float part(int heads) const { return p_.largest ? 1.0f : 1.0f / float(heads); }
@@ -166,9 +171,11 @@ class Pool {
     }
   }
 
-  // Sums over pages, times `factor`; slots before `first` count nothing.
-  void emit(float* weights, int64_t from, int64_t first, int64_t to, float factor, float* out) const {
+  // Sums over pages, times `factor`; slots that are not pooled count nothing.
+  void emit(float* weights, const Pooled& pooled, float factor, float* out) const {
+    const auto [from, first, stop, to] = pooled;
     std::fill(weights, weights + std::min(first, to) - from, 0.0f);
+    std::fill(weights + std::max(stop, from) - from, weights + to - from, 0.0f);
     for (int64_t at = from; at < to; at += p_.page) {
       float total = 0;
       for (int64_t i = at; i < std::min(at + p_.page, to); i++) total += weights[i - from];

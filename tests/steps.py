@@ -18,6 +18,19 @@ def competing(first, last, length):
     return Regions(length, padding, context, none, none.sum(1).int(), first, last, stop)
 
 
+def indexed_one_by_one(layers):
+    """Layer caches that hold a prompt: an index does not depend on the step at which tokens enter it now."""
+    for layer in layers:
+        if layer.selector is not None:
+            layer.selector.append = _leaving(layer.selector.append, layer.reading.window)
+    return layers
+
+
+def _leaving(append, window):
+    """An `append` of what has left the window only, not of what is about to."""
+    return lambda keys: append(keys[:, :, : keys.shape[2] - window])
+
+
 def stored(keys):
     storage = DeviceStorage()
     storage.append(keys, keys[..., :1])

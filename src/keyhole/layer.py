@@ -63,6 +63,7 @@ class LayerCache:
         self._prompted: Prompted | None = None
         self._batch = 1  # sequences, as last appended
         self.observer: Callable[[Observation], None] | None = None
+        self.method = "the method"  # as messages name it
 
     @property
     def length(self) -> int:
@@ -131,13 +132,18 @@ class LayerCache:
         """Whether a step would read a selection now, and not everything."""
         return self._reader is not None and not self._wants_all(self._reader)
 
+    @property
+    def leads(self) -> bool:
+        """Whether others read by a step of this layer, which is read whole itself."""
+        return self._reader is not None and self._reader.leads(self.length, self._batch)
+
     def _wants_all(self, reader: Reader) -> bool:
         return reader.wants_all(self.storage.length, self.length, self._batch)
 
     def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         """Attention of `query [B, H, 1, D]` over all that is stored."""
         self._record_all(mask)
-        if self._reader is not None and self._reader.leads(self.length, self._batch):
+        if self._reader is not None and self.leads:
             self._reader.watch(query.squeeze(2), self.storage, logits, mask)
         return self._attend_all(query, logits, mask)
 

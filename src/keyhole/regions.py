@@ -13,10 +13,10 @@ from keyhole.kernels.page_slots import scattered, width_of
 
 
 class Regions(NamedTuple):
-    """Where each part lies. Sinks and window are always read; slots in [first, last) compete.
+    """Where each part lies. Sinks and window are always read; slots in [first, stop) compete.
 
     Attributes:
-        length: slots there are.
+        length: slots there are; where steps are of fixed size, that there is room for.
         padding: unused slots at the start of each batch row.
         context: tokens each batch row has seen, those that were evicted since among them.
         always: int32 `[B, A]`, the slots of sinks and window, ascending; filling after `always_counts`.
@@ -34,6 +34,11 @@ class Regions(NamedTuple):
     first: Tensor
     last: int
     stop: Tensor
+
+    @property
+    def ends(self) -> Tensor:
+        """Slots there are at this step, int32 `[B]` on the device."""
+        return self.stop + (self.length - self.last)
 
     @property
     def starts(self) -> Tensor:

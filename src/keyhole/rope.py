@@ -87,7 +87,7 @@ class FixedDistance(NamedTuple):
         """Keys `[B, H, T, D]` of `slots [T]` or `[B, T]`, with `padding [B]` before them, at position 0."""
         return self.rope.unrotate(keys, slots - padding.unsqueeze(1))
 
-    def query(self, query: Tensor, slot: int, padding: Tensor) -> Tensor:
-        """`query [B, H, D]` of a slot, at the position of that distance; float32."""
+    def query(self, query: Tensor, slot: int | Tensor, padding: Tensor) -> Tensor:
+        """`query [B, H, D]` of a slot, one or `[B]`, at the position of that distance; float32."""
         moves = self.distance - (slot - padding)
         return self.rope.rotate(query.unsqueeze(2), moves.unsqueeze(1)).squeeze(2)

@@ -13,7 +13,8 @@ def problem(lists, page, *, tokens=457, most=90, mass=None, floor=0, ties=False)
     scores = scores.round() if ties else scores
     shares = torch.rand(2, 3, pages, generator=make) / pages
     places = kernels.top_slots(scores, min(pages, most // page + 3), impl="reference")
-    paged = kernels.Paged(torch.tensor([5, 0], dtype=torch.int32), tokens, page)
+    first, stop = torch.tensor([[5, 0], [tokens, tokens - 21]], dtype=torch.int32)
+    paged = kernels.Paged(first, stop, tokens, page)
     allowed = kernels.Allowed(torch.tensor([most, most - 7]), most, mass, floor)
     return places, scores, shares, torch.full((2, 3), 0.1), paged, allowed
 

@@ -24,10 +24,10 @@ def by_definition(query, keys, span, how, score_extra, share_extra):
     scores = np.zeros((batch, kv_heads if how.per_head else 1, pages))
     shares, lses = np.zeros((batch, kv_heads, pages)), np.zeros((batch, heads))
     for b in range(batch):
-        begin, first = int(span.begin[b]), int(span.first[b])
+        begin, end, first, stop = (int(bound[b]) for bound in span[:-1])
         votes, held = np.zeros((heads, span.last)), np.zeros((heads, span.last))
         for h in range(heads):
-            rows = keys[b, h // group, begin : span.end].double().numpy()
+            rows = keys[b, h // group, begin:end].double().numpy()
             logits = rows @ query[b, h].double().numpy() * how.scale
             if how.softcap is not None:
                 logits = how.softcap * np.tanh(logits / how.softcap)
@@ -35,7 +35,7 @@ def by_definition(query, keys, span, how, score_extra, share_extra):
             extra = [-np.inf if each is None else float(each[b, h]) for each in (score_extra, share_extra)]
             sharp = np.logaddexp(lse(logits * how.sharpness), extra[0])
             total = np.logaddexp(lses[b, h], extra[1])
-            for slot in range(first, span.last):
+            for slot in range(first, stop):
                 votes[h, slot] = np.exp(logits[slot - begin] * how.sharpness - sharp)
                 held[h, slot] = np.exp(logits[slot - begin] - total)
         for kv in range(kv_heads):
@@ -61,9 +61,9 @@ def poisoned(keys, span):
     batch, heads, slots, size = keys.shape
     wide = torch.full((batch, heads, slots + 5, size + 3), torch.nan, dtype=keys.dtype)
     wide[:, :, 2 : slots + 2, 1 : size + 1] = keys
-    for row, begin in enumerate(span.begin.tolist()):
+    for row, (begin, end) in enumerate(zip(span.begin.tolist(), span.end.tolist(), strict=True)):
         wide[row, :, : begin + 2] = torch.nan
-        wide[row, :, span.end + 2 :] = torch.nan
+        wide[row, :, end + 2 :] = torch.nan
     return wide[:, :, 2 : slots + 2, 1 : size + 1]
 
 
@@ -72,7 +72,7 @@ def check(
 ):
     make = torch.Generator().manual_seed(seed)
     query = 2 * torch.randn(batch, kv_heads * group, size, generator=make)
-    keys = torch.randn(batch, kv_heads, span.end + 3, size, generator=make).to(dtype)
+    keys = torch.randn(batch, kv_heads, int(span.end.max()) + 3, size, generator=make).to(dtype)
     extras = [torch.randn(query.shape[:2], generator=make) if wanted else None for wanted in extra]
     expected = by_definition(query, keys, span, how, *extras)
     found = kernels.pooled_attention(
@@ -82,8 +82,11 @@ def check(
         np.testing.assert_allclose(one, right, rtol=3e-4, atol=1e-6)
 
 
-def span(begin, end, first, last):
-    return kernels.Span(torch.tensor(begin), end, torch.tensor(first, dtype=torch.int32), last)
+def span(begin, end, first, stop, last=None):
+    """An `end` or a `stop` is one for each row, or one for all."""
+    end, stop = (torch.tensor(each).expand(len(begin)) for each in (end, stop))
+    last = int(stop.max()) if last is None else last
+    return kernels.Span(torch.tensor(begin), end, torch.tensor(first, dtype=torch.int32), stop.int(), last)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 15, 16, 17, 31, 33, 63, 100, 1023, 1024, 1025, 2000])
@@ -97,6 +100,15 @@ def test_lengths(any_impl, length):
 def test_pages(any_impl, page, largest, per_head):
     how = kernels.Pooling(0.3, page=page, largest=largest, per_head=per_head)
     check(any_impl, batch=2, span=span([0, 1100], 2050, [3, 1170], 2001), how=how, extra=(True, True))
+
+
+@pytest.mark.parametrize("page", [1, 16, 100])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_rows_end_before_what_the_host_knows(any_impl, page, per_head):
+    """As in steps of fixed size: there are pages, and memory, for what is still to come."""
+    where = span([0, 3, 40], [700, 1100, 40], [2, 30, 60], [650, 1030, 40], 1090)
+    how = kernels.Pooling(0.3, page=page, per_head=per_head)
+    check(any_impl, batch=3, span=where, how=how, extra=(True, True))
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 17, 64, 96, 131])
@@ -122,10 +134,11 @@ def test_softcap_and_sharpness(any_impl, softcap, sharpness):
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(1, 40), st.data(), st.integers(0, 99)
 )
 def test_any_case(batch, kv_heads, group, size, data, seed):
-    end = data.draw(st.integers(1, 1100))
-    last = data.draw(st.integers(0, end))
-    begin = data.draw(st.lists(st.integers(0, end), min_size=batch, max_size=batch))
-    first = [data.draw(st.integers(low, end)) for low in begin]
+    end = data.draw(st.lists(st.integers(1, 1100), min_size=batch, max_size=batch))
+    stop = [data.draw(st.integers(0, most)) for most in end]
+    last = data.draw(st.integers(max(stop), max(end)))
+    begin = [data.draw(st.integers(0, most)) for most in end]
+    first = [data.draw(st.integers(low, most)) for low, most in zip(begin, end, strict=True)]
     how = kernels.Pooling(
         size**-0.5,
         sharpness=data.draw(st.sampled_from([1.0, 5.0])),
@@ -134,7 +147,7 @@ def test_any_case(batch, kv_heads, group, size, data, seed):
         largest=data.draw(st.booleans()),
     )
     sizes = {"batch": batch, "kv_heads": kv_heads, "group": group, "size": size}
-    check("auto", **sizes, span=span(begin, end, first, last), how=how, extra=(True, True), seed=seed)
+    check("auto", **sizes, span=span(begin, end, first, stop, last), how=how, extra=(True, True), seed=seed)
 
 
 @pytest.mark.parametrize("extra", [None, 2.0])
@@ -186,9 +199,11 @@ def test_operands_are_checked():
         span([3], 10, [2], 10),
         span([-1], 10, [0], 10),
         span([0], 9, [0], 10),
+        span([0], 10, [0], 10, 9),
+        span([0], 10, [0], 10, 11),
     ):
         with pytest.raises(ValueError, match="does not lie in"):
-            kernels.pooled_attention(query, keys, span(*bad), how)
+            kernels.pooled_attention(query, keys, bad, how)
     with pytest.raises(ValueError, match="one a batch row"):
         kernels.pooled_attention(query, keys, span([0, 0], 10, [0, 0], 10), how)
     with pytest.raises(ValueError, match="page=0"):

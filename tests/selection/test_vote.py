@@ -160,7 +160,7 @@ def test_a_prompt_ends_the_reuse():
     selector, step = VoteSelector(Vote(per_head=False, scaled=True), reuse=0.0), problem(60, 2, last=20)
     selector.build(step.storage.keys(), step.regions)
     selector.select(step)
-    later = step._replace(regions=step.regions._replace(last=50))
+    later = step._replace(regions=problem(60, 2, last=50).regions)
     fresh = selector.vote.elect(later).slots.tolist()
     assert selector.select(later).slots.tolist() != fresh
     selector.see(step.query.unsqueeze(2), 2)

@@ -1,6 +1,6 @@
 """From the pages that rank highest to the slots that a budget allows.
 
-Page u is the slots [u * page, (u + 1) * page), of which those in [first, last) compete.
+Page u is the slots [u * page, (u + 1) * page), of which those in [first, stop) compete.
 
 Shapes: B batch, Hkv KV heads, L lists of pages, Hkv or 1 for all heads, P pages, K of them that may be read.
 """
@@ -17,10 +17,11 @@ _MOST_COMPARED = 4096  # pages; beyond, sorting them is faster than comparing ea
 
 
 class Paged(NamedTuple):
-    """What competes: slots in [first[b], last), by pages of so many."""
+    """What competes: slots in [first[b], stop[b]), by pages of so many."""
 
     first: Tensor  # int [B]
-    last: int
+    stop: Tensor  # int [B]
+    last: int  # no stop lies behind it
     page: int
 
 
@@ -115,7 +116,7 @@ def _reference(
 def _competing(pages: Tensor, paged: Paged) -> tuple[Tensor, Tensor]:
     """Where the competing slots of `pages [B, L, K]` begin, and how many they are."""
     begins = (pages * paged.page).maximum(paged.first.view(-1, 1, 1))
-    ends = ((pages + 1) * paged.page).clamp(max=paged.last)
+    ends = ((pages + 1) * paged.page).minimum(paged.stop.view(-1, 1, 1))
     return begins, (ends - begins).clamp(min=0)
 
 

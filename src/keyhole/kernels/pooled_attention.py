@@ -20,12 +20,13 @@ _Extras = tuple[Tensor | None, Tensor | None]
 
 
 class Span(NamedTuple):
-    """Slots in [begin[b], end) make the denominators; of these, slots in [first[b], last) are pooled."""
+    """Slots in [begin[b], end[b]) make the denominators, those in [first[b], stop[b]) are pooled."""
 
     begin: Tensor  # int [B]
-    end: int
+    end: Tensor  # int [B]
     first: Tensor  # int [B]
-    last: int
+    stop: Tensor  # int [B]
+    last: int  # no stop lies behind it
 
 
 class Pooling(NamedTuple):
@@ -70,8 +71,8 @@ def pooled_attention(
     hold beside the span's.
 
     Raises:
-        ValueError: shapes do not fit, or the span does not lie in the keys (on a GPU `begin` and `first` are
-            not looked at).
+        ValueError: shapes do not fit, or the span does not lie in the keys (on a GPU only `last` is looked
+            at, and the others are cut to the keys).
     """
     _check(query, keys, span, how)
     operands = (query, keys, span, how, (score_extra, share_extra))
@@ -89,30 +90,39 @@ def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
     fits = fits and query.shape[::2] == keys.shape[::3] and query.shape[1] % keys.shape[1] == 0
     if not fits:
         raise ValueError(f"keys {list(keys.shape)} do not fit query {list(query.shape)}")
-    begin, first = span.begin, span.first
-    if begin.shape != query.shape[:1] or first.shape != query.shape[:1]:
-        raise ValueError(f"begin {list(begin.shape)} and first {list(first.shape)}, expected one a batch row")
-    lies = 0 <= span.last <= span.end <= keys.shape[2]
-    if at_hand(begin, first):
-        lies = lies and bool(((begin >= 0) & (begin <= first)).all())
+    *bounds, last = span
+    if any([bound.shape != query.shape[:1] for bound in bounds]):
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in zip(Span._fields, bounds, strict=False))
+        raise ValueError(f"{shapes}, expected one a batch row")
+    lies = 0 <= last <= keys.shape[2]
+    if at_hand(*bounds):
+        rows = zip(*(bound.tolist() for bound in bounds), strict=True)
+        lies = lies and all([_lies(row, last, keys.shape[2]) for row in rows])
     if not lies:
-        raise ValueError(f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, last <= end")
+        raise ValueError(
+            f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, stop <= end and last"
+        )
     if how.page < 1 or not how.sharpness > 0:
         raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")
+
+
+def _lies(bounds: tuple[int, ...], last: int, slots: int) -> bool:
+    begin, end, first, stop = bounds
+    return 0 <= begin <= first and stop <= end <= slots and stop <= last
 
 
 def _native(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
     batch, heads, size = query.shape
     kv_heads, pages = keys.shape[1], -(-span.last // how.page)
     query = query.float().contiguous()
-    begin, first = span.begin.long().contiguous(), span.first.long().contiguous()
+    bounds = [bound.long().contiguous() for bound in span[:-1]]
     logs = [None if each is None else each.float().contiguous() for each in extras]
     scores = torch.empty(batch, kv_heads if how.per_head else 1, pages)
     shares, lse = torch.empty(batch, kv_heads, pages), torch.empty(batch, heads)
     operands = PoolingCall(
         query.data_ptr(), keys.data_ptr(), TYPES[keys.dtype], *keys.stride()[:3],
         batch, kv_heads, heads // kv_heads, size,
-        begin.data_ptr(), span.end, first.data_ptr(), span.last, how.page,
+        *(bound.data_ptr() for bound in bounds), keys.shape[2], span.last, how.page,
         how.scale, how.softcap or 0.0, how.sharpness, how.per_head, how.largest,
         *(None if each is None else each.data_ptr() for each in logs),
         scores.data_ptr(), shares.data_ptr(), lse.data_ptr(),
@@ -125,9 +135,8 @@ def _reference(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _E
     score_extra, share_extra = extras
     kv_heads = keys.shape[1]
     grouped = query.float().unflatten(1, (kv_heads, -1))
-    logits = softcapped(grouped @ keys[:, :, : span.end].float().transpose(2, 3) * how.scale, how.softcap)
-    for row, begin in zip(logits, span.begin.tolist(), strict=True):
-        row[..., :begin] = -torch.inf
+    logits = softcapped(grouped @ keys.float().transpose(2, 3) * how.scale, how.softcap)
+    logits = logits.masked_fill(~_within(span.begin, span.end, logits.shape[-1]), -torch.inf)
     lse = logits.logsumexp(-1).flatten(1)
     pooled = logits[..., : span.last]
     shares = _weights(pooled, lse, share_extra, span)
@@ -139,13 +148,17 @@ def _reference(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _E
 
 
 def _weights(logits: Tensor, lse: Tensor, extra: Tensor | None, span: Span) -> Tensor:
-    """Softmax [B, Hkv, G, N] of logits, zero before `first`; a row without mass has no weights."""
+    """Softmax [B, Hkv, G, N] of logits, zero where nothing is pooled; a row without mass has no weights."""
     total = lse if extra is None else torch.logaddexp(lse, extra.float())
     total = total.masked_fill(total == -torch.inf, 0.0).view(logits.shape[:3])
     weights = (logits - total.unsqueeze(-1)).exp()
-    for row, first in zip(weights, span.first.tolist(), strict=True):
-        row[..., :first] = 0.0
-    return weights
+    return weights.masked_fill(~_within(span.first, span.stop, logits.shape[-1]), 0.0)
+
+
+def _within(begin: Tensor, end: Tensor, slots: int) -> Tensor:
+    """Which of so many slots lie in [begin[b], end[b]), bool [B, 1, 1, slots]."""
+    slot = torch.arange(slots, device=begin.device)
+    return ((slot >= begin.view(-1, 1)) & (slot < end.view(-1, 1)))[:, None, None]
 
 
 def page_sums(values: Tensor, page: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -107,8 +107,10 @@ class PoolingCall(ctypes.Structure):
         ("heads", _int),
         ("size", _int),
         ("begin", _pointer),
-        ("end", _long),
+        ("end", _pointer),
         ("first", _pointer),
+        ("stop", _pointer),
+        ("slots", _long),
         ("last", _long),
         ("page", _long),
         ("scale", _float),

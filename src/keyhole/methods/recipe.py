@@ -96,12 +96,15 @@ class Recipe:
             selectors or [None] * count,
             strict=True,
         )
-        return [
+        layers = [
             LayerCache(prefill, storage, selector, reading=reading)
             if retention is None
             else EvictingLayer(prefill, storage, retention, selector, reading=reading)
             for prefill, storage, retention, selector in answers
         ]
+        for layer in layers:
+            layer.method = str(self)
+        return layers
 
     def feedforward(self, setting: Setting) -> FeedForward | None:
         """The thresholds for a model's weights, None where all are activated."""

@@ -94,7 +94,7 @@ class ChunkedPrefill(Prefill):
             return storage
         keys = storage.keys()
         bare = BareKeys(self.scoring, torch.tensor(padding, device=keys.device))
-        bare.extend(keys)
+        bare.add(keys)
         return bare
 
     def _read(

@@ -13,7 +13,7 @@ from torch import Tensor
 from keyhole.attention import Logits
 from keyhole.budget import Budget
 from keyhole.regions import Regions, on_device
-from keyhole.storage import Storage
+from keyhole.storage import CapturableStorage, Storage
 
 
 class Selection(NamedTuple):
@@ -37,7 +37,7 @@ class Step(NamedTuple):
     Attributes:
         query: `[B, H, D]`, after RoPE.
         storage: what is stored, for selectors that score keys themselves.
-        regions: which slots compete: those in [first, last).
+        regions: which slots compete: those in [first, stop).
         anchor_lse: float32 `[B, H]`, log-sum-exp of the exact logits of the always-read tokens, and of the
             sink logit where the model has one.
         logits: how the model makes logits.
@@ -92,7 +92,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, step: Step) -> Selection:
-        """Pick among the slots in [first, last)."""
+        """Pick among the slots in [first, stop)."""
 
     def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: B027 - most need no queries to build
         """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""
@@ -128,22 +128,33 @@ class Selector(ABC):
 class Capturable(Selector):
     """A selector whose steps can be of fixed size, see `keyhole.capture`.
 
-    `select` then never waits for a GPU, and takes where the window begins from `Regions.stop`.
+    `select`, and `watch` where it leads, then never wait for a GPU, and take where the window begins from
+    `Regions.stop`. The storage of a step holds what there is room for, of which memory that no token has
+    come to may be anything.
     """
+
+    @property
+    def varying(self) -> str:
+        """What of this one has no fixed size, for all that; empty if all has."""
+        return ""
 
     @abstractmethod
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens, so that tensors stay where they are when more come."""
 
     @abstractmethod
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        """Index `keys [B, Hkv, 1, D]` as the slot that int64 `slot [1]` names, without waiting for it.
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        """Index the slot that int64 `slot [1]` names, of what is stored, without waiting for it.
 
-        `length` is set by the owner when steps are over.
+        All slots before it are indexed. It may be placed again with another key, when steps were taken back.
         """
 
+    def release(self, length: int) -> None:
+        """Steps are over, and so many tokens are indexed; what was placed behind them was taken back."""
+        self.length = length
 
-class Unindexed(Selector):
+
+class Unindexed(Capturable):
     """A selector without an index: it only counts what an index would hold."""
 
     def build(self, keys: Tensor, regions: Regions) -> None:  # noqa: ARG002
@@ -151,3 +162,9 @@ class Unindexed(Selector):
 
     def append(self, keys: Tensor) -> None:
         self.length += keys.shape[2]
+
+    def reserve(self, tokens: int) -> None:
+        pass
+
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        pass

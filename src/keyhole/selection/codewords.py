@@ -14,11 +14,11 @@ from torch import Tensor
 from keyhole.kernels.pq_tables import softcapped
 from keyhole.regions import Regions
 from keyhole.rope import FixedDistance, Rope
-from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.codebook import Codebook, fit_codebook
 from keyhole.selection.groups import Groups, pick_groups
 from keyhole.selection.sample import sample_slots
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 _KEYS_PER_CODEWORD = 8  # of a codebook fitted on the prompt, at least
@@ -27,7 +27,7 @@ _MINIMUM = 16
 UNIONS = ("share", "turns")
 
 
-class CodewordSelector(Selector):
+class CodewordSelector(Capturable):
     """Ranks codewords by windowed RoPE: what lies behind the window counts as `distance` tokens away.
 
     So keys are compared as they are without their rotation, and a codebook need not know positions. This
@@ -80,8 +80,7 @@ class CodewordSelector(Selector):
     def append(self, keys: Tensor) -> None:
         for part in keys.split(_CHUNK, dim=2):
             slots = torch.arange(self.length, self.length + part.shape[2], device=keys.device)
-            codes = self._known().encode(self._unrotated(part, slots))
-            self._codes.append(codes.to(torch.int16).unsqueeze(-1))
+            self._codes.append(self._encoded(part, slots))
             self.length += part.shape[2]
 
     def select(self, step: Step) -> Selection:
@@ -98,9 +97,22 @@ class CodewordSelector(Selector):
     def _logits(self, step: Step) -> Tensor:
         """Those of a token of each codeword, at the constant distance, float32 `[B, Hkv, G, C]`."""
         book = self._known()
-        query = self.ranking.query(step.query, step.regions.length - 1, self._paddings())
+        query = self.ranking.query(step.query, step.regions.ends - 1, self._paddings())
         query = query.unflatten(1, (book.points.shape[1], -1))
         return softcapped(book.products(query, step.logits.scale), step.logits.softcap)
+
+    def reserve(self, tokens: int) -> None:
+        self._codes.reserve(tokens)
+        self._codes.extend(tokens)
+        # Codes of tokens that are still to come are looked up, too.
+        self._codes.view(self.length).zero_()
+
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        self._codes.put(self._encoded(storage.keys_at(slot), slot), slot)
+
+    def release(self, length: int) -> None:
+        super().release(length)
+        self._codes.crop(length)
 
     def bytes_read(self, step: Step) -> int:
         fitted = sum(part[0, 0].nbytes for part in (self._known().points, self._known().inverse))
@@ -152,6 +164,10 @@ class CodewordSelector(Selector):
         return fit_codebook(
             self._unrotated(drawn, slots), None, count, iterations=self.iterations, spread=False
         )
+
+    def _encoded(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """The codes int16 `[B, Hkv, T, 1]` of `keys [B, Hkv, T, D]` of `slots [T]`."""
+        return self._known().encode(self._unrotated(keys, slots)).to(torch.int16).unsqueeze(-1)
 
     def _unrotated(self, keys: Tensor, slots: Tensor) -> Tensor:
         """Keys `[B, Hkv, T, D]` of `slots [T]` or `[B, T]`, without their rotation."""

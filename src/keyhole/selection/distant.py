@@ -15,7 +15,7 @@ from keyhole.regions import Regions
 from keyhole.rope import FixedDistance
 from keyhole.selection.base import Selection, Step
 from keyhole.selection.vote import Vote, VoteSelector
-from keyhole.storage import DeviceStorage
+from keyhole.storage import CapturableStorage, DeviceStorage
 
 _PIECE = 8192  # tokens whose rotation is taken off at a time, to bound temporary memory
 
@@ -27,11 +27,16 @@ class BareKeys(DeviceStorage):
         super().__init__()
         self.scoring, self.padding = scoring, padding  # int64 `[B]`
 
-    def extend(self, keys: Tensor) -> None:
+    def add(self, keys: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]` as they are cached."""
         for part in keys.split(_PIECE, dim=2):
             slots = torch.arange(self.length, self.length + part.shape[2], device=part.device)
-            self.take(self.scoring.keys(part, slots, self.padding).to(part.dtype))
+            self.take(self._without_rotation(part, slots))
+
+    def place(self, key: Tensor, slot: Tensor) -> None:
+        """Write `key [B, Hkv, 1, D]`, as it is cached, at a new slot, int64 `[1]`."""
+        bare = self._without_rotation(key, slot)
+        self.put(bare, bare[..., :0], slot)
 
     def take(self, bare: Tensor) -> None:
         """Add keys that have no rotation any more."""
@@ -40,6 +45,9 @@ class BareKeys(DeviceStorage):
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
         self.padding = self.padding.index_select(0, rows.to(self.padding.device))
+
+    def _without_rotation(self, keys: Tensor, slots: Tensor) -> Tensor:
+        return self.scoring.keys(keys, slots, self.padding).to(keys.dtype)
 
 
 class DistantVoteSelector(VoteSelector):
@@ -57,16 +65,27 @@ class DistantVoteSelector(VoteSelector):
     def build(self, keys: Tensor, regions: Regions) -> None:
         super().build(keys, regions)
         self._bare = BareKeys(self.scoring, torch.tensor(regions.padding, device=keys.device))
-        self._bare.extend(keys)
+        self._bare.add(keys)
 
     def append(self, keys: Tensor) -> None:
         super().append(keys)
-        self._known().extend(keys)
+        self._known().add(keys)
 
     def select(self, step: Step) -> Selection:
         bare = self._known()
-        query = self.scoring.query(step.query, step.regions.length - 1, bare.padding)
+        query = self.scoring.query(step.query, step.regions.ends - 1, bare.padding)
         return super().select(step._replace(query=query.to(step.query.dtype), storage=bare))
+
+    def reserve(self, tokens: int) -> None:
+        self._known().reserve(tokens)
+        self._known().extend(tokens)
+
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        self._known().place(storage.keys_at(slot), slot)
+
+    def release(self, length: int) -> None:
+        super().release(length)
+        self._known().crop(length)
 
     def crop(self, length: int) -> None:
         super().crop(length)

@@ -52,7 +52,7 @@ class LandmarkSelector(SummarySelector):
         sizes = sizes.view(len(sizes), 1, 1, -1)
         logits = self._logits(step).masked_fill(sizes == 0, -torch.inf)
         shares, anchored = group_shares(logits + sizes.log(), step)
-        forced = self._forced(step, logits.shape[-1])
+        forced = self._forced(step, logits.shape[-1]) & (sizes > 0).squeeze(2)
         rivals = logits.masked_fill(forced.unsqueeze(2), -torch.inf)
         # As logarithms: shares may be too small to tell apart.
         scores = rivals.log_softmax(-1).amax(2).masked_fill(forced, torch.inf)
@@ -64,7 +64,8 @@ class LandmarkSelector(SummarySelector):
         query = step.query.unflatten(1, (sums.shape[1], -1)).float().flatten(0, 1)
         products = kernels.exact_scores(query, sums.flatten(0, 1), 0, pages, scale=step.logits.scale)
         begins = torch.arange(0, pages * self.page, self.page, device=sums.device)
-        ends = (begins + self.page).clamp(max=self.length)
+        indexed = step.regions.stop.clamp(min=self.length).unsqueeze(1)
+        ends = (begins + self.page).minimum(indexed)
         counted = (ends - begins.maximum(self._starts().unsqueeze(1))).clamp(min=1)
         landmarks = products.unflatten(0, sums.shape[:2]) / counted[:, None, None]
         return softcapped(landmarks, step.logits.softcap)

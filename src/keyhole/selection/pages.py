@@ -1,6 +1,6 @@
 """Pages: runs of neighbouring slots that are scored and read together.
 
-Page u is the slots [u * page, (u + 1) * page), of which only those in [first, last) compete. A page of one
+Page u is the slots [u * page, (u + 1) * page), of which only those in [first, stop) compete. A page of one
 slot is a token.
 
 Legend: B batch, Hkv KV heads, L lists of pages, one for each KV head or one for all, P pages, K ranked pages,
@@ -21,7 +21,7 @@ _BROKEN = 3  # pages that a budget may only touch: at sinks, at the window, and 
 
 
 def page_count(regions: Regions, page: int) -> int:
-    """Pages that begin before the window."""
+    """Pages that begin before the window, at the latest that it begins."""
     return -(-regions.last // page)
 
 
@@ -29,7 +29,7 @@ def spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
     """Where the competing slots of each page begin and how many they are, int64 `[B, P]` both."""
     edges = torch.arange(0, regions.last, page, device=regions.first.device)
     begins = edges.maximum(regions.first.unsqueeze(1))
-    ends = (edges + page).clamp(max=regions.last)
+    ends = (edges + page).minimum(regions.stop.unsqueeze(1))
     return begins, (ends - begins).clamp(min=0)
 
 
@@ -57,7 +57,7 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
         scores,
         shares,
         anchored,
-        kernels.Paged(step.regions.first, step.regions.last, page),
+        kernels.Paged(step.regions.first, step.regions.stop, step.regions.last, page),
         kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor),
     )
     return Selection(slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), held)

@@ -20,6 +20,7 @@ from keyhole.selection.drift import DriftWatch
 from keyhole.selection.quantiser import Codes, Quantiser, decode, fit, fit_rotated
 from keyhole.selection.sample import sample_slots
 from keyhole.selection.uncertainty import cautious, logit_variance
+from keyhole.storage import CapturableStorage
 
 _TENSORS = ("codebooks", "residuals", "rotation", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
@@ -111,8 +112,9 @@ class ProductSelector(Capturable):
     def reserve(self, tokens: int) -> None:
         self._reserve(tokens)
 
-    def place(self, keys: Tensor, slot: Tensor) -> None:
-        rows, books = self._rotated(keys.float()).flatten(0, 1), self._fitted("codebooks").flatten(0, 1)
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        rows = self._rotated(storage.keys_at(slot).float()).flatten(0, 1)
+        books = self._fitted("codebooks").flatten(0, 1)
         codes = kernels.pq_encode(rows, books)
         kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 

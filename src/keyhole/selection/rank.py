@@ -18,7 +18,7 @@ def group_probabilities(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     TokenSelect); the always-read tokens take part in the denominator with their exact logits.
 
     Args:
-        logits: float32 `[B, Hkv, G, N]`, scaled; slots outside [first, last) are ignored.
+        logits: float32 `[B, Hkv, G, N]`, scaled; slots outside [first, stop) are ignored.
 
     Returns:
         `[B, Hkv, N]` shares, zero where a slot does not compete, and `[B, Hkv]`, the always-read share.
@@ -41,8 +41,7 @@ def pick(logits: Tensor, step: Step) -> Selection:
     outside = ~competing(step.regions, logits.shape[-1])
     most = max(1, min(max(step.limits()), step.regions.last))
     order = ranked(shares.nan_to_num().masked_fill(outside, -1.0), most)
-    first, last = step.regions.first, step.regions.last
-    available = (last - first).clamp(min=0).view(-1, 1).expand(anchored.shape)
+    available = (step.regions.stop - step.regions.first).clamp(min=0).view(-1, 1).expand(anchored.shape)
     limit = step.limits_on_device().view(-1, 1)
     cumulative = shares.gather(-1, order).cumsum(-1) + anchored.unsqueeze(-1)
     if step.budget.mass is None:
@@ -64,4 +63,4 @@ def pick(logits: Tensor, step: Step) -> Selection:
 def competing(regions: Regions, slots: int) -> Tensor:
     """Which of the first `slots` slots compete, bool `[B, 1, slots]`."""
     index = torch.arange(slots, device=regions.first.device)
-    return ((index >= regions.first.view(-1, 1)) & (index < regions.last)).unsqueeze(1)
+    return ((index >= regions.first.view(-1, 1)) & (index < regions.stop.view(-1, 1))).unsqueeze(1)

@@ -100,6 +100,10 @@ class SharedPageSelector(Unindexed):
         super().crop(length)
         self._forget()
 
+    def release(self, length: int) -> None:
+        super().release(length)
+        self._forget()
+
     def reorder(self, rows: Tensor) -> None:  # noqa: ARG002
         self._forget()
 
@@ -122,7 +126,7 @@ def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, 
     pooled = kernels.pooled_attention(
         query,
         storage.keys(),
-        kernels.Span(regions.starts, regions.length, regions.first, regions.last),
+        kernels.Span(regions.starts, regions.ends, regions.first, regions.stop, regions.last),
         kernels.Pooling(logits.scale, logits.softcap, page=page, largest=True),
         score_extra=sinks,
         share_extra=sinks,
@@ -142,7 +146,8 @@ def attention_shares(query: Tensor, keys: Tensor, regions: Regions, how: Logits)
 def _newest(regions: Regions, page: int) -> Ranking:
     """The newest pages first, with attention taken to be even."""
     _, sizes = spans(regions, page)
-    context = regions.length - regions.starts.unsqueeze(1)
-    order = torch.arange(sizes.shape[1], dtype=torch.float32, device=sizes.device).expand(sizes.shape)
+    context = (regions.ends - regions.starts).unsqueeze(1)
+    pages = torch.arange(sizes.shape[1], dtype=torch.float32, device=sizes.device)
+    order = pages.masked_fill(sizes == 0, -torch.inf)
     anchored = regions.always_counts.unsqueeze(1) / context
     return Ranking(order.unsqueeze(1), (sizes / context).unsqueeze(1), anchored, regions.length)

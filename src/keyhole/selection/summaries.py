@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from keyhole.regions import Regions
-from keyhole.selection.base import Selector, Step
+from keyhole.selection.base import Capturable, Step
 from keyhole.selection.pages import page_count
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 
 
-class SummarySelector(Selector):
+class SummarySelector(Capturable):
     """Ranks pages of `page` slots by their summaries. Padding and sinks are left out of these.
 
     Subclasses say what a summary is, by `_summarised` and `_joined`, and rank.
@@ -28,6 +28,7 @@ class SummarySelector(Selector):
         self.page = page
         self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
+        self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
 
     @abstractmethod
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
@@ -58,6 +59,29 @@ class SummarySelector(Selector):
         self._summaries.crop(whole)
         self._summaries.append(summaries)
         self.length += keys.shape[2]
+
+    def reserve(self, tokens: int) -> None:
+        whole, pages = self.length // self.page, -(-tokens // self.page)
+        self._begun = self._summaries.view()[:, :, whole : whole + 1].clone()
+        self._summaries.reserve(pages)
+        self._summaries.extend(pages)
+
+    def place(self, storage: CapturableStorage, slot: Tensor) -> None:
+        # All of its page that came since `reserve`: what was joined to a summary cannot be taken back.
+        number = slot.clamp(min=self.length) // self.page
+        slots = number * self.page + torch.arange(self.page, device=slot.device)
+        came = (slots >= self.length) & (slots <= slot) & (slots >= self._starts().view(-1, 1))
+        held = storage.keys_at(slots.clamp(max=storage.length - 1))
+        summary = self._summarised(held, came, 0)
+        if self._begun.shape[2]:
+            joined = self._joined(self._begun.squeeze(2), summary.squeeze(2)).unsqueeze(2)
+            summary = joined.where(number == self.length // self.page, summary)
+        self._summaries.put(summary, number)
+
+    def release(self, length: int) -> None:
+        # A page that is not whole may have been summarised with tokens that were taken back.
+        self.length = length // self.page * self.page
+        self._summaries.crop(length // self.page)
 
     def bytes_read(self, step: Step) -> int:
         return page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes

@@ -36,11 +36,11 @@ class Vote:
 
     def elect(self, step: Step) -> Selection:
         """The competing tokens of most votes that the budget allows, for each KV head."""
-        first, how = step.regions.first, step.logits
+        first, stop, last, how = step.regions.first, step.regions.stop, step.regions.last, step.logits
         pooled = kernels.pooled_attention(
             step.query,
-            step.storage.keys(),
-            kernels.Span(first, step.regions.last, first, step.regions.last),
+            step.storage.keys()[:, :, :last],
+            kernels.Span(first, stop, first, stop, last),
             kernels.Pooling(
                 how.scale,
                 how.softcap,
@@ -73,6 +73,10 @@ class VoteSelector(ExactSelector):
         self.vote, self.reuse = vote, reuse
         self._kept: Kept | None = None
         self._elected = True
+
+    @property
+    def varying(self) -> str:
+        return "" if self.reuse is None else "with reuse it elects in some steps only"
 
     def select(self, step: Step) -> Selection:
         if self.reuse is None:

@@ -1,6 +1,6 @@
 """Place: where kept keys and values live, and in which form."""
 
-from keyhole.storage.base import Footprint, Lookups, Storage
+from keyhole.storage.base import CapturableStorage, Footprint, Lookups, Storage
 from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
@@ -17,6 +17,7 @@ __all__ = [
     "PLACES",
     "PRECISIONS",
     "ROOM",
+    "CapturableStorage",
     "Chosen",
     "DeviceStorage",
     "Footprint",

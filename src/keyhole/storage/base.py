@@ -133,3 +133,31 @@ class Storage(ABC):
     @abstractmethod
     def footprint(self) -> Footprint:
         """Bytes held, by tier."""
+
+
+class CapturableStorage(Storage):
+    """A storage for decode steps of fixed size, see `keyhole.capture`.
+
+    In these `attend` does not wait for a GPU, and `settle` is not called: tokens stay as they came.
+    """
+
+    @property
+    def varying(self) -> str:
+        """What of this one has no fixed size, for all that; empty if all has."""
+        return ""
+
+    @abstractmethod
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens in all, so that they stay where they are when more come."""
+
+    @abstractmethod
+    def extend(self, length: int) -> None:
+        """Hold so many tokens in all, in memory that was reserved; the new ones are `put` there."""
+
+    @abstractmethod
+    def put(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        """Write `keys [B, Hkv, 1, D]` and `values [B, Hkv, 1, Dv]` at a new slot, int64 `[1]`."""
+
+    @abstractmethod
+    def keys_at(self, slots: Tensor) -> Tensor:
+        """Keys `[B, Hkv, S, D]` of int64 `slots [S]`, any for those that are no longer as they came."""

@@ -98,8 +98,8 @@ class GrowingBuffer(Buffer):
             raise ValueError("the buffer is empty; append first")
         return self._data[:, :, start : self._length]
 
-    def reserve(self, rows: int) -> Tensor:
-        """Make room for so many rows in all; the whole memory, what is held first.
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows in all, so that they stay where they are when more come.
 
         Raises:
             ValueError: nothing was appended yet.
@@ -107,11 +107,15 @@ class GrowingBuffer(Buffer):
         held = self.view()
         if self._data is None or rows > self._data.shape[2]:
             self._data = self._moved(held, rows)
-        return self._data
 
-    def extend(self, rows: int) -> None:
-        """So many more rows were written behind the others, to memory that was reserved."""
-        self._length += rows
+    def extend(self, length: int) -> None:
+        """Hold so many rows in all, in memory that was reserved; the new ones are `put` there."""
+        self._length = length
+
+    def put(self, rows: Tensor, places: Tensor) -> None:
+        """Write `rows [B, H, T, W]` at int64 `places [T]` of what is held, without waiting for them."""
+        held = self.view()
+        held.index_copy_(2, places, rows.to(held.dtype))
 
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots
-from keyhole.storage.base import Footprint, Storage
+from keyhole.storage.base import CapturableStorage, Footprint
 from keyhole.storage.buffer import GrowingBuffer
 
 
-class DeviceStorage(Storage):
+class DeviceStorage(CapturableStorage):
     """Two buffers that grow in place, on the device the keys arrive on."""
 
     def __init__(self) -> None:
@@ -29,17 +29,20 @@ class DeviceStorage(Storage):
     def values(self, start: int = 0) -> Tensor:
         return self._values.view()[:, :, start:]
 
-    def reserve(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Make room for so many tokens: the memory of keys, and that of values, `[B, Hkv, room, D]`.
+    def reserve(self, tokens: int) -> None:
+        self._keys.reserve(tokens)
+        self._values.reserve(tokens)
 
-        What was appended comes first; the rest is written by the caller, and counted with `extend`.
-        """
-        return self._keys.reserve(tokens), self._values.reserve(tokens)
+    def extend(self, length: int) -> None:
+        self._keys.extend(length)
+        self._values.extend(length)
 
-    def extend(self, tokens: int) -> None:
-        """So many tokens more were written to memory that was reserved."""
-        self._keys.extend(tokens)
-        self._values.extend(tokens)
+    def put(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        self._keys.put(keys, slot)
+        self._values.put(values, slot)
+
+    def keys_at(self, slots: Tensor) -> Tensor:
+        return self.keys().index_select(2, slots)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         return attend_slots(query, self.keys(), self.values(), slots, counts, logits)

@@ -16,7 +16,7 @@ from keyhole.chunks import outlier_chunks, pieces
 from keyhole.kernels.dispatch import at_hand
 from keyhole.regions import Regions, packed_slots
 from keyhole.rope import Rope
-from keyhole.storage.base import Footprint, Lookups, Storage
+from keyhole.storage.base import CapturableStorage, Footprint, Lookups
 from keyhole.storage.basis import Basis, fit_basis
 from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import Chosen
@@ -30,7 +30,7 @@ _BATCH = 64  # tokens that leave the window wait until there are so many
 _TOKENS_PER_AXIS = 2  # a prompt shorter than that says too little about what is to come
 
 
-class LowRankStorage(Storage):
+class LowRankStorage(CapturableStorage):
     """Full values on any tier; keys that left the window as `R` numbers for all heads together.
 
     The basis is that of the prompt, fitted when a selective step first asks, and generated tokens are kept in
@@ -120,6 +120,27 @@ class LowRankStorage(Storage):
             return
         self._compress(waiting)
 
+    @property
+    def varying(self) -> str:
+        values = self._values
+        here = isinstance(values, FetchedRows) and values.resident is None and values.buffer.tier == "device"
+        return "" if here else "its values are fetched from another tier"
+
+    def reserve(self, tokens: int) -> None:
+        self._recent.reserve(tokens - self._settled)
+        self._device_values.reserve(tokens)
+
+    def extend(self, length: int) -> None:
+        self._recent.extend(length - self._settled)
+        self._device_values.extend(length)
+
+    def put(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        self._recent.put(keys, slot - self._settled)
+        self._device_values.put(values, slot)
+
+    def keys_at(self, slots: Tensor) -> Tensor:
+        return self._recent.view().index_select(2, (slots - self._settled).clamp(min=0))
+
     def crop(self, length: int) -> None:
         if 0 < length < self._settled:
             self._crop_settled(length)
@@ -185,6 +206,12 @@ class LowRankStorage(Storage):
         basis = () if self._basis is None else (tensor.nbytes for tensor in self._basis)
         buffers = (buffer.nbytes for buffer in (self._recent, self._coefficients))
         return self._values.footprint + Footprint(device=sum([*kept, *basis, *buffers]))
+
+    @property
+    def _device_values(self) -> GrowingBuffer:
+        assert isinstance(self._values, FetchedRows)
+        assert isinstance(self._values.buffer, GrowingBuffer)
+        return self._values.buffer
 
     def _tells_enough(self, shortest: int) -> bool:
         """Whether the shortest row does, for each has a basis of its own; any does where no rank is lost."""

@@ -33,6 +33,10 @@ class RenumberedStorage(DeviceStorage):
         self.rope, self.budget = rope, budget
         self._regions: Regions | None = None
 
+    @property
+    def varying(self) -> str:
+        return "with renumber what is read moves by numbers that the host computes"
+
     def settle(self, regions: Regions) -> None:
         self._regions = regions
 

@@ -5,14 +5,29 @@ import torch
 
 import keyhole
 from keyhole.errors import NonFiniteError, UnsupportedCacheError
+from tests.steps import indexed_one_by_one
 from tests.tiny import fresh_model, prompt, tiny_model
 from tests.waiting import as_if_on_gpu, without_waiting
 
-SPECS = ["dense", "pqcache(budget=20, sinks=2, window=6, subspaces=8, bits=4, dense_below=0)"]
+COMMON = "budget=20, sinks=2, window=6, dense_below=0"
+UNFITTED = [
+    f"tokenselect({COMMON})",
+    f"tokenselect(distance=30, per_head=true, {COMMON})",
+    f"delta(page=4, {COMMON})",
+    f"oracle({COMMON})",
+]
+SPECS = [
+    "dense",
+    f"pqcache(subspaces=8, bits=4, {COMMON})",
+    f"a2ats(distance=30, codewords=16, {COMMON})",
+    f"quest(page=4, {COMMON})",
+    f"shadowkv(chunk=4, rank=32, outliers=1, {COMMON})",
+    *UNFITTED,
+]
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo2", "glm4", "granite"]
 NEW = 12
 # Codes so fine that an index does not depend on the moment it was made.
-FINE = "pqcache(budget=20, sinks=2, window=6, subspaces=16, bits=8, dense_below=0)"
+FINE = f"pqcache(subspaces=16, bits=8, {COMMON})"
 
 
 def greedy(model, cache, tokens, count):
@@ -41,7 +56,13 @@ def filled(model, spec, tokens, **options):
         model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         for layer in keyhole.served_layers(cache):
             layer.prepare()  # or else an ordinary step's index would know the first new token
+    indexed_one_by_one(keyhole.served_layers(cache))
     return cache
+
+
+def places(step):
+    """Where what is stored lies."""
+    return [held.data_ptr() for layer in step.layers for held in layer.storage.state().values()]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +83,7 @@ def test_steps_give_the_same_logits(family, spec):
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec.replace("page=4", "page=1") for spec in SPECS])
 @torch.no_grad()
 def test_an_ordinary_cache_is_left(spec):
     """Another block, a turn and ordinary steps behind it."""
@@ -86,7 +107,7 @@ def test_an_ordinary_cache_is_left(spec):
     assert usages[1].mass == pytest.approx(usages[0].mass, rel=1e-3)
 
 
-@pytest.mark.parametrize("spec", ["dense", FINE])
+@pytest.mark.parametrize("spec", ["dense", FINE, f"quest(page=1, {COMMON})", *UNFITTED])
 @torch.no_grad()
 def test_padded_batches(spec):
     model, ids = tiny_model("llama"), prompt(320, rows=2)
@@ -134,9 +155,9 @@ def test_nothing_in_a_step_waits(spec, monkeypatch):
         with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
             found = step(ids[:, :1])
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-        before = [layer.keys.data_ptr() for layer in step.layers]
+        before = places(step)
         step(ids[:, :1])
-        assert [layer.keys.data_ptr() for layer in step.layers] == before
+        assert places(step) == before
 
 
 @torch.no_grad()
@@ -157,15 +178,18 @@ def test_what_is_not_finite_is_told_at_the_end():
     ("spec", "said"),
     [
         ("pqcache(mass=0.9, sinks=2, window=6, bits=4, subspaces=8, dense_below=0)", "tokens or a share"),
-        ("tokenselect(budget=20, sinks=2, window=6, dense_below=0)", "VoteSelector"),
-        ("snapkv(budget=20, sinks=2, window=6)", "dropped"),
-        ("pqcache(budget=20, sinks=2, window=6, place=host)", "stored elsewhere"),
+        (f"tokenselect(reuse=0.9, {COMMON})", "reuse"),
+        ("snapkv(budget=20, sinks=2, window=6)", "drops tokens"),
+        (f"pqcache(place=host, {COMMON})", "PlacedStorage"),
     ],
 )
 def test_methods_without_fixed_steps_are_refused(spec, said):
     model, ids = tiny_model("llama"), prompt(60)
     cache = filled(model, spec, ids)
-    with pytest.raises(ValueError, match=said), keyhole.captured(model, cache, new_tokens=2):
+    with (
+        pytest.raises(ValueError, match=f"{spec.split('(')[0]}.*{said}"),
+        keyhole.captured(model, cache, new_tokens=2),
+    ):
         pass
     greedy(model, cache, ids[:, :1], 2)
 
@@ -181,14 +205,27 @@ def test_caches_that_grow_by_copies_are_refused():
     keyhole.detach(model)
 
 
-def test_room_is_kept_to():
+@pytest.mark.parametrize("spec", SPECS)
+def test_room_is_kept_to(spec):
     model, ids = tiny_model("llama"), prompt(30)
-    cache = filled(model, "dense", ids)
+    cache = filled(model, spec, ids)
     with keyhole.captured(model, cache, new_tokens=1) as step:
         step(ids[:, :1])
         with pytest.raises(ValueError, match="room for 1 new tokens"):
             step(ids[:, :1])
     assert cache.get_seq_length() == 31
+
+
+@torch.no_grad()
+def test_a_layer_without_memory_leaves_the_others_as_they_were():
+    model, ids, spec = tiny_model("llama"), prompt(60), f"quest(page=4, {COMMON})"
+    ordinary, cache = (filled(model, spec, ids) for _ in range(2))
+    keyhole.served_layers(cache)[1].selector.reserve = lambda _: torch.empty(1 << 60)
+    with pytest.raises(RuntimeError), keyhole.captured(model, cache, new_tokens=2):
+        pass
+    assert cache.get_seq_length() == 60
+    expected, found = (greedy(model, each, ids[:, :1], 2) for each in (ordinary, cache))
+    torch.testing.assert_close(found, expected)
 
 
 def test_beams_are_refused():

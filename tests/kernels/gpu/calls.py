@@ -186,17 +186,17 @@ def _top_slots() -> None:
 
 def _page_slots() -> None:
     for lists, page, count in ((8, 16, 131), (1, 16, 131), (8, 1, 2051)):
-        pages, first = 131072 // page, torch.zeros(1, dtype=torch.int32)
+        pages, bound = 131072 // page, torch.zeros(1, dtype=torch.int32)
         places = torch.zeros(1, lists, count, dtype=torch.int64)
         scores, shares = torch.zeros(1, lists, pages), torch.zeros(1, 8, pages)
         for mass in (None, 0.9):
             allowed = Allowed(torch.zeros(1, dtype=torch.int64), 2048, mass)
-            page_slots(places, scores, shares, torch.zeros(1, 8), Paged(first, 131000, page), allowed)
+            page_slots(places, scores, shares, torch.zeros(1, 8), Paged(bound, bound, 131000, page), allowed)
 
 
 def _pooled_attention() -> None:
-    zeros, extra = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 32)
-    span = Span(zeros, 8192, zeros, 8000)
+    bound, extra = torch.zeros(1, dtype=torch.int32), torch.zeros(1, 32)
+    span = Span(bound, bound, bound, bound, 8000)
     votes, pages = Pooling(0.1, sharpness=9.0, per_head=True), Pooling(0.1, 30.0, page=16, largest=True)
     for dtype, size, heads in ((BF16, 128, 8), (BF16, 64, 2), (torch.float32, 256, 8)):
         query, keys = torch.zeros(1, 32, size, dtype=dtype), torch.zeros(1, heads, 8192, size, dtype=dtype)

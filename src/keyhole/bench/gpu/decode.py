@@ -18,7 +18,8 @@ from keyhole.bench.layers import NewToken, filled_layer, layer_sizes, new_token,
 from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
 from keyhole.bench.timing import Candidate, Evictor, clock
-from keyhole.capture import CapturedLayer, Clock
+from keyhole.capture import CapturedLayer
+from keyhole.clock import Clock
 from keyhole.layer import LayerCache
 
 
@@ -45,7 +46,8 @@ def decode(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Re
     ours = graphed(Candidate(str(recipe), implementation(device), step.run, moved, read), device)
     ours.run()
     check_close("a captured step", step.out, expected, case.torch_dtype)
-    keys, values = layer.storage.keys(), layer.storage.values()
+    held = layer.storage.keys(), layer.storage.values()
+    keys, values = (part[:, :, : case.tokens] for part in held)  # without room for the new token
     baselines = dense_baselines(token.query, keys, values, scale=case.logits.scale)[:1]
     baselines += flex_baseline(token.query, keys, values, case.logits.scale)
     baselines = [graphed(baseline, device) for baseline in baselines]

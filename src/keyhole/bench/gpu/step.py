@@ -135,7 +135,8 @@ class _Folded:
     """Attention of a captured layer over all of so many tokens by one call."""
 
     def __init__(self, layer: CapturedLayer, tokens: int) -> None:
-        self.keys, self.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
+        held = layer.storage.keys(), layer.storage.values()
+        self.keys, self.values = (part[:, :, :tokens] for part in held)
 
     def __call__(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         folded = query.reshape(len(query), self.keys.shape[1], -1, query.shape[-1])

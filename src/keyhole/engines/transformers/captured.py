@@ -22,7 +22,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from keyhole.capture import CapturedLayer, Clock
+from keyhole.capture import CapturedLayer, release
+from keyhole.clock import Clock
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.errors import UnsupportedCacheError
 from keyhole.regions import left_padding
@@ -123,18 +124,17 @@ def captured(
         )
     length, device = cache.get_seq_length(), held[0].inner.newest.device
     clock = Clock(length, length + new_tokens, _padding(attention_mask, held[0]), device)
-    inners = [layer.inner for layer in held]
-    layers = [CapturedLayer(inner, clock) for inner in inners]
+    inners, layers = [layer.inner for layer in held], list[CapturedLayer]()
     steps = CapturedSteps(model, cache, clock, layers)
-    for layer, stand_in in zip(held, layers, strict=True):
-        layer.inner = stand_in  # type: ignore[assignment]
     try:
+        for layer in held:
+            layers.append(CapturedLayer(layer.inner, clock))
+            layer.inner = layers[-1]  # type: ignore[assignment]
         yield steps
     finally:
         for layer, inner in zip(held, inners, strict=True):
             layer.inner = inner
-        for stand_in in layers:
-            stand_in.release(steps.done)
+        release(layers, clock, steps.done)
 
 
 def _padding(mask: Tensor | None, layer: KeyholeLayer) -> tuple[int, ...]:

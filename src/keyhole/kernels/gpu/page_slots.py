@@ -33,8 +33,9 @@ def page_slots(
     width = max(1, min(allowed.most, paged.last))
     slots = torch.zeros(batch, lists, width, dtype=torch.int32, device=places.device)
     by_mass, of_list = allowed.mass is not None, heads // lists
-    operands = (places, shares, anchored.contiguous(), paged.first, before, wanted)
-    sizes = (count, pages, paged.last, paged.page, lists)
+    bounds = paged.first.contiguous(), paged.stop.contiguous()
+    operands = (places, shares, anchored.contiguous(), *bounds, before, wanted)
+    sizes = (count, pages, paged.page, lists)
     if rows:
         _compare[(tiles, batch * heads if by_mass else rows)](
             *operands, scores, allowed.mass, *sizes, HEADS=of_list if by_mass else 1, TILE=_TILE
@@ -46,9 +47,9 @@ def page_slots(
     return Picked(slots, counts, held)
 
 
-@triton.jit(do_not_specialize=["count", "pages", "last"])
+@triton.jit(do_not_specialize=["count", "pages"])
 def _compare(
-    places, shares, anchored, first, before, wanted, scores, mass, count, pages, last, page, lists,
+    places, shares, anchored, first, stop, before, wanted, scores, mass, count, pages, page, lists,
     HEADS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Slots of the pages before each in the order of scores; where a mass is wanted, slots that reach it.
@@ -58,15 +59,15 @@ def _compare(
     tile, asks = tl.program_id(0), tl.program_id(1)
     row = asks // HEADS
     batch = row // lists
-    begin = tl.load(first + batch)
+    begin, end = tl.load(first + batch), tl.load(stop + batch)
     mine = tile * TILE + tl.arange(0, TILE)
-    place, _, size = _pages_of(places + row.to(tl.int64) * count, mine, count, begin, last, page)
+    place, _, size = _pages_of(places + row.to(tl.int64) * count, mine, count, begin, end, page)
     scores += row.to(tl.int64) * pages
     score = tl.load(scores + place)
     slots, share = tl.zeros((TILE,), tl.int32), tl.zeros((TILE,), tl.float32)
     for start in range(0, bound(count), TILE):
         others = start + tl.arange(0, TILE)
-        other, _, width = _pages_of(places + row.to(tl.int64) * count, others, count, begin, last, page)
+        other, _, width = _pages_of(places + row.to(tl.int64) * count, others, count, begin, end, page)
         rank = tl.load(scores + other)[None, :]
         ahead = (rank > score[:, None]) | ((rank == score[:, None]) & (others[None, :] < mine[:, None]))
         slots += tl.sum(tl.where(ahead, width[None, :], 0), 1)
@@ -80,9 +81,9 @@ def _compare(
         tl.store(wanted + asks * tl.num_programs(0) + tile, tl.sum(tl.where(lacks, size, 0)))
 
 
-@triton.jit(do_not_specialize=["count", "pages", "last", "width"])
+@triton.jit(do_not_specialize=["count", "pages", "width"])
 def _fill(
-    places, shares, anchored, first, before, wanted, limits, slots, counts, held, count, pages, last, page,
+    places, shares, anchored, first, stop, before, wanted, limits, slots, counts, held, count, pages, page,
     lists, width, floor, HEADS: tl.constexpr, BY_MASS: tl.constexpr, TILE: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -99,12 +100,12 @@ def _fill(
                 need += tl.load(wanted + (row * HEADS + head) * tiles + part)
             most = tl.maximum(most, need)
         limit = tl.minimum(tl.maximum(most, floor), limit)
-    begin = tl.load(first + batch)
+    begin, end = tl.load(first + batch), tl.load(stop + batch)
     places += row.to(tl.int64) * count
     before += row.to(tl.int64) * count
     filled = tl.full((), 0, tl.int32)
     for part in range(0, bound(tile)):
-        taken, _, _, _ = _taken(places, before, part * TILE, count, limit, begin, last, page, TILE)
+        taken, _, _, _ = _taken(places, before, part * TILE, count, limit, begin, end, page, TILE)
         filled += tl.sum(taken)
     if tile == tiles:
         tl.store(counts + row, filled)
@@ -113,13 +114,13 @@ def _fill(
             share = tl.zeros((TILE,), tl.float32)
             for part in range(0, bound(tiles)):
                 taken, size, place, there = _taken(
-                    places, before, part * TILE, count, limit, begin, last, page, TILE
+                    places, before, part * TILE, count, limit, begin, end, page, TILE
                 )
                 whole = tl.load(shares + own.to(tl.int64) * pages + place, mask=there, other=0.0)
                 share += whole * taken.to(tl.float32) / tl.maximum(size, 1).to(tl.float32)
             tl.store(held + own, tl.load(anchored + own) + tl.sum(share))
     else:
-        taken, _, place, _ = _taken(places, before, tile * TILE, count, limit, begin, last, page, TILE)
+        taken, _, place, _ = _taken(places, before, tile * TILE, count, limit, begin, end, page, TILE)
         at = filled + tl.cumsum(taken, 0) - taken
         slot = tl.maximum(place * page, begin)
         for start in range(0, bound(page), SLOTS):
@@ -130,19 +131,19 @@ def _fill(
 
 
 @triton.jit
-def _pages_of(places, mine, count, begin, last, page):
+def _pages_of(places, mine, count, begin, end, page):
     """Some of the K pages: which they are, whether they are there, and how many of their slots compete."""
     there = mine < count
     place = tl.load(places + mine, mask=there, other=0)
-    ends = tl.minimum((place + 1) * page, last)
+    ends = tl.minimum((place + 1) * page, end)
     size = tl.where(there, tl.maximum(ends - tl.maximum(place * page, begin), 0), 0)
     return place, there, size.to(tl.int32)
 
 
 @triton.jit
-def _taken(places, before, start, count, limit, begin, last, page, TILE: tl.constexpr):
+def _taken(places, before, start, count, limit, begin, end, page, TILE: tl.constexpr):
     """How many slots are read of the pages of a tile; their sizes, which they are, whether they are there."""
     mine = start + tl.arange(0, TILE)
-    place, there, size = _pages_of(places, mine, count, begin, last, page)
+    place, there, size = _pages_of(places, mine, count, begin, end, page)
     room = limit - tl.load(before + mine, mask=there, other=0)
     return tl.minimum(tl.maximum(room, 0), size), size, place, there

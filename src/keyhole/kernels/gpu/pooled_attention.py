@@ -20,10 +20,12 @@ _WIDEST = 1 << 10  # slots of a page that one program adds up
 def pooled_attention(
     query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: tuple[Tensor | None, Tensor | None]
 ) -> Pooled:
-    """As the operation of that name, where `begin` and `first` are taken as they are."""
+    """As the operation of that name, where what `span` says of the device is taken as it is."""
     if how.page > _WIDEST:
         scores, shares, lse = pooled_attention(query, keys, span, how._replace(page=1), extras)
         return Pooled(page_sums(scores, how.page), page_sums(shares, how.page), lse)
+    *bounds, last = span
+    span = Span(*(bound.contiguous() for bound in bounds), last)
     logits, parts = _logits_of(query, rows_first(keys), span, how)
     lse, totals = _totals_of(parts, how, extras)
     return Pooled(*_pages_of(logits, totals, keys.shape[1], span, how), lse)
@@ -35,12 +37,13 @@ def _logits_of(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> tuple[T
     kv_heads, group = keys.shape[1], heads // keys.shape[1]
     query = query.to(torch.promote_types(query.dtype, keys.dtype)).contiguous()
     tile = max(LEAST, _TILE // (padded(size) * query.element_size()))
-    blocks = triton.cdiv(span.end, tile)
+    slots = keys.shape[2]
+    blocks = triton.cdiv(slots, tile)
     logits = torch.empty(batch, heads, span.last, dtype=torch.float32, device=query.device)
     parts = torch.empty(3, batch, heads, blocks, dtype=torch.float32, device=query.device)
     if parts.numel():
         _logits[(blocks, batch * kv_heads)](
-            query, keys, span.begin, logits, parts, *keys.stride()[:3], span.end, span.last, blocks,
+            query, keys, span.begin, span.end, logits, parts, *keys.stride()[:3], slots, span.last, blocks,
             how.scale, how.softcap, how.sharpness, kv_heads, group, size, batch * heads,
             HEADS=padded(group), SIZE=padded(size), SLOTS=tile,
         )  # fmt: skip
@@ -72,22 +75,22 @@ def _pages_of(
     pages = max(1, _WEIGHTS // width)
     if shares.numel():
         _pages[(triton.cdiv(count, pages), batch)](
-            logits, totals, span.first, scores, shares, last, count, how.page, how.sharpness,
+            logits, totals, span.first, span.stop, scores, shares, last, count, how.page, how.sharpness,
             batch * heads, kv_heads, heads // kv_heads, how.per_head, how.largest, PAGES=pages, WIDTH=width,
         )  # fmt: skip
     return scores, shares
 
 
-@triton.jit(do_not_specialize=["end", "last", "blocks"])
+@triton.jit(do_not_specialize=["slots", "last", "blocks"])
 def _logits(
-    query, keys, begin, logits, parts, batch_stride, head_stride, slot_stride, end, last, blocks,
+    query, keys, begin, end, logits, parts, batch_stride, head_stride, slot_stride, slots, last, blocks,
     scale, softcap, sharpness, kv_heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr, all_heads,
     HEADS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     block, row = tl.program_id(0), tl.program_id(1)
     at, head = row // kv_heads, row * group + tl.arange(0, HEADS)
     slot, ours = block * SLOTS + tl.arange(0, SLOTS), tl.arange(0, HEADS) < group
-    counts = (slot >= tl.load(begin + at)) & (slot < end)
+    counts = (slot >= tl.load(begin + at)) & (slot < tl.minimum(tl.load(end + at), slots))
     place = keys + at.to(tl.int64) * batch_stride + (row % kv_heads).to(tl.int64) * head_stride
     place += slot.to(tl.int64) * slot_stride
     logit = capped(products(query + head * size, place, ours, counts, size, SIZE) * scale, softcap)
@@ -142,14 +145,15 @@ def _with(lse, extra, head):
 
 @triton.jit(do_not_specialize=["last", "count"])
 def _pages(
-    logits, totals, first, scores, shares, last, count, page, sharpness, all_heads,
+    logits, totals, first, stop, scores, shares, last, count, page, sharpness, all_heads,
     kv_heads: tl.constexpr, group: tl.constexpr, PER_HEAD: tl.constexpr, LARGEST: tl.constexpr,
     PAGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1)
     number, within = tl.program_id(0) * PAGES + tl.arange(0, PAGES), tl.arange(0, WIDTH)
     slot = number[:, None] * page + within[None, :]
-    pooled = (within < page)[None, :] & (slot >= tl.load(first + batch)) & (slot < last)
+    end = tl.minimum(tl.load(stop + batch), last)
+    pooled = (within < page)[None, :] & (slot >= tl.load(first + batch)) & (slot < end)
     votes = tl.zeros((PAGES, WIDTH), tl.float32)
     for kv in range(kv_heads):
         held = tl.zeros((PAGES, WIDTH), tl.float32)

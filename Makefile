@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/test_captured.py -k "(triton or gpu or captured) and not fit"
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-oldest sanitize pure gpu check install format clean
+.PHONY: demo test test-oldest sanitize sanitize-gpu pure gpu check install format clean
 
 demo: install
 	mkdir -p demo
@@ -35,6 +35,11 @@ gpu:
 	mkdir -p gpu
 	PYTHONPATH=src timeout 150 $(PYTHON) -m pytest $(ON_GPU) 2>&1 | tee gpu/tests.txt
 	PYTHONPATH=src timeout 390 $(PYTHON) -m keyhole.cli bench gpu --seconds 300 --json gpu 2>&1 | tee gpu/table.txt
+
+# The kernels' tests on a GPU under compute-sanitizer, which stops at the first access out of bounds.
+sanitize-gpu:
+	PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
+		$(PYTHON) -m pytest -x tests/kernels -k "(triton or gpu) and not compiles and not fit"
 
 # A wheel made where there is no compiler has no native code, and works. (-S: not the editable install.)
 pure: install

@@ -62,7 +62,8 @@ to hold 95% of the softmax, but at least `floor` and at most the share `cap` of 
 
 Selecting pays from some length on. `dense_below="auto"` measures it for the method, the sizes of the
 model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate`
-shows it, and measures it for steps of several sequences (`--batch`). Not measured, since one layer does not show it: {known}.
+shows it, and measures it for steps of several sequences (`--batch`). Not measured, since one layer does not
+show it: {known}.
 
 Every method can be put on every tier, and every one but {refusing} into every form, that are listed at the
 end.

@@ -28,6 +28,12 @@ def test_prose_drops_code_and_headings():
     assert list(prose(text)) == ["This is a sentence of real prose."]
 
 
+def test_prose_drops_addresses_that_are_no_words():
+    text = "This sentence of some length has many ordinary words and leads to an address at https://example.org/{}."
+    assert list(prose(text.format("a"))) == [text.format("a")]
+    assert list(prose(text.format("somewhere/else"))) == []
+
+
 def test_from_file_folds_white_space_and_splits_sentences(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("Call me Ishmael. Some years\nago,  never mind. The end")

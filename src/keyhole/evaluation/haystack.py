@@ -16,6 +16,7 @@ _SENTENCE = re.compile(r"""[A-Z][A-Za-z0-9 ,.;:?!%&+='"()/-]{24,400}[.?!:]""")
 _DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 _NUMBER = re.compile(r"(?<!\d)\d{3}(?!\d)")
 _HELD_OUT_EVERY = 5
+_LONGEST = 24  # characters of a word of prose; longer ones are addresses and names of code
 _BLOCK = 8  # neighbouring sentences that stay together when the text is split
 
 
@@ -91,7 +92,8 @@ def prose(text: str) -> Iterator[str]:
 
 def _is_prose(sentence: str) -> bool:
     letters = sum(char.isalpha() or char == " " for char in sentence)
-    return bool(_SENTENCE.fullmatch(sentence)) and letters >= 0.88 * len(sentence)
+    plain = letters >= 0.88 * len(sentence) and max(map(len, sentence.split()), default=0) <= _LONGEST
+    return plain and bool(_SENTENCE.fullmatch(sentence))
 
 
 def _environment_documents() -> Iterator[str]:

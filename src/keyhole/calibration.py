@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -26,11 +26,11 @@ from keyhole.methods.recipe import Recipe
 
 __all__ = ["NEVER", "break_even", "break_evens", "cache_file"]
 
-_BATCHES = range(2, 257)  # that are looked up
+_BATCH = " | batch "  # in keys, behind all else
 
 _log = logging.getLogger(__name__)
 
-_measured: dict[str, int] = {}  # of this process, where the file cannot be written
+_measured: dict[str, int] = {}  # of this process, and what the file held when it was last looked into
 
 
 def break_even(
@@ -93,10 +93,9 @@ def break_even(
 def break_evens(recipe: Recipe | Method | str, heads: Heads) -> BreakEven:
     """As `break_even` for these heads, with the lengths of larger batches that were measured before."""
     recipe = Recipe.parse(recipe)
-    one = break_even(recipe, **asdict(heads))
-    held = _read(cache_file()) | _measured
-    keys = ((batch, _key(recipe, replace(heads, batch=batch))) for batch in _BATCHES)
-    return BreakEven(one, tuple((batch, held[key]) for batch, key in keys if key in held))
+    one, start = break_even(recipe, **asdict(heads)), _key(recipe, heads) + _BATCH
+    ends = ((key.removeprefix(start), tokens) for key, tokens in _measured.items() if key.startswith(start))
+    return BreakEven(one, tuple(sorted((int(end), tokens) for end, tokens in ends if end.isdigit())))
 
 
 def cache_file() -> Path:
@@ -115,10 +114,9 @@ def _key(recipe: Recipe, heads: Heads) -> str:
         str(recipe),
         f"heads {heads.query_heads}/{heads.kv_heads} of {heads.head_dim}/{heads.value_dim}",
         str(heads.dtype).removeprefix("torch."),
-        *([f"batch {heads.batch}"] if heads.batch > 1 else []),
         f"keyhole {__version__}",
     )
-    return " | ".join(parts)
+    return " | ".join(parts) + (f"{_BATCH}{heads.batch}" if heads.batch > 1 else "")
 
 
 @cache
@@ -127,7 +125,9 @@ def _gpu(device: torch.device) -> str:
 
 
 def _known(key: str) -> int | None:
-    return _measured[key] if key in _measured else _read(cache_file()).get(key)
+    if key not in _measured:
+        _measured.update(_read(cache_file()) | _measured)
+    return _measured.get(key)
 
 
 def _write(key: str, tokens: int) -> None:

@@ -57,9 +57,9 @@ struct Head {
   }
 };
 
-// The mean of a head's keys and, behind it, those of each whole block if asked for.
+// The mean of a head's keys and, behind it, those of each whole block where the job is pooled.
 template <class T>
-inline void average(const Head<T>& head, bool by_block) {
+inline void average(const Head<T>& head) {
   Frame frame;
   const int64_t padded = head.padded;
   float* sum = frame.take<float>(padded);
@@ -69,7 +69,7 @@ inline void average(const Head<T>& head, bool by_block) {
     int64_t count = std::min<int64_t>(kBlockKeys, head.length - from);
     head.keys.add_up(head.keys.data + from * head.keys.stride, count, sum);
     for (int d = 0; d < padded; d++) total[d] += sum[d];
-    if (!by_block || count < kBlockKeys) continue;
+    if (!head.job.pooled || count < kBlockKeys) continue;
     float* block = head.means + (1 + from / kBlockKeys) * padded;
     for (int d = 0; d < padded; d++) block[d] = sum[d] / kBlockKeys;
   }
@@ -258,7 +258,7 @@ inline int attention(const Job& job, int threads) {
   parallel(heads, threads, [&](int64_t i) {
     Frame inner;
     Head<T> head(job, i, means, inner);
-    average(head, job.pooled);
+    average(head);
     return int(kOk);
   });
   int64_t tiles = (job.queries + kTileRows - 1) / kTileRows;

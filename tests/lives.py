@@ -33,6 +33,21 @@ def live(spec, kind=Layer, *, tokens=40, **shape):
     return layer
 
 
+def live_briefly(layer):
+    """Steps, a crop, more steps, a prompt, beams, and steps by those."""
+    layer.append(280)
+    for _ in range(12):
+        layer.step()
+    layer.crop(200)
+    for _ in range(3):
+        layer.step()
+    layer.append(100)
+    layer.attend(100)
+    layer.reorder([1, 0, 1])
+    for _ in range(10):
+        layer.step()
+
+
 def step(layer):
     """One decode step, checked against what its storage holds when it is over."""
     layer.append(1)

@@ -11,6 +11,7 @@ from keyhole.methods import base
 from keyhole.storage import Footprint, HotRows, HotStorage, make_storage
 from keyhole.storage.chosen import Chosen
 from tests.layers import Layer
+from tests.lives import live_briefly
 from tests.storage.histories import drawing, histories, play
 from tests.storage.test_fetched import check, some
 from tests.tiny import prompt, tiny_model
@@ -206,17 +207,7 @@ def hot(monkeypatch):
 def test_steps_of_a_layer(hot, method, cache):
     spec = f"{method}budget=20, sinks=2, window=6, place=host, cache={cache})"
     layer = Layer(spec, batch=2, padding=[0, 70], value_size=24)
-    layer.append(280)
-    for _ in range(12):
-        layer.step()
-    layer.crop(200)
-    for _ in range(3):
-        layer.step()
-    layer.append(100)
-    layer.attend(100)
-    layer.reorder([1, 0, 1])
-    for _ in range(10):
-        layer.step()
+    live_briefly(layer)
     assert layer.cache.usage.hits > 0
     assert isinstance(hot[-1], HotStorage)
 

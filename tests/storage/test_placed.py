@@ -11,6 +11,7 @@ from keyhole.storage import DeviceStorage, Footprint, make_storage
 from keyhole.storage.chosen import Chosen
 from tests import oracles
 from tests.layers import Layer
+from tests.lives import live_briefly
 from tests.storage.histories import drawing, histories, play
 
 MADE = {
@@ -124,17 +125,7 @@ def test_steps_of_a_layer(spec, method):
     layer = Layer(
         f"{method}{comma}budget=20, sinks=2, window=6, {spec})", batch=2, padding=[0, 70], value_size=24
     )
-    layer.append(280)
-    for _ in range(10):
-        layer.step()
-    layer.crop(200)
-    for _ in range(3):
-        layer.step()
-    layer.append(100)
-    layer.attend(100)
-    layer.reorder([1, 0, 1])
-    for _ in range(10):
-        layer.step()
+    live_briefly(layer)
     assert layer.cache.usage.steps > 20
     assert (layer.cache.usage.hits > 0) == ("cache" in spec)
 

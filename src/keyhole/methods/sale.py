@@ -41,8 +41,8 @@ class Sale(Method):
     paper: ClassVar[str] = "SALE, arXiv 2505.24179"
     summary: ClassVar[str] = "block-sparse prompts: small integers tell which keys a tile of queries needs"
     facts: ClassVar[Facts] = Facts(
-        stored="Nothing beside keys and values; the means of 32 keys and of 32 values while a prompt is "
-        "computed.",
+        stored="Nothing beside keys and values; the means of 32 keys each while a prompt is computed, on a "
+        "GPU those of values, too.",
         select="Nothing in a step, which reads everything: R = N. A prompt costs `Q * N * D / 2` byte "
         "products for each query head beside attention to what it keeps; on the CPU they are of 8-bit "
         "integers of as many levels as 16-bit sums hold, 31 at D = 32 and 15 at D = 128.",

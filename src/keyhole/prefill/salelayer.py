@@ -8,6 +8,8 @@ Shapes: B batch, H query heads, Q queries, D size of a value, S steps of the gri
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,9 @@ from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.kernels import Reach
 
-_PRICES = torch.logspace(-6, 12, 3601, dtype=torch.float64)  # keys read, as a share, that an error is worth
+_PRICES = torch.logspace(
+    -6, 12, 3601, dtype=torch.float64
+).tolist()  # keys read, as a share, that an error is worth
 
 
 class LayerFit:
@@ -64,8 +68,12 @@ def cheapest(errors: Tensor, reads: Tensor, allowed: float) -> Tensor:
 
     Those on the convex hull are found: each head takes the step that is best at one price of an error.
     """
-    for price in _PRICES:
-        steps = (reads + price * errors).argmin(0)
-        if float(errors.gather(0, steps.unsqueeze(0)).sum()) <= allowed:
-            return steps
-    return errors.argmin(0)
+
+    def steps(price: float) -> Tensor:
+        return (reads + price * errors).argmin(0)
+
+    def fits(price: float) -> bool:
+        return float(errors.gather(0, steps(price).unsqueeze(0)).sum()) <= allowed
+
+    place = bisect_left(_PRICES, True, key=fits)
+    return steps(_PRICES[place]) if place < len(_PRICES) else errors.argmin(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from keyhole.breakeven import ALWAYS
+from keyhole.core.break_even import ALWAYS
 
 settings.register_profile("keyhole", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keyhole")

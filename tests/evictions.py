@@ -98,7 +98,7 @@ def check_read(layer, out, reads):
 
 def check_stored(layer):
     """Positions ascend, sinks and newest tokens are there, and keys and values are those that came."""
-    cache, keeping = layer.cache, layer.cache.retention.keeping
+    cache, policy = layer.cache, layer.cache.retention.policy
     assert cache.length == layer.length
     storage, kept = cache.storage, cache.kept
     assert storage.length == kept.slots
@@ -111,8 +111,8 @@ def check_stored(layer):
             assert held == sorted(set(held))
             assert all(start <= position for position in held)
             tokens = max(layer.length - start, 0)
-            assert held[: keeping.sinks] == list(range(start, layer.length))[: keeping.sinks]
-            newest = range(max(layer.length - keeping.window, start, layer.cropped), layer.length)
+            assert held[: policy.sinks] == list(range(start, layer.length))[: policy.sinks]
+            newest = range(max(layer.length - policy.window, start, layer.cropped), layer.length)
             assert set(newest) <= set(held)
             assert torch.equal(storage.keys()[row, head, filling:], layer.keys[row, head, held])
             assert torch.equal(storage.values()[row, head, filling:], layer.values[row, head, held])

@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 
 # Taken by the methods that have such an option.

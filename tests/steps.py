@@ -3,7 +3,7 @@
 import torch
 
 from keyhole.attention import Logits
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
 from keyhole.selection import Step
 from keyhole.storage import DeviceStorage
 

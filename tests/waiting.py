@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from keyhole.kernels import dispatch
+from keyhole.kernels.backend import dispatch
 
 # Results whose size, or kind, depends on content.
 _OPERATIONS = (

@@ -4,8 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from keyhole.budget import Budget
+    from keyhole.core.budget import Budget
+    from keyhole.core.errors import (
+        DamagedStorageError,
+        NonFiniteError,
+        SpecError,
+        UnsupportedCacheError,
+        UnsupportedModelError,
+    )
     from keyhole.engines.transformers import (
+        KeyholeCache,
         activated,
         attach,
         captured,
@@ -18,13 +26,6 @@ if TYPE_CHECKING:
         served_layers,
         usage,
     )
-    from keyhole.errors import (
-        DamagedStorageError,
-        NonFiniteError,
-        SpecError,
-        UnsupportedCacheError,
-        UnsupportedModelError,
-    )
     from keyhole.methods import METHODS, Method, Recipe
     from keyhole.models import default_model
 
@@ -34,6 +35,7 @@ __all__ = [
     "METHODS",
     "Budget",
     "DamagedStorageError",
+    "KeyholeCache",
     "Method",
     "NonFiniteError",
     "Recipe",
@@ -56,8 +58,9 @@ __all__ = [
 
 # Imported when first asked for, so that `keyhole --help` need not wait for torch and transformers.
 _HOMES = {
-    "keyhole.budget": ("Budget",),
+    "keyhole.core.budget": ("Budget",),
     "keyhole.engines.transformers": (
+        "KeyholeCache",
         "activated",
         "attach",
         "captured",
@@ -70,7 +73,7 @@ _HOMES = {
         "served_layers",
         "usage",
     ),
-    "keyhole.errors": (
+    "keyhole.core.errors": (
         "DamagedStorageError",
         "NonFiniteError",
         "SpecError",

@@ -4,7 +4,7 @@ import pytest
 
 from keyhole.bench.case import Case
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Evictor, using_threads
+from keyhole.tuning.timing import CacheFlusher, using_threads
 
 
 @pytest.fixture(autouse=True)
@@ -14,8 +14,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def evictor() -> Evictor:
-    return Evictor(1 << 20)
+def flusher() -> CacheFlusher:
+    return CacheFlusher(1 << 20)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ READ = ["--read-tokens", "100"]
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path, tiny):
-    monkeypatch.setattr("keyhole.bench.timing.cache_bytes", lambda *_: 1 << 18)
+    monkeypatch.setattr("keyhole.tuning.timing.cache_bytes", lambda *_: 1 << 18)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
 
@@ -96,14 +96,14 @@ def test_what_users_can_mend_ends_with_2(words, said):
 
 def test_calibrate_says_from_where_on_a_method_pays(monkeypatch):
     lengths = {"pqcache": 1234, "oracle": 2**63 - 1}
-    monkeypatch.setattr("keyhole.calibration.break_even", lambda spec, **_: lengths[spec])
+    monkeypatch.setattr("keyhole.tuning.break_even.break_even", lambda spec, **_: lengths[spec])
     result = bench("calibrate", "--shape", "tiny", "--method", "pqcache", "--method", "oracle")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == ["pqcache: from 1234 tokens on", "oracle: no length in sight"]
 
 
 def test_calibrate_takes_several_batches(monkeypatch):
-    monkeypatch.setattr("keyhole.calibration.break_even", lambda *_, batch, **__: 1000 * batch)
+    monkeypatch.setattr("keyhole.tuning.break_even.break_even", lambda *_, batch, **__: 1000 * batch)
     result = bench("calibrate", "--shape", "tiny", "--batch", "1", "--batch", "4")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [

@@ -18,7 +18,7 @@ METHOD = "pqcache(subspaces=4, bits=4, iterations=1, sinks=2, window=6, dense_be
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tiny):
-    monkeypatch.setattr("keyhole.bench.timing.cache_bytes", lambda *_: 1 << 18)
+    monkeypatch.setattr("keyhole.tuning.timing.cache_bytes", lambda *_: 1 << 18)
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
 
 

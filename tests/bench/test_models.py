@@ -28,23 +28,23 @@ def made(monkeypatch):
     return models
 
 
-def test_step_has_each_method_against_transformers_and_dense(tiny, evictor, made):
-    rows = checked_rows(step(tiny, [PQ, "oracle"], evictor=evictor, **SIZES))
+def test_step_has_each_method_against_transformers_and_dense(tiny, flusher, made):
+    rows = checked_rows(step(tiny, [PQ, "oracle"], flusher=flusher, **SIZES))
     names = {(row["method"].split("(")[0], row["baseline"]) for row in rows}
     assert names == {(m, b) for m in ("pqcache", "oracle") for b in ("transformers sdpa", "keyhole dense")}
     assert {row["read_tokens"] for row in rows} == {50}
     assert made[0].config._attn_implementation == "sdpa"
 
 
-def test_step_goes_one_after_the_other_where_memory_is_short(tiny, evictor, monkeypatch):
+def test_step_goes_one_after_the_other_where_memory_is_short(tiny, flusher, monkeypatch):
     monkeypatch.setattr(step_module, "free_bytes", lambda *_: 0)
-    result = step(tiny, [PQ, "oracle"], evictor=evictor, **SIZES)[0]
+    result = step(tiny, [PQ, "oracle"], flusher=flusher, **SIZES)[0]
     assert len(checked_rows([result])) == 4
     assert any("one after the other" in note for note in result.notes)
 
 
-def test_bytes_of_a_step_are_weights_and_what_is_read(tiny, evictor, made):
-    result = step(tiny, [PQ], evictor=evictor, **SIZES)[0]
+def test_bytes_of_a_step_are_weights_and_what_is_read(tiny, flusher, made):
+    result = step(tiny, [PQ], flusher=flusher, **SIZES)[0]
     weights = weight_bytes(made[0])
     cache = 2 * 300 * 2 * 2 * 16 * 4
     whole = {one.candidate.name: one.candidate.bytes for one in result.baselines}
@@ -52,22 +52,22 @@ def test_bytes_of_a_step_are_weights_and_what_is_read(tiny, evictor, made):
     assert weights < result.timed[0].candidate.bytes < weights + cache
 
 
-def test_untied_embeddings_are_not_counted(tiny, evictor, made):
-    prompt(tiny, PQ, tokens=20, dtype="float32", rounds=1, evictor=evictor)
+def test_untied_embeddings_are_not_counted(tiny, flusher, made):
+    prompt(tiny, PQ, tokens=20, dtype="float32", rounds=1, flusher=flusher)
     untied = type(tiny)(**{**vars(tiny), "tied": False})
-    prompt(untied, PQ, tokens=20, dtype="float32", rounds=1, evictor=evictor)
+    prompt(untied, PQ, tokens=20, dtype="float32", rounds=1, flusher=flusher)
     assert weight_bytes(made[0]) == weight_bytes(made[1])
 
 
-def test_prompt(tiny, evictor):
-    rows = checked_rows(prompt(tiny, PQ, tokens=90, dtype="float32", rounds=2, evictor=evictor))
+def test_prompt(tiny, flusher):
+    rows = checked_rows(prompt(tiny, PQ, tokens=90, dtype="float32", rounds=2, flusher=flusher))
     assert [row["baseline"] for row in rows] == ["transformers sdpa"]
 
 
 @pytest.mark.parametrize("family", sorted({shape.family for shape in SHAPES.values()}))
-def test_every_family_of_the_shapes_can_be_stepped(tiny, evictor, family):
+def test_every_family_of_the_shapes_can_be_stepped(tiny, flusher, family):
     shape = type(tiny)(**{**vars(tiny), "family": family})
-    checked_rows(step(shape, [PQ], evictor=evictor, **{**SIZES, "rounds": 1}))
+    checked_rows(step(shape, [PQ], flusher=flusher, **{**SIZES, "rounds": 1}))
 
 
 def test_shapes_have_the_parameters_their_names_say():

@@ -5,8 +5,8 @@ import pytest
 from keyhole.bench.case import Case
 from keyhole.bench.checks import CheckFailedError
 from keyhole.bench.gpu import offload as bench
-from keyhole.bench.synthetic import Synthetic
 from keyhole.storage import HotStorage
+from keyhole.tuning.synthetic import Synthetic
 
 CASE = Case(600, query_heads=4, kv_heads=2, head_dim=16, read_tokens=40)
 

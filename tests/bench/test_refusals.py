@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from keyhole import kernels
-from keyhole.bench import machine
 from keyhole.bench.build import build
 from keyhole.bench.case import Case
 from keyhole.bench.checks import CheckFailedError, check_close
@@ -15,7 +14,8 @@ from keyhole.bench.gather import gather
 from keyhole.bench.gemv import gemv
 from keyhole.bench.scan import scan
 from keyhole.bench.step import step
-from keyhole.bench.timing import using_threads
+from keyhole.tuning import machine
+from keyhole.tuning.timing import using_threads
 
 PQ = "pqcache(subspaces=4, bits=4, iterations=1)"
 
@@ -37,21 +37,21 @@ def wrong_attention(monkeypatch):
 
 
 @pytest.mark.usefixtures("wrong_attention")
-def test_wrong_attention_is_refused(case, evictor, tiny):
+def test_wrong_attention_is_refused(case, flusher, tiny):
     with pytest.raises(CheckFailedError, match="no time is reported"):
-        gather(case, rounds=1, evictor=evictor)
+        gather(case, rounds=1, flusher=flusher)
     with pytest.raises(CheckFailedError, match="attention over what was read"):
-        decode(case, PQ, rounds=1, evictor=evictor)
+        decode(case, PQ, rounds=1, flusher=flusher)
     with pytest.raises(CheckFailedError):
-        build(replace(case, read_tokens=0), PQ, rounds=1, evictor=evictor)
+        build(replace(case, read_tokens=0), PQ, rounds=1, flusher=flusher)
     with pytest.raises(CheckFailedError):
-        step(tiny, [PQ], tokens=300, dtype="float32", read_tokens=50, rounds=1, evictor=evictor)
+        step(tiny, [PQ], tokens=300, dtype="float32", read_tokens=50, rounds=1, flusher=flusher)
 
 
-def test_wrong_log_sum_exp_is_refused(case, evictor, monkeypatch):
+def test_wrong_log_sum_exp_is_refused(case, flusher, monkeypatch):
     spoil(monkeypatch, "gather_attention", lambda found: found._replace(lse=found.lse + 1))
     with pytest.raises(CheckFailedError, match="log-sum-exp"):
-        gather(case, rounds=1, evictor=evictor)
+        gather(case, rounds=1, flusher=flusher)
 
 
 @pytest.mark.parametrize(
@@ -64,23 +64,23 @@ def test_wrong_log_sum_exp_is_refused(case, evictor, monkeypatch):
     ],
     ids=["not the best", "one slot many times", "outside", "too few"],
 )
-def test_wrong_choice_is_refused(case, evictor, monkeypatch, change):
+def test_wrong_choice_is_refused(case, flusher, monkeypatch, change):
     spoil(monkeypatch, "pq_select", change)
     with pytest.raises(CheckFailedError, match="scan picked"):
-        scan(case, PQ, rounds=1, evictor=evictor)
+        scan(case, PQ, rounds=1, flusher=flusher)
 
 
-def test_a_step_that_reads_a_slot_twice_is_refused(case, evictor, monkeypatch):
+def test_a_step_that_reads_a_slot_twice_is_refused(case, flusher, monkeypatch):
     spoil(monkeypatch, "pq_select", lambda found: found._replace(slots=torch.full_like(found.slots, 40)))
     with pytest.raises(CheckFailedError, match="twice"):
-        decode(case, PQ, rounds=1, evictor=evictor)
+        decode(case, PQ, rounds=1, flusher=flusher)
 
 
 @pytest.mark.parametrize("name", ["matvec_skip_rows", "matvec_skip_columns"])
-def test_wrong_product_is_refused(evictor, monkeypatch, name):
+def test_wrong_product_is_refused(flusher, monkeypatch, name):
     spoil(monkeypatch, name, lambda found: found * 1.01)
     with pytest.raises(CheckFailedError, match=name):
-        gemv(40, 30, "float32", [0.5], rounds=1, evictor=evictor)
+        gemv(40, 30, "float32", [0.5], rounds=1, flusher=flusher)
 
 
 def test_nan_is_refused():
@@ -88,13 +88,13 @@ def test_nan_is_refused():
         check_close("it", torch.tensor([torch.nan]), torch.tensor([1.0]), torch.float32)
 
 
-def test_what_does_not_fit_into_memory_is_refused(case, evictor, tiny, monkeypatch):
+def test_what_does_not_fit_into_memory_is_refused(case, flusher, tiny, monkeypatch):
     monkeypatch.setattr(machine, "free_bytes", lambda *_: 1 << 20)
     for measure in (
-        lambda: decode(case, PQ, rounds=1, evictor=evictor),
-        lambda: gather(case, rounds=1, evictor=evictor),
-        lambda: gemv(2000, 2000, "float32", [0.5], rounds=1, evictor=evictor),
-        lambda: step(tiny, [PQ], tokens=10**6, dtype="float32", read_tokens=50, rounds=1, evictor=evictor),
+        lambda: decode(case, PQ, rounds=1, flusher=flusher),
+        lambda: gather(case, rounds=1, flusher=flusher),
+        lambda: gemv(2000, 2000, "float32", [0.5], rounds=1, flusher=flusher),
+        lambda: step(tiny, [PQ], tokens=10**6, dtype="float32", read_tokens=50, rounds=1, flusher=flusher),
     ):
         with pytest.raises(ValueError, match="GiB are free; give fewer tokens"):
             measure()
@@ -114,16 +114,16 @@ def test_impossible_cases_name_the_value(case, change, said):
         replace(case, **change)
 
 
-def test_other_values_out_of_range(case, evictor):
+def test_other_values_out_of_range(case, flusher):
     with pytest.raises(ValueError, match="oracle"):
-        scan(case, "oracle", rounds=1, evictor=evictor)
+        scan(case, "oracle", rounds=1, flusher=flusher)
     with pytest.raises(ValueError, match="read_tokens=701"):
-        gather(replace(case, read_tokens=701), rounds=1, evictor=evictor)
+        gather(replace(case, read_tokens=701), rounds=1, flusher=flusher)
     with pytest.raises(ValueError, match=r"active share 1\.5"):
-        gemv(40, 30, "float32", [1.5], rounds=1, evictor=evictor)
+        gemv(40, 30, "float32", [1.5], rounds=1, flusher=flusher)
     with pytest.raises(ValueError, match="0 rounds"):
-        gather(case, rounds=0, evictor=evictor)
+        gather(case, rounds=0, flusher=flusher)
     with pytest.raises(ValueError, match="builds no index over 90 tokens"):
-        build(Case(90, 4, 2, 32, read_tokens=0), PQ, rounds=1, evictor=evictor)
+        build(Case(90, 4, 2, 32, read_tokens=0), PQ, rounds=1, flusher=flusher)
     with pytest.raises(ValueError, match="-1 threads"), using_threads(-1):
         pass

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import keyhole as library
-from keyhole.engines.transformers.codebooks import fit_codebooks
-from keyhole.selection.codefile import read_codebooks
-from keyhole.setting import Setting
+from keyhole.core.model_info import ModelInfo
+from keyhole.engines.transformers.calibrate.codebooks import fit_codebooks
+from keyhole.selection.quantisers.codefile import read_codebooks
 from tests.engines.transformers.running import answer, assert_same
 from tests.tiny import fresh_model, prompt, tiny_model
 
@@ -41,7 +41,7 @@ def test_writes_codebooks_and_says_how_to_use_them(books):
     assert all(0 < error < 1 for error in told["relative_logit_error"].values())
     spec = result.stdout.strip()
     assert str(library.Recipe.parse(spec)) == spec
-    held = read_codebooks(folder, Setting.of(2), 90)
+    held = read_codebooks(folder, ModelInfo.of(2), 90)
     assert all(book.points.shape[2] == 8 for book in held)
 
 
@@ -71,31 +71,31 @@ def test_a_model_is_served_by_its_codebooks_and_no_other(books, model_folder):
 def test_refuses_files_that_do_not_fit(books, tmp_path):
     folder, _ = books
     with pytest.raises(ValueError, match="distance=90, not 7"):
-        read_codebooks(folder, Setting.of(1), 7)
+        read_codebooks(folder, ModelInfo.of(1), 7)
     with pytest.raises(ValueError, match=r"layers \[0, 1\]"):
-        read_codebooks(folder, Setting.of(9), 90)
+        read_codebooks(folder, ModelInfo.of(9), 90)
     with pytest.raises(ValueError, match="no codebooks in"):
-        read_codebooks(tmp_path / "nowhere", Setting.of(1), 90)
+        read_codebooks(tmp_path / "nowhere", ModelInfo.of(1), 90)
     tensors = folder / "codebooks.safetensors"
     with pytest.raises(ValueError, match="no codebooks in"):
-        read_codebooks(tensors, Setting.of(1), 90)
+        read_codebooks(tensors, ModelInfo.of(1), 90)
     tensors.write_bytes(tensors.read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged"):
-        read_codebooks(folder, Setting.of(1), 90)
+        read_codebooks(folder, ModelInfo.of(1), 90)
     settings = folder / "codebooks.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match="format 99"):
-        read_codebooks(folder, Setting.of(1), 90)
+        read_codebooks(folder, ModelInfo.of(1), 90)
     settings.write_text("{")
     with pytest.raises(ValueError, match=r"codebooks.json is damaged .*; calibrate again"):
-        read_codebooks(folder, Setting.of(1), 90)
+        read_codebooks(folder, ModelInfo.of(1), 90)
 
 
 def test_refuses_settings_without_their_tensors(books):
     folder, _ = books
     (folder / "codebooks.safetensors").unlink()
     with pytest.raises(ValueError, match=r"codebooks.safetensors is gone; calibrate again"):
-        read_codebooks(folder, Setting.of(1), 90)
+        read_codebooks(folder, ModelInfo.of(1), 90)
 
 
 def test_refuses_more_codewords_than_keys(refused, model_folder, prompt_file, tmp_path):

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import keyhole as library
-from keyhole.engines.transformers.thresholds import fit_thresholds
-from keyhole.errors import UnsupportedModelError
+from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.calibrate.thresholds import fit_thresholds
 from keyhole.kernels import Reach
 from tests.tiny import fresh_model, prompt, tiny_model
 

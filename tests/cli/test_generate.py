@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 import keyhole as library
 from keyhole.cli.inputs import Loaded
 from keyhole.cli.prompt import build_prompt
-from keyhole.evaluation.decoding import decode, text_of
 from keyhole.evaluation.prompts import start
+from keyhole.generation.decoding import decode, text_of
 from keyhole.methods import Recipe
 from tests.evaluation.small_text import byte_model, byte_tokenizer
 

@@ -1,6 +1,6 @@
 import pytest
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.evaluation.candidates import DENSE, candidates, split_specs
 from keyhole.methods import PQCache
 

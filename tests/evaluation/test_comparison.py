@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import keyhole
+from keyhole.cache.layer import LayerCache
 from keyhole.evaluation import compare
-from keyhole.layer import LayerCache
 from tests.evaluation.small_text import TEXT, byte_model, byte_tokenizer, own_byte_model
 from tests.small import small
 

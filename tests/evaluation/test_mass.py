@@ -6,10 +6,10 @@ import torch
 
 import keyhole
 from keyhole.attention import Logits, Part
+from keyhole.cache.decode_step import Read
+from keyhole.cache.layer import Observation
+from keyhole.core.layout import regions
 from keyhole.evaluation.mass import MassMeter, exact
-from keyhole.layer import Observation
-from keyhole.reader import Read
-from keyhole.regions import regions
 from keyhole.selection import Selection
 from tests import oracles
 from tests.layers import Layer

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import keyhole
-from keyhole.evaluation.decoding import decode
 from keyhole.evaluation.prompts import Prompt, start
+from keyhole.generation.decoding import decode
 from keyhole.methods import Method, Recipe
 from keyhole.prefill import DensePrefill
 from tests.small import EVICTING, small
@@ -68,7 +68,7 @@ class OwnPrefill(Method):
     name: ClassVar[str] = "own"
     calls: ClassVar[list[int]] = []
 
-    def prefill(self, setting):
+    def prefill(self, info):
         calls = self.calls
 
         class Counted(DensePrefill):
@@ -76,7 +76,7 @@ class OwnPrefill(Method):
                 calls.append(query.shape[2])
                 return super().attend(query, *args, **options)
 
-        return [Counted() for _ in setting.layers]
+        return [Counted() for _ in info.layers]
 
 
 def test_a_method_with_its_own_prefill_gets_it():

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.kernels.pq_scores import table_sums
-from keyhole.kernels.pq_tables import pq_tables, softcapped
+from keyhole.kernels.pq.scores import table_sums
+from keyhole.kernels.pq.tables import pq_tables, softcapped
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keyhole import kernels
-from keyhole.kernels import library
+from keyhole.kernels.backend import library
 from tests.kernels.on_device import move_operations
 
 if "KEYHOLE_TEST_LIBRARIES" in os.environ:

@@ -94,7 +94,7 @@ def test_the_same_by_kernels(places):
 def test_in_several_tiles(tile, monkeypatch):
     """Sizes beyond a tile, at a tile's end and one past it."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("keyhole.kernels.gpu.hot_lookup._TILE", tile)
+    monkeypatch.setattr("keyhole.kernels.hot_rows.triton.lookup._TILE", tile)
     for places in (8, 17):
         state, models = directory(places), [Model(places) for _ in range(2)]
         for slots, counts in lookups(places, places, 4):
@@ -138,7 +138,9 @@ def test_nothing_asked_for(impl):
 @pytest.mark.parametrize("width", [1, 5, 24, 96])
 def test_what_is_missing_is_fetched_and_nothing_else_touched(impl, dtype, width, monkeypatch):
     if impl == "triton":
-        monkeypatch.setattr("keyhole.kernels.gpu.hot_copy._TILE", 16)  # several tiles of a row, several rows
+        monkeypatch.setattr(
+            "keyhole.kernels.hot_rows.triton.copy._TILE", 16
+        )  # several tiles of a row, several rows
     state = directory(9, first=SLOTS)
     held = (torch.randn(2, SLOTS + 3, width) * 30).to(dtype)[:, :SLOTS]
     pool = torch.zeros(2, 9 + RING, width, dtype=dtype)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from keyhole import kernels
-from keyhole.kernels import library
+from keyhole.kernels.backend import library
 from tests.kernels.cases import make_index
 
 native = pytest.mark.skipif(not kernels.native_available(), reason="no native library is built")
@@ -45,7 +45,7 @@ def test_an_unsupported_level_is_refused():
 
 
 def test_importing_loads_nothing():
-    result = in_a_new_process("from keyhole.kernels import library; print(library._current)")
+    result = in_a_new_process("from keyhole.kernels.backend import library; print(library._current)")
     assert result.stdout.strip() == "[]"
 
 

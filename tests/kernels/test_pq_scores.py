@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from keyhole import kernels
-from keyhole.kernels.pq_tables import largest_entry, pq_tables
+from keyhole.kernels.pq.tables import largest_entry, pq_tables
 from tests.kernels.cases import make_index
 
 

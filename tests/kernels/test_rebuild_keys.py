@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyhole import kernels
-from keyhole.kernels import Turning
-from keyhole.rope import PlainRope
+from keyhole.core.rope import PlainRope
+from keyhole.kernels import RotaryFrequencies
 from tests.kernels.cases import strided
 from tests.waiting import without_waiting
 
@@ -44,7 +44,7 @@ def by_definition(coefficients, axes, mean, slots, padding, frequencies, adjacen
 
 def check(impl, adjacent, **sizes):
     *operands, frequencies = case(**sizes)
-    found = kernels.rebuild_keys(*operands, Turning(frequencies, adjacent), impl=impl)
+    found = kernels.rebuild_keys(*operands, RotaryFrequencies(frequencies, adjacent), impl=impl)
     expected = by_definition(*operands, frequencies, adjacent)
     halves = {torch.float32: 0, torch.float16: 2**-11, torch.bfloat16: 2**-8}[found.dtype]
     # Rounding of the key, and on tensor cores of the axes.
@@ -72,7 +72,12 @@ def test_slots(impl, slots):
         check(impl, False, slots=slots, batch=1)
     else:
         *operands, frequencies = case(slots=0)
-        assert kernels.rebuild_keys(*operands, Turning(frequencies, False), impl=impl).shape == (2, 2, 0, 16)
+        assert kernels.rebuild_keys(*operands, RotaryFrequencies(frequencies, False), impl=impl).shape == (
+            2,
+            2,
+            0,
+            16,
+        )
 
 
 @IMPLS
@@ -87,7 +92,7 @@ def test_far_positions(impl, far):
     """Position p is slot p less padding, so that a negative padding moves far."""
     coefficients, axes, mean, slots, padding, frequencies = case(batch=1, slots=9)
     operands = coefficients, axes, mean, slots, padding - far
-    found = kernels.rebuild_keys(*operands, Turning(frequencies, False), impl=impl)
+    found = kernels.rebuild_keys(*operands, RotaryFrequencies(frequencies, False), impl=impl)
     torch.testing.assert_close(
         found.double(), by_definition(*operands, frequencies, False), rtol=0, atol=5e-6
     )
@@ -96,7 +101,7 @@ def test_far_positions(impl, far):
 @IMPLS
 def test_strides_and_slots_that_heads_share(impl):
     coefficients, axes, mean, slots, padding, frequencies = case()
-    turning, shared = Turning(frequencies, False), slots[:, :1].expand(-1, 2, -1).int()
+    turning, shared = RotaryFrequencies(frequencies, False), slots[:, :1].expand(-1, 2, -1).int()
     expected = by_definition(coefficients, axes, mean, shared, padding, frequencies, False)
     operands = strided(coefficients), strided(axes.flatten(0, 1)).unflatten(0, (2, 2)), mean
     found = kernels.rebuild_keys(*operands, slots[:, :1].expand(-1, 2, -1), padding, turning, impl=impl)
@@ -107,12 +112,14 @@ def test_strides_and_slots_that_heads_share(impl):
 def test_a_turn_leaves_lengths_and_adds_up(batch, heads, half, tokens, seed):
     make = torch.Generator().manual_seed(seed)
     vectors = torch.randn(batch, heads, tokens, 2 * half, generator=make)
-    turning = Turning(torch.rand(half, generator=make), bool(seed % 2))
+    turning = RotaryFrequencies(torch.rand(half, generator=make), bool(seed % 2))
     here, there = torch.randint(-50, 50, (2, batch, heads, tokens), generator=make)
-    moved = kernels.turned(vectors, here, turning)
+    moved = kernels.apply_rotary(vectors, here, turning)
     torch.testing.assert_close(moved.norm(dim=-1), vectors.norm(dim=-1))
-    both = kernels.turned(moved, there, turning)
-    torch.testing.assert_close(both, kernels.turned(vectors, here + there, turning), rtol=1e-4, atol=1e-4)
+    both = kernels.apply_rotary(moved, there, turning)
+    torch.testing.assert_close(
+        both, kernels.apply_rotary(vectors, here + there, turning), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_plain_rotation_is_that_of_the_source():
@@ -132,7 +139,7 @@ def test_slots_outside_are_not_read():
     whole = torch.full((1, 200, 20), torch.nan)
     whole[:, 50:140] = coefficients
     slots[0, 0, :3] = torch.tensor([-1, 90, 1 << 40])
-    operands = whole[:, 50:140], axes, mean, slots, padding, Turning(frequencies, False)
+    operands = whole[:, 50:140], axes, mean, slots, padding, RotaryFrequencies(frequencies, False)
     found = kernels.rebuild_keys(*operands, impl="triton")
     assert found.isfinite().all()
     slots[0, 0, :3] = 0
@@ -144,19 +151,19 @@ def test_nothing_waits(monkeypatch):
     *operands, frequencies = case(batch=1, slots=5)
     with without_waiting(monkeypatch):
         for impl in ("reference", "triton"):
-            kernels.rebuild_keys(*operands, Turning(frequencies, False), impl=impl)
+            kernels.rebuild_keys(*operands, RotaryFrequencies(frequencies, False), impl=impl)
 
 
 def test_shapes_are_checked():
     coefficients, axes, mean, slots, padding, frequencies = case()
-    turning = Turning(frequencies, False)
+    turning = RotaryFrequencies(frequencies, False)
     for wrong in (
         (coefficients[:1], axes, mean, slots, padding, turning),
         (coefficients[..., 1:], axes, mean, slots, padding, turning),
         (coefficients, axes, mean[..., 1:], slots, padding, turning),
         (coefficients, axes, mean, slots[:, 1:], padding, turning),
         (coefficients, axes, mean, slots, padding[1:], turning),
-        (coefficients, axes, mean, slots, padding, Turning(torch.ones(9), False)),
+        (coefficients, axes, mean, slots, padding, RotaryFrequencies(torch.ones(9), False)),
     ):
         with pytest.raises(ValueError, match="do not fit coefficients"):
             kernels.rebuild_keys(*wrong)
@@ -165,4 +172,4 @@ def test_shapes_are_checked():
 def test_odd_head_sizes_have_no_kernel():
     *operands, frequencies = case(size=17)
     with pytest.raises(RuntimeError, match="no kernel"):
-        kernels.rebuild_keys(*operands, Turning(frequencies, False), impl="triton")
+        kernels.rebuild_keys(*operands, RotaryFrequencies(frequencies, False), impl="triton")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from keyhole import kernels
 from keyhole.attention import dense_attention
 from keyhole.kernels import Reach
-from keyhole.kernels.sale_reference import small_keys, small_queries
-from keyhole.kernels.sale_tiles import SHARING, WIDTHS, Rounding, levels, pack, tiles, unpack
+from keyhole.kernels.sale.reference import small_keys, small_queries
+from keyhole.kernels.sale.tiles import SHARING, WIDTHS, Rounding, levels, pack, tiles, unpack
 from tests import oracles_sale
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import keyhole
 from keyhole.attention import Logits
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, EvictionMethod, Recipe
 from keyhole.methods.registry import METHODS as REGISTERED
 from tests.composed import Composed

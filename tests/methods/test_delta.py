@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keyhole
-from keyhole import calibration
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods import Delta, Recipe
 from keyhole.methods.delta import default_full, roles
-from keyhole.setting import Setting
+from keyhole.tuning import break_even as calibration
 from tests import oracles_pages
 from tests.tiny import prompt, tiny_model
 
@@ -54,7 +54,7 @@ def test_default_layers_are_few_and_lead(layers):
 
 def test_a_leader_leads_the_next_layer_that_is_served():
     """Layers of another kind of attention lie between; numbers are those of the model."""
-    served = Setting((1, 3, 5, 7))
+    served = ModelInfo((1, 3, 5, 7))
     found = [selector.role.value for selector in Delta(full=(1, 3)).selectors(served)]
     assert found == ["dense", "leader", "follower", "follower"]
     with pytest.raises(SpecError, match=r"names layer 2, .* are 1, 3, 5, 7"):
@@ -114,6 +114,6 @@ def test_layers_read_whole_stay_on_the_device(place, keys):
 
 
 def test_layers_are_told_apart_as_the_model_counts_them():
-    setting = Setting((1, 3, 5, 7))
-    storages = Delta(full=(1, 5), place="host").storage(setting)
+    info = ModelInfo((1, 3, 5, 7))
+    storages = Delta(full=(1, 5), place="host").storage(info)
     assert [storage.buffer.tier for storage in storages] == ["device", "host", "device", "host"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from tests.layers import Layer
 from tests.lives import Rounded, live
 from tests.small import BY_MASS, SELECTIVE, small

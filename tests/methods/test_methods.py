@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, Dense, Oracle, PQCache, Recipe
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods import METHODS, Recipe
 from keyhole.selection import ClusterSelector, FollowingClusters
-from keyhole.setting import Setting
 
 OPTIONS = "keep=0.5, budget=8, sinks=2, window=6, fine=2, coarse=6, dense_below=0"
 
@@ -116,8 +116,8 @@ def test_everything_kept_and_read_is_dense():
 
 
 def test_keeping_everything_leaves_that_question_to_others():
-    assert METHODS["mpcache"](keep=1.0).retention(Setting.of(2)) is None
-    assert len(METHODS["mpcache"](keep="40%").retention(Setting.of(2))) == 2
+    assert METHODS["mpcache"](keep=1.0).retention(ModelInfo.of(2)) is None
+    assert len(METHODS["mpcache"](keep="40%").retention(ModelInfo.of(2))) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods import PQCache, Recipe
 from keyhole.storage import DeviceStorage
 

@@ -14,8 +14,8 @@ import torch
 
 from keyhole.attention import attend_slots
 from keyhole.methods import PQCache
-from keyhole.selection import quantiser
 from keyhole.selection.product import default_subspaces
+from keyhole.selection.quantisers import product as quantiser
 from tests import oracles
 from tests.layers import Layer, check_codes, check_step, index_of, slots_read
 

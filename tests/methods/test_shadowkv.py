@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from keyhole.attention import Logits
+from keyhole.core.model_info import ModelInfo
+from keyhole.core.rope import NoRope
 from keyhole.methods import Recipe
-from keyhole.rope import NoRope
-from keyhole.setting import Setting
 from tests import oracles
 
 TOKENS, HEADS, SIZE, CHUNK, NEEDLES = 2048, 2, 32, 8, 6
@@ -36,7 +36,7 @@ class Text:
     def ask(self, way, options):
         """The relative error of one step's output, and the slots its heads read beside sinks and window."""
         spec = f"shadowkv(budget=256, chunk={CHUNK}, rank=24, dense_below=0, {options})"
-        cache = Recipe.parse(spec).layers(Setting((0,), rope=lambda _place: NoRope()))[0]
+        cache = Recipe.parse(spec).layers(ModelInfo((0,), rope=lambda _place: NoRope()))[0]
         seen = []
         cache.observer = seen.append
         cache.append(self.keys, self.values)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, Dense, Oracle, PQCache, Recipe
 
 shares = st.floats(min_value=0, max_value=1, exclude_min=True, allow_nan=False)

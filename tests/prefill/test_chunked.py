@@ -6,9 +6,9 @@ import torch
 
 import keyhole
 from keyhole.attention import Logits
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
+from keyhole.core.rope import FixedDistance, PlainRope
 from keyhole.prefill import ChunkedPrefill
-from keyhole.rope import FixedDistance, PlainRope
 from keyhole.selection import Vote
 from keyhole.storage import DeviceStorage
 from tests import oracles, oracles_pages, oracles_positions

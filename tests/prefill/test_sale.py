@@ -6,7 +6,7 @@ import torch
 import keyhole
 from keyhole import kernels
 from keyhole.attention import Logits, dense_attention
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.kernels import Reach
 from keyhole.methods import Recipe, Sale
 from keyhole.prefill import SalePrefill

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits, dense_attention
+from keyhole.core.model_info import ModelInfo
 from keyhole.kernels import Reach, sale_attention
 from keyhole.methods import Recipe
 from keyhole.prefill.salefile import read_thresholds, write_thresholds
 from keyhole.prefill.salefit import ThresholdFit, grid, threshold_fit
 from keyhole.prefill.salelayer import LayerFit, cheapest
-from keyhole.setting import Setting
 
 REACH, SCALE = Reach(window=32, width=1), 16**-0.5
 
@@ -147,9 +147,9 @@ def written(folder, model="one"):
 
 def test_thresholds_are_read_for_the_layers_of_the_model(tmp_path):
     taus = written(tmp_path)
-    read = read_thresholds(tmp_path, Setting((3,), fingerprint=lambda: "one"), Reach())
+    read = read_thresholds(tmp_path, ModelInfo((3,), fingerprint=lambda: "one"), Reach())
     assert [tau.tolist() for tau in read] == [taus[3].tolist()]
-    read = read_thresholds(tmp_path, Setting.of(2), Reach())
+    read = read_thresholds(tmp_path, ModelInfo.of(2), Reach())
     assert [tau.tolist() for tau in read] == [taus[1].tolist(), taus[3].tolist()]
     spec = f"sale(thresholds={str(tmp_path)!r}, tile=32, rows=64, means=false)"
     layers = Recipe.parse(spec).layers(2)
@@ -160,17 +160,17 @@ def test_thresholds_are_read_for_the_layers_of_the_model(tmp_path):
 def test_refuses_thresholds_that_do_not_fit(tmp_path):
     written(tmp_path)
     with pytest.raises(ValueError, match=r"belong to another model.*keyhole calibrate sale"):
-        read_thresholds(tmp_path, Setting((1,), fingerprint=lambda: "two"), Reach())
+        read_thresholds(tmp_path, ModelInfo((1,), fingerprint=lambda: "two"), Reach())
     with pytest.raises(ValueError, match=r"made for Reach.*width=32.*not Reach.*width=8"):
-        read_thresholds(tmp_path, Setting.of(1), Reach(width=8))
+        read_thresholds(tmp_path, ModelInfo.of(1), Reach(width=8))
     with pytest.raises(ValueError, match=r"layers \[1, 3\], not of"):
-        read_thresholds(tmp_path, Setting((2,), fingerprint=lambda: "one"), Reach())
+        read_thresholds(tmp_path, ModelInfo((2,), fingerprint=lambda: "one"), Reach())
     with pytest.raises(ValueError, match="there are no thresholds in"):
-        read_thresholds(tmp_path / "nowhere", Setting.of(1), Reach())
+        read_thresholds(tmp_path / "nowhere", ModelInfo.of(1), Reach())
     tensors = tmp_path / "thresholds.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-3])
     with pytest.raises(ValueError, match="damaged"):
-        read_thresholds(tmp_path, Setting.of(1), Reach())
+        read_thresholds(tmp_path, ModelInfo.of(1), Reach())
     tensors.unlink()
     with pytest.raises(ValueError, match="is gone; calibrate again"):
-        read_thresholds(tmp_path, Setting.of(1), Reach())
+        read_thresholds(tmp_path, ModelInfo.of(1), Reach())

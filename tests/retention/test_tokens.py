@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods import Recipe
-from keyhole.retention import BestOfLayer, BestTokens, Equal, Keeping, Pyramid
-from keyhole.setting import Setting
+from keyhole.retention import BestOfLayer, BestTokens, Equal, EvictionPolicy, Pyramid
 from keyhole.storage import Chosen
 
 
@@ -61,9 +61,9 @@ def test_a_head_whose_worth_is_spread_keeps_more():
 @pytest.mark.parametrize(("average", "context"), [(512, 100_000), (512, 513), (500, 1000), (512, 512)])
 def test_a_pyramid_keeps_its_sum_and_asks_for_no_more_than_there_is(layers, average, context):
     keepings = [
-        retention.keeping for retention in Recipe.parse("pyramidkv").stages[0].retention(Setting.of(layers))
+        retention.policy for retention in Recipe.parse("pyramidkv").stages[0].retention(ModelInfo.of(layers))
     ]
-    kept = [keeping.share.of(average, context) for keeping in keepings]
+    kept = [policy.share.of(average, context) for policy in keepings]
     assert kept == sorted(kept, reverse=True)
     assert max(kept) <= context
     assert abs(sum(kept) - layers * average) <= layers
@@ -75,8 +75,8 @@ def test_the_published_slope():
 
 
 def test_what_is_always_kept_is_the_least_that_is_kept():
-    keeping = Keeping(Budget(tokens=5), Equal(), sinks=4, window=32, every=0, whole_prompt=False)
-    assert keeping.limit(1000) == 36
+    policy = EvictionPolicy(Budget(tokens=5), Equal(), sinks=4, window=32, every=0, whole_prompt=False)
+    assert policy.limit(1000) == 36
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(1, 5), st.integers(0, 99))

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods import METHODS, Recipe
 from keyhole.retention import GroupPyramid, group_pyramid
-from keyhole.setting import Setting
 from tests import oracles
 from tests import oracles_eviction_windowkv as formulae
 from tests.evictions import Evicting
@@ -259,7 +259,7 @@ def test_presets_of_paper_and_code(options, sizes):
     retention = Recipe.parse(f"windowkv({options})").layers(1)[0].retention
     scorer = retention.scorer
     assert (scorer.window, scorer.size, scorer.best) == sizes
-    assert retention.keeping.window == sizes[0]
+    assert retention.policy.window == sizes[0]
 
 
 def test_auto_wants_a_text():
@@ -295,6 +295,6 @@ def test_options_out_of_range(options, said):
 
 @pytest.mark.parametrize(("layers", "group"), [(1, 1), (3, 1), (4, 1), (28, 7), (32, 8)])
 def test_a_group_is_a_quarter_of_the_layers(layers, group):
-    retentions = METHODS["windowkv"]().retention(Setting.of(layers))
+    retentions = METHODS["windowkv"]().retention(ModelInfo.of(layers))
     leaders = [place for place, each in enumerate(retentions) if type(each).__name__ == "_Leader"]
     assert leaders == list(range(0, layers, group))

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.selection import BoxSelector
 from tests import oracles, oracles_pages
 from tests.lives import live

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.selection import ClusterSelector
 from tests import oracles
 from tests import oracles_eviction_mpcache as formulae

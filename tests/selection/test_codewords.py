@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.regions import regions
-from keyhole.rope import PlainRope
+from keyhole.core.budget import Budget
+from keyhole.core.layout import regions
+from keyhole.core.rope import PlainRope
 from keyhole.selection import CodewordSelector, Step
-from keyhole.selection.codebook import Codebook, fit_codebook, query_metric
+from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, query_metric
 from tests import oracles, oracles_a2ats
 from tests.layers import Layer
 from tests.steps import stored

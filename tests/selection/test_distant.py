@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods import Recipe
 from tests import oracles, oracles_pages, oracles_positions
 from tests.layers import Layer

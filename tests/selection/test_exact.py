@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.selection import ExactSelector
 from keyhole.selection.exact import exact_logits
 from tests import oracles

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.chunks import outlier_chunks
-from keyhole.regions import regions
+from keyhole.core.budget import Budget
+from keyhole.core.layout import regions
 from keyhole.selection import LandmarkSelector, Step
+from keyhole.storage.chunks import outlier_chunks
 from tests import oracles, oracles_shadowkv
 from tests.layers import Layer, slots_read
 from tests.steps import stored

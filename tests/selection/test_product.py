@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole import kernels
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.selection import ProductSelector
 from keyhole.selection.exact import ExactSelector
 from tests import oracles

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
+from keyhole.core.layout import regions
 from keyhole.methods import Recipe
-from keyhole.regions import regions
 from keyhole.selection import SharedPageSelector, Step
 from keyhole.selection.shared import Board, Role
 from tests import oracles, oracles_pages

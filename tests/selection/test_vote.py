@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.selection import Vote, VoteSelector
 from tests import oracles, oracles_pages
 from tests.lives import live
@@ -130,7 +130,10 @@ def test_reuse_of_one_elects_always():
 
 def test_rows_are_kept_for_themselves():
     vote = Vote(per_head=False, scaled=True)
-    still, moving = [turned(angle) for angle in (0, 5, 10)], [turned(angle) for angle in (0, 90, 180)]
+    still, moving = (
+        [turned(angle) for angle in (0, 5, 10)],
+        [turned(angle) for angle in (0, 90, 180)],
+    )
     queries = [torch.cat(pair) for pair in zip(still, moving, strict=True)]
     found, fresh = walk(VoteSelector(vote, reuse=0.9), queries), walk(VoteSelector(vote), queries)
     for step in range(3):

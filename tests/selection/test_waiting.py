@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.regions import regions
-from keyhole.rope import FixedDistance, PlainRope
+from keyhole.core.budget import Budget
+from keyhole.core.layout import regions
+from keyhole.core.rope import FixedDistance, PlainRope
 from keyhole.selection import ExactSelector, Step
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector

@@ -5,9 +5,9 @@ import torch
 
 import keyhole
 from keyhole.attention import Logits
-from keyhole.kernels.rows import at
+from keyhole.kernels.backend.rows import at
 from keyhole.storage import Chosen, DeviceStorage, HotRows, HotStorage, make_storage
-from keyhole.storage.buffer import HostBuffer
+from keyhole.storage.tiers.buffer import HostBuffer
 from tests.storage.histories import drawing
 from tests.storage.limited import WIDE
 from tests.tiny import fresh_model, prompt

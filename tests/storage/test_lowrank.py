@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from keyhole.attention import Logits, attend_slots
-from keyhole.regions import regions
-from keyhole.rope import NoRope, PlainRope
+from keyhole.core.layout import regions
+from keyhole.core.rope import NoRope, PlainRope
 from keyhole.storage import LowRankStorage
 from tests import oracles, oracles_shadowkv
 from tests.layers import Layer, check_dense

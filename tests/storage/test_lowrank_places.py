@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.attention import Logits
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.layout import regions
+from keyhole.core.rope import PlainRope
 from keyhole.methods import Recipe
-from keyhole.regions import regions
-from keyhole.rope import PlainRope
 from keyhole.storage import LowRankStorage, make_rows
 from tests.layers import Layer, check_dense
 from tests.lives import Rounded, live

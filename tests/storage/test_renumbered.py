@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
+from keyhole.core.rope import PlainRope
 from keyhole.methods import Recipe
-from keyhole.rope import PlainRope
 from keyhole.storage import RenumberedStorage
 from tests import oracles, oracles_positions
 from tests.layers import Layer, check_dense, slots_read

@@ -8,12 +8,12 @@ from keyhole.attention import dense_attention
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_selective_step
 from keyhole.bench.layers import filled_layer, layer_sizes, new_token
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, Timed, noise
-from keyhole.bench.synthetic import Synthetic
-from keyhole.bench.timing import Candidate, Evictor, Times, clock, interleave
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.synthetic import Synthetic
+from keyhole.tuning.timing import CacheFlusher, Candidate, Times, clock, interleave
 
 _SHORTEST = 1024
 _LONGEST_SECONDS = 60.0  # a prompt estimated to take longer is not computed whole
@@ -22,7 +22,7 @@ _ENOUGH_SECONDS = 2.0  # the time of what is measured in its place
 
 
 @torch.no_grad()
-def build(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -> list[Result]:
+def build(case: Case, method: str | Recipe, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time building one layer's index; the ratio is how many times longer its prompt attention takes.
 
     Raises:
@@ -54,11 +54,11 @@ def build(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) ->
         case.tokens,
         before=fresh,
     )
-    times = interleave([candidate], rounds=rounds, evictor=evictor)[0]
+    times = interleave([candidate], rounds=rounds, flusher=flusher)[0]
     prompt, note = _prompt(case, source)
     notes = [f"the index takes {times.median / prompt.times.median:.1%} of the prompt's attention; {note}"]
     notes += noise([Timed(candidate, times)])
-    return [Result("build", layer_sizes(case), [Timed(candidate, times)], [prompt], evictor.bandwidth, notes)]
+    return [Result("build", layer_sizes(case), [Timed(candidate, times)], [prompt], flusher.bandwidth, notes)]
 
 
 def _prompt(case: Case, source: Synthetic) -> tuple[Timed, str]:

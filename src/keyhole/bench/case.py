@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from keyhole.attention import Logits
-from keyhole.bench.synthetic import Synthetic
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.synthetic import Synthetic
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

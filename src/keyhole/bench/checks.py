@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
-from keyhole.evicting import EvictingLayer
-from keyhole.layer import LayerCache, Observation
+from keyhole.cache.evicting import EvictingLayer
+from keyhole.cache.layer import LayerCache, Observation
 
 # Largest error allowed, as a share of the largest value: rounding of the dtype, and of sums over many tokens.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
-from keyhole.bench.machine import describe
 from keyhole.bench.result import Result
-from keyhole.bench.timing import Evictor
+from keyhole.tuning.machine import describe
+from keyhole.tuning.timing import CacheFlusher
 
 
-def conditions(command: str, results: Sequence[Result], evictor: Evictor, rounds: int) -> dict[str, Any]:
+def conditions(command: str, results: Sequence[Result], flusher: CacheFlusher, rounds: int) -> dict[str, Any]:
     """Machine, versions, date, the command and the notes of its results."""
     said = [note for result in results for note in result.notes]
-    return describe(evictor.device) | {
+    return describe(flusher.device) | {
         "command": command,
         "date": date.today().isoformat(),
-        "notes": [*dict.fromkeys(said), fairness(evictor, rounds)],
+        "notes": [*dict.fromkeys(said), fairness(flusher, rounds)],
     }
 
 
-def fairness(evictor: Evictor, rounds: int) -> str:
+def fairness(flusher: CacheFlusher, rounds: int) -> str:
     """What was done so that times compare, and the bandwidth found."""
-    megabytes, speed = evictor.nbytes >> 20, evictor.bandwidth / 1e6
+    megabytes, speed = flusher.nbytes >> 20, flusher.bandwidth / 1e6
     return (
         f"medians of {rounds} rounds in which all take turns; {megabytes} MiB are read before each run, "
         f"so that it starts with cold caches; that reading measured {speed:.1f} GB/s"

@@ -9,15 +9,15 @@ from keyhole.bench.checks import check_selective_step
 from keyhole.bench.dense import dense_baselines
 from keyhole.bench.layers import filled_layer, layer_sizes, new_token, step_candidate
 from keyhole.bench.result import Result, compare
-from keyhole.bench.synthetic import Synthetic
-from keyhole.bench.timing import Evictor, clock
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
 from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.synthetic import Synthetic
+from keyhole.tuning.timing import CacheFlusher, clock
 
 
 @torch.no_grad()
-def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -> list[Result]:
+def decode(case: Case, method: str | Recipe, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time appending one token and attending to it. The baselines attend only, to the same keys and values.
 
     A method that drops tokens has dropped those of the prompt before, and the baselines read what it keeps.
@@ -37,7 +37,7 @@ def decode(case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor) -
     baselines = dense_baselines(token.query, keys, values, scale=case.logits.scale)
     notes = [f"building the index once took {built * 1e3:.0f} ms, not counted"] if layer.indexed else []
     result = compare(
-        "decode", layer_sizes(case), [step], baselines, rounds=rounds, evictor=evictor, notes=notes
+        "decode", layer_sizes(case), [step], baselines, rounds=rounds, flusher=flusher, notes=notes
     )
     result.notes.extend(_upkeep(recipe, layer, source))
     return [result]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from keyhole.bench.timing import Candidate
+from keyhole.tuning.timing import Candidate
 
 FOLDED = "sdpa folded"
 EXPANDED = "sdpa enable_gqa"

@@ -23,15 +23,15 @@ from keyhole.bench.models import (
     use_sdpa,
     weight_bytes,
 )
-from keyhole.bench.timing import Candidate
+from keyhole.cache.layer import LayerCache, Observation
 from keyhole.feedforward import Steps
-from keyhole.layer import LayerCache, Observation
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.timing import Candidate
 
 DENSE = "keyhole dense"
 
 
-class Entrants:
+class Contestants:
     """Makes candidates for one model; each forgets its new token after a run, so that all runs are alike."""
 
     def __init__(self, model: PreTrainedModel, case: Case, layers: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keyhole.bench.timing import Candidate
+from keyhole.tuning.timing import Candidate
 
 FAISS = "faiss fast-scan"
 _BITS = 4  # all that fast scan has

@@ -11,14 +11,14 @@ from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
 from keyhole.bench.dense import dense_baselines
 from keyhole.bench.layers import layer_sizes, require_layer_memory
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.timing import Candidate, Evictor
 from keyhole.storage import PRECISIONS, DeviceStorage, Storage, make_storage
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 
 @torch.no_grad()
-def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> list[Result]:
+def gather(case: Case, *, rounds: int, flusher: CacheFlusher, impl: str = "auto") -> list[Result]:
     """Time `gather_attention` over random slots, and storages of fewer bits, against torch's dense calls.
 
     Raises:
@@ -51,7 +51,7 @@ def gather(case: Case, *, rounds: int, evictor: Evictor, impl: str = "auto") -> 
     candidates = [Candidate("gather_attention", name, lambda: attend(impl), moved, read)]
     candidates += [_quantised(precision, case, storage, query, slots) for precision in PRECISIONS[1:]]
     baselines = dense_baselines(query, keys, values, case.logits.scale)
-    return [compare("gather", layer_sizes(case), candidates, baselines, rounds=rounds, evictor=evictor)]
+    return [compare("gather", layer_sizes(case), candidates, baselines, rounds=rounds, flusher=flusher)]
 
 
 def _quantised(precision: str, case: Case, plain: Storage, query: Tensor, slots: Tensor) -> Candidate:

@@ -13,9 +13,9 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.bench.case import DTYPES, check_dtype
 from keyhole.bench.checks import check_close
-from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.result import Result, Sizes, compare
-from keyhole.bench.timing import Candidate, Evictor
+from keyhole.tuning.machine import implementation, require_memory
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def gemv(
     active: Sequence[float],
     *,
     rounds: int,
-    evictor: Evictor,
+    flusher: CacheFlusher,
     impl: str = "auto",
     seed: int = 0,
 ) -> list[Result]:
@@ -52,7 +52,7 @@ def gemv(
         problem = _Problem(weight, chosen, impl, generator)
         for entrants in (problem.skip_rows(share), problem.skip_columns(share)):
             sizes = Sizes(rows, None, None, columns, dtype)
-            results.append(compare("gemv", sizes, entrants[:1], entrants[1:], rounds=rounds, evictor=evictor))
+            results.append(compare("gemv", sizes, entrants[:1], entrants[1:], rounds=rounds, flusher=flusher))
     return results
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from keyhole.bench.case import Case
-from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.result import Sizes
-from keyhole.bench.synthetic import Synthetic
-from keyhole.bench.timing import Candidate
-from keyhole.evicting import EvictingLayer
-from keyhole.layer import SHOWN, LayerCache, Observation, Prompted
+from keyhole.cache.evicting import EvictingLayer
+from keyhole.cache.layer import SHOWN, LayerCache, Observation, Prompted
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.machine import implementation, require_memory
+from keyhole.tuning.synthetic import Synthetic
+from keyhole.tuning.timing import Candidate
 
 _WORKING = 512 << 20  # bytes for the eviction buffer and temporaries
 

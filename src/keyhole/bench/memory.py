@@ -17,7 +17,7 @@ import torch
 from keyhole.bench.case import DTYPES, check_dtype
 from keyhole.bench.shapes import Shape
 from keyhole.engines.transformers import footprint, make_cache
-from keyhole.evaluation.decoding import prefill
+from keyhole.generation.decoding import prefill
 from keyhole.methods.recipe import Recipe
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -12,13 +12,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from keyhole.bench.case import Case
 from keyhole.bench.shapes import Shape
-from keyhole.bench.synthetic import Synthetic
-from keyhole.engines.transformers.activations import fit_activations
+from keyhole.cache.layer import LayerCache
+from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.cache import KeyholeLayer, setting_of
+from keyhole.engines.transformers.calibrate.activations import fit_activations
 from keyhole.engines.transformers.registration import detach, keep_switched
 from keyhole.feedforward import Fitted, Rule, Steps
-from keyhole.layer import LayerCache
-from keyhole.setting import Setting
+from keyhole.tuning.synthetic import Synthetic
 
 SDPA = "transformers sdpa"
 _CALIBRATION = 32  # tokens, each of which shows thousands of channels
@@ -43,7 +43,7 @@ def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:
         yield case.source(index)
 
 
-def random_setting(model: PreTrainedModel) -> Setting:
+def random_setting(model: PreTrainedModel) -> ModelInfo:
     """What methods are told about a model of random weights, whose activations any tokens show."""
     tokens = torch.randint(
         model.config.vocab_size, (1, _CALIBRATION), generator=torch.Generator().manual_seed(0)

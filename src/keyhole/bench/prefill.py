@@ -16,17 +16,17 @@ from transformers import DynamicCache, PreTrainedModel
 from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.bench.checks import check_close
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, Sizes, compare
-from keyhole.bench.timing import Candidate, Evictor
 from keyhole.engines.transformers.cache import KeyholeLayer, adopt
-from keyhole.engines.transformers.recording import record
+from keyhole.engines.transformers.calibrate.recording import record
 from keyhole.kernels import Reach
-from keyhole.kernels.sale_reference import left_out
-from keyhole.kernels.sale_tiles import ROWS, tiles, unpack
+from keyhole.kernels.sale.reference import left_out
+from keyhole.kernels.sale.tiles import ROWS, tiles, unpack
 from keyhole.methods.recipe import Recipe
 from keyhole.prefill import DensePrefill, Prefill, SalePrefill
 from keyhole.storage import DeviceStorage, Storage
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -82,7 +82,7 @@ def prefill(
     method: str,
     *,
     rounds: int,
-    evictor: Evictor,
+    flusher: CacheFlusher,
     layers: Sequence[int] = (),
 ) -> list[Result]:
     """Time attention over the prompt `ids [1, T]`, in the layers named, or in all.
@@ -112,7 +112,7 @@ def prefill(
         candidate("sdpa enable_gqa", "torch", _Prompt.sdpa),
         candidate("sdpa by group", "torch", _Prompt.sdpa_by_group),
     ]
-    return [compare("prefill", sizes, [ours], baselines, rounds=rounds, evictor=evictor, notes=notes)]
+    return [compare("prefill", sizes, [ours], baselines, rounds=rounds, flusher=flusher, notes=notes)]
 
 
 def _prompts(model: PreTrainedModel, ids: Tensor, recipe: Recipe, layers: Sequence[int]) -> list[_Prompt]:

@@ -8,7 +8,6 @@ from transformers import Cache
 from keyhole.bench.checks import check_close
 from keyhole.bench.entrants import once
 from keyhole.bench.layers import layer_sizes
-from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.models import (
     SDPA,
     forward,
@@ -21,14 +20,15 @@ from keyhole.bench.models import (
 )
 from keyhole.bench.result import Result, compare
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Candidate, Evictor
 from keyhole.methods.recipe import Recipe
 from keyhole.prefill import DensePrefill
+from keyhole.tuning.machine import implementation, require_memory
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 
 @torch.no_grad()
 def prompt(
-    shape: Shape, method: str, *, tokens: int, dtype: str, rounds: int, evictor: Evictor, seed: int = 0
+    shape: Shape, method: str, *, tokens: int, dtype: str, rounds: int, flusher: CacheFlusher, seed: int = 0
 ) -> list[Result]:
     """Time a prompt into an empty cache.
 
@@ -64,5 +64,5 @@ def prompt(
         check_close("the prompt's last logits", once(ours), once(baseline), case.torch_dtype)
     notes = [f"random weights, {shape.layers} layers; bytes are those of weights and cache"]
     return [
-        compare("prompt", layer_sizes(case), [ours], [baseline], rounds=rounds, evictor=evictor, notes=notes)
+        compare("prompt", layer_sizes(case), [ours], [baseline], rounds=rounds, flusher=flusher, notes=notes)
     ]

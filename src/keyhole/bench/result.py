@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from keyhole.bench.rows import Row
-from keyhole.bench.timing import Candidate, Evictor, Times, interleave
+from keyhole.tuning.timing import CacheFlusher, Candidate, Times, interleave
 
 _NOISY = 1.5  # median over best from which a measurement is called noisy
 
@@ -71,17 +71,17 @@ def compare(
     baselines: Sequence[Candidate],
     *,
     rounds: int,
-    evictor: Evictor,
+    flusher: CacheFlusher,
     notes: Sequence[str] = (),
 ) -> Result:
     """Time candidates and baselines in turn."""
     everyone = [*candidates, *baselines]
     timed = [
         Timed(*pair)
-        for pair in zip(everyone, interleave(everyone, rounds=rounds, evictor=evictor), strict=True)
+        for pair in zip(everyone, interleave(everyone, rounds=rounds, flusher=flusher), strict=True)
     ]
     count = len(candidates)
-    return Result(op, sizes, timed[:count], timed[count:], evictor.bandwidth, [*notes, *noise(timed)])
+    return Result(op, sizes, timed[:count], timed[count:], flusher.bandwidth, [*notes, *noise(timed)])
 
 
 def noise(timed: Sequence[Timed]) -> list[str]:

@@ -13,13 +13,13 @@ from keyhole.bench.checks import CheckFailedError
 from keyhole.bench.dense import dense_baselines
 from keyhole.bench.faiss_scan import faiss_baseline
 from keyhole.bench.layers import layer_sizes, require_layer_memory
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.timing import Candidate, Evictor
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.recipe import Recipe
 from keyhole.selection.product import default_subspaces
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 _CHUNK = 65_536
 _LOST = 1e-4  # share of the estimated attention that another order of nearly equal tokens may lose
@@ -42,7 +42,7 @@ class Codes(NamedTuple):
 
 @torch.no_grad()
 def scan(
-    case: Case, method: str | Recipe, *, rounds: int, evictor: Evictor, impl: str = "auto"
+    case: Case, method: str | Recipe, *, rounds: int, flusher: CacheFlusher, impl: str = "auto"
 ) -> list[Result]:
     """Time `pq_select` against torch's dense calls and, where it is installed, faiss' fast scan.
 
@@ -86,7 +86,7 @@ def scan(
     baselines += [peer] if peer else []
     return [
         compare(
-            "scan", layer_sizes(case), [candidate], baselines, rounds=rounds, evictor=evictor, notes=[note]
+            "scan", layer_sizes(case), [candidate], baselines, rounds=rounds, flusher=flusher, notes=[note]
         )
     ]
 

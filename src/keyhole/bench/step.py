@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from keyhole.bench.case import Case
-from keyhole.bench.entrants import DENSE, Entrants
+from keyhole.bench.entrants import DENSE, Contestants
 from keyhole.bench.layers import layer_sizes
-from keyhole.bench.machine import free_bytes, require_memory
 from keyhole.bench.models import SDPA, shape_case
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Candidate, Evictor, interleave
 from keyhole.methods.recipe import Recipe, answers
+from keyhole.tuning.machine import free_bytes, require_memory
+from keyhole.tuning.timing import CacheFlusher, Candidate, interleave
 
 _SPARE = 0.1  # share of the caches that indexes and doubled buffers may take beside
 _COPIES = 3  # caches of one layer that exist beside while it is filled, or joined by torch.cat
@@ -29,7 +29,7 @@ def step(
     dtype: str,
     read_tokens: int,
     rounds: int,
-    evictor: Evictor,
+    flusher: CacheFlusher,
     seed: int = 0,
 ) -> list[Result]:
     """Time one decode step with synthetic tokens in the cache, by each method, by transformers and dense.
@@ -45,7 +45,7 @@ def step(
     whole = next((recipe for recipe in recipes if _stores_plainly(recipe)), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
-    entrants = Entrants(shape.model(case.torch_dtype, tokens), case, shape.layers)
+    entrants = Contestants(shape.model(case.torch_dtype, tokens), case, shape.layers)
     makers: list[Callable[[], list[Candidate]]] = [entrants.transformers]
     for recipe in recipes:
         with_dense = recipe is whole
@@ -54,7 +54,7 @@ def step(
         makers.append(lambda: entrants.keyhole(Recipe.parse("dense"), with_dense=True)[1:])
     timed: list[Timed] = []
     for group in [makers] if together else [[maker] for maker in makers]:
-        timed += _timed(group, rounds, evictor)
+        timed += _timed(group, rounds, flusher)
     baselines = [one for one in timed if one.candidate.name in (SDPA, DENSE)]
     ours = [one for one in timed if one not in baselines]
     notes = [
@@ -62,7 +62,7 @@ def step(
         "all caches held at once" if together else "memory allows one cache at a time: one after the other",
     ]
     notes += noise(timed)
-    return [Result("step", layer_sizes(case), ours, baselines, evictor.bandwidth, notes)]
+    return [Result("step", layer_sizes(case), ours, baselines, flusher.bandwidth, notes)]
 
 
 def _stores_plainly(recipe: Recipe) -> bool:
@@ -70,10 +70,12 @@ def _stores_plainly(recipe: Recipe) -> bool:
     return not recipe.drops and not any(answers(stage, "storage") for stage in recipe.stages)
 
 
-def _timed(makers: Sequence[Callable[[], list[Candidate]]], rounds: int, evictor: Evictor) -> list[Timed]:
+def _timed(
+    makers: Sequence[Callable[[], list[Candidate]]], rounds: int, flusher: CacheFlusher
+) -> list[Timed]:
     """Make candidates and time them in turn; of them nothing but names and times is kept."""
     candidates = [candidate for make in makers for candidate in make()]
-    times = interleave(candidates, rounds=rounds, evictor=evictor)
+    times = interleave(candidates, rounds=rounds, flusher=flusher)
     return [Timed(each.described(), its) for each, its in zip(candidates, times, strict=True)]
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import typer
 
 from keyhole.cli.console import stderr
-from keyhole.errors import UnsupportedCacheError
+from keyhole.core.errors import UnsupportedCacheError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from keyhole.evaluation.decoding import Token
     from keyhole.evaluation.prompts import Start
+    from keyhole.generation.decoding import Token
     from keyhole.methods import Recipe
 
 
@@ -39,7 +39,7 @@ def generate(
     with progress(quiet) as report:
         report("loading", 0, None)
         from keyhole.cli.prompt import build_prompt
-        from keyhole.evaluation.decoding import decode, sampler, stop_tokens
+        from keyhole.generation.decoding import decode, sampler, stop_tokens
         from keyhole.methods import Recipe
 
         recipe, pick = Recipe.parse(method).for_text(f"{text}\n{question}"), sampler(temperature, seed)

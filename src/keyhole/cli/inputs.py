@@ -73,7 +73,7 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
 
 def training_context(model: PreTrainedModel) -> int:
     """The context a model was trained at where its configuration says so, else what surely fits."""
-    from keyhole.evaluation.decoding import position_range
+    from keyhole.generation.decoding import position_range
 
     told = getattr(model.config, "keyhole", None) or {}
     if "training_context" in told:

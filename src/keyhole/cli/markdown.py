@@ -8,13 +8,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
 from keyhole.storage import PLACES, PRECISIONS
-from keyhole.storage.quantised import Quantised
-from keyhole.storage.resident import BLOCK
+from keyhole.storage.formats.quantised import Quantised
+from keyhole.storage.resident.blocks import BLOCK
 
 COMMAND = "keyhole methods --markdown > docs/methods.md"
 FORMS = {

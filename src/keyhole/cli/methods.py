@@ -38,9 +38,9 @@ def methods(
 
 def answers_of(kind: type[Method]) -> tuple[str, ...]:
     """The names of a method's answers to compute, retain, place, select and activate."""
-    from keyhole.evicting import EvictingLayer
+    from keyhole.cache.evicting import EvictingLayer
+    from keyhole.core.model_info import ModelInfo
     from keyhole.methods import Recipe
-    from keyhole.setting import Setting
 
     recipe = Recipe((kind(),))
     layer = recipe.layers(1)[0]
@@ -50,7 +50,7 @@ def answers_of(kind: type[Method]) -> tuple[str, ...]:
         _name(scorer) if scorer else "everything",
         _name(layer.storage),
         _name(layer.selector) if layer.selector else "everything",
-        "channels" if recipe.feedforward(Setting.of(0)) else "everything",
+        "channels" if recipe.feedforward(ModelInfo.of(0)) else "everything",
     )
 
 

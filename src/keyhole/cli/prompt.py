@@ -16,7 +16,7 @@ def build_prompt(loaded: Loaded, text: str, question: str, room: int) -> Tensor:
     Raises:
         ValueError: with an answer of `room` tokens they go beyond the model's range, or are next to nothing.
     """
-    from keyhole.evaluation.decoding import position_range
+    from keyhole.generation.decoding import position_range
 
     model, tokenizer = loaded
     asked = f"{text.rstrip()}\n{question}" if question else text

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from transformers import Cache
 
-    from keyhole.evaluation.decoding import Token
+    from keyhole.generation.decoding import Token
 
 
 def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[Token]) -> None:

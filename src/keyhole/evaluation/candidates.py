@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.methods import Method, Recipe
 
 FULL = "full"

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
 from keyhole.engines.transformers import activated, detach, footprint, served_layers, usage
 from keyhole.evaluation.candidates import DENSE, Candidate, candidates
-from keyhole.evaluation.decoding import Token, decode, position_range, prefill, stop_tokens, text_of
 from keyhole.evaluation.fitting import count_tokens
 from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.mass import MassMeter
 from keyhole.evaluation.prompts import Prompt, Start
 from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
 from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, Task, Turn, score
+from keyhole.generation.decoding import Token, decode, position_range, prefill, stop_tokens, text_of
 from keyhole.methods import Method, Recipe
 
 Progress = Callable[[str, int, int], None]  # what is being done, samples done, samples in all

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.layer import LayerCache, Observation
+from keyhole.cache.layer import LayerCache, Observation
 from keyhole.selection import Selection
 from keyhole.selection.exact import key_logits
-from keyhole.selection.rank import competing
+from keyhole.selection.picking.rank import competing
 
 _ROUNDING = 1e-5
 

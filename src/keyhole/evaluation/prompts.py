@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.attention import Logits
+from keyhole.cache.layer import SHOWN, LayerCache, Prompted
+from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers import make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer
-from keyhole.errors import UnsupportedModelError
-from keyhole.evaluation.decoding import prefill, synchronize
-from keyhole.layer import SHOWN, LayerCache, Prompted
+from keyhole.generation.decoding import prefill, synchronize
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
 from keyhole.prefill import DensePrefill

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from keyhole.accounting import Usage
+from keyhole.cache.usage import Usage
 from keyhole.evaluation.candidates import Candidate
 from keyhole.evaluation.mass import MassTally
 from keyhole.feedforward import Activated

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.recording import recorded
-from keyhole.errors import UnsupportedModelError
+from keyhole.core.errors import UnsupportedModelError
+from keyhole.core.layout import regions
+from keyhole.engines.transformers.calibrate.recording import recorded
 from keyhole.methods.delta import Delta, default_full, roles
 from keyhole.prefill import DensePrefill
-from keyhole.regions import regions
 from keyhole.selection.shared import Role, attention_shares
 from keyhole.storage import Storage
 

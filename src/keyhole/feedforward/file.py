@@ -6,11 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from keyhole.core.artifacts import ArtifactFiles
+from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward.fit import Fitted, Rule
-from keyhole.fitted import FittedFiles
-from keyhole.setting import Setting
 
-_FILES = FittedFiles("activations", method="chess", format=1)
+_FILES = ArtifactFiles("activations", method="chess", format=1)
 
 
 def write_activations(
@@ -37,15 +37,15 @@ def write_activations(
 
 
 def read_activations(
-    directory: str | Path, setting: Setting, rule: Rule, attention: bool
+    directory: str | Path, info: ModelInfo, rule: Rule, attention: bool
 ) -> dict[str, Fitted]:
-    """What is known of a setting's modules, by their names.
+    """What is known of a model's modules, by their names.
 
     Raises:
         ValueError: there is nothing, it is damaged, or made for another model or rule, or with or without
             projections of attention.
     """
-    settings = _FILES.settings(directory, setting)
+    settings = _FILES.settings(directory, info)
     if settings["rule"] != rule._asdict():
         raise ValueError(
             f"{directory}: the activations were weighed by {Rule(**settings['rule'])}, not {rule}; "

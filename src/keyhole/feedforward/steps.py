@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from keyhole.core.autograd import outside_inference_mode
 from keyhole.feedforward.fit import Rule
-from keyhole.lasting import lasting
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class FeedForward:
         """Whether a module, or one of its experts, has a threshold."""
         return name in self._modules
 
-    @lasting()
+    @outside_inference_mode()
     def threshold(self, name: str, device: torch.device) -> Tensor:
         """The threshold of a module or an expert; nothing is below that of experts without one."""
         if (name, device) not in self._held:
@@ -95,7 +95,7 @@ class Steps:
         skipped = (kept.numel() - kept.sum(dtype=torch.float64)) * (weights / len(kept))
         self._count(kept.device)[1].add_(skipped)
 
-    @lasting()
+    @outside_inference_mode()
     def _count(self, device: torch.device) -> Tensor:
         if device not in self._counts:
             self._counts[device] = torch.zeros(2, dtype=torch.float64, device=device)

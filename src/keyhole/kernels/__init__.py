@@ -1,31 +1,30 @@
 """Operations on the parts of a KV cache that matter: each has a torch reference and, on CPUs, native code."""
 
-from keyhole.kernels.add_columns import add_columns
-from keyhole.kernels.attention_reference import Attended
-from keyhole.kernels.codes import allocate_codes, read_codes, write_codes
-from keyhole.kernels.drop_slots import drop_slots
-from keyhole.kernels.exact_scores import exact_scores
-from keyhole.kernels.gather_attention import gather_attention
-from keyhole.kernels.hot import hot_append, hot_directory, hot_fill, hot_lookup, read_rows
-from keyhole.kernels.hot_reference import Extent, HotFound, HotState
-from keyhole.kernels.int8_dot import int8_dot
-from keyhole.kernels.library import cpu_level, cpu_levels, describe, native_available
-from keyhole.kernels.merge_attention import merge_attention
-from keyhole.kernels.noise import NOISES, Noise, head_words, query_words
-from keyhole.kernels.packed_attention import Codes, Layout, packed_attention
-from keyhole.kernels.page_slots import Allowed, Paged, page_slots
-from keyhole.kernels.paged_attention import paged_gather_attention
-from keyhole.kernels.pooled_attention import Pooled, Pooling, Span, pooled_attention
-from keyhole.kernels.pq_encode import kmeans_assign, pq_encode
-from keyhole.kernels.pq_scores import pq_scores
-from keyhole.kernels.pq_select import pq_select
-from keyhole.kernels.pq_select_reference import Picked
-from keyhole.kernels.rebuild_keys import Turning, rebuild_keys, turned
-from keyhole.kernels.sale_attention import sale_attention, sale_pays
-from keyhole.kernels.sale_tiles import ROWS as TILE_ROWS
-from keyhole.kernels.sale_tiles import Reach, SparseAttended
-from keyhole.kernels.sparse_matvec import matvec_skip_columns, matvec_skip_rows, matvec_skips
-from keyhole.kernels.top_slots import top_slots
+from keyhole.kernels.attention.columns import add_columns
+from keyhole.kernels.attention.gather import gather_attention
+from keyhole.kernels.attention.merge import merge_attention
+from keyhole.kernels.attention.packed import Codes, Layout, packed_attention
+from keyhole.kernels.attention.paged import paged_gather_attention
+from keyhole.kernels.attention.pooled import Pooled, Pooling, Span, pooled_attention
+from keyhole.kernels.attention.reference import Attended
+from keyhole.kernels.backend.library import cpu_level, cpu_levels, describe, native_available
+from keyhole.kernels.ffn.matvec import matvec_skip_columns, matvec_skip_rows, matvec_skips
+from keyhole.kernels.hot_rows.api import hot_append, hot_directory, hot_fill, hot_lookup, read_rows
+from keyhole.kernels.hot_rows.reference import Extent, HotFound, HotState
+from keyhole.kernels.lowrank.rebuild_keys import RotaryFrequencies, apply_rotary, rebuild_keys
+from keyhole.kernels.pq.codes import allocate_codes, read_codes, write_codes
+from keyhole.kernels.pq.encode import kmeans_assign, pq_encode
+from keyhole.kernels.pq.reference import Picked
+from keyhole.kernels.pq.scores import pq_scores
+from keyhole.kernels.pq.select import pq_select
+from keyhole.kernels.ranking.drop_slots import drop_slots
+from keyhole.kernels.ranking.exact_scores import exact_scores
+from keyhole.kernels.ranking.noise import NOISES, Noise, head_words, query_words
+from keyhole.kernels.ranking.page_slots import Allowed, Paged, page_slots
+from keyhole.kernels.ranking.top_slots import top_slots
+from keyhole.kernels.sale.attention import sale_attention, sale_pays
+from keyhole.kernels.sale.tiles import ROWS as TILE_ROWS
+from keyhole.kernels.sale.tiles import Reach, SparseAttended
 
 __all__ = [
     "NOISES",
@@ -43,11 +42,12 @@ __all__ = [
     "Pooled",
     "Pooling",
     "Reach",
+    "RotaryFrequencies",
     "Span",
     "SparseAttended",
-    "Turning",
     "add_columns",
     "allocate_codes",
+    "apply_rotary",
     "cpu_level",
     "cpu_levels",
     "describe",
@@ -59,7 +59,6 @@ __all__ = [
     "hot_directory",
     "hot_fill",
     "hot_lookup",
-    "int8_dot",
     "kmeans_assign",
     "matvec_skip_columns",
     "matvec_skip_rows",
@@ -80,6 +79,5 @@ __all__ = [
     "sale_attention",
     "sale_pays",
     "top_slots",
-    "turned",
     "write_codes",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_choice, check_range
 from keyhole.methods.facts import ON_DEVICE, Differs, Facts
 from keyhole.selection import CodewordSelector, Selector
-from keyhole.selection.codebook import Codebook
-from keyhole.selection.codefile import read_codebooks
 from keyhole.selection.codewords import UNIONS
-from keyhole.setting import Setting
+from keyhole.selection.quantisers.codebook import Codebook
+from keyhole.selection.quantisers.codefile import read_codebooks
 
 _MOST = 2**15  # codes are 16-bit integers
 
@@ -90,10 +90,10 @@ class A2ATS(RetrievalMethod):
     def needs_positions(self) -> bool:
         return True
 
-    def selectors(self, setting: Setting) -> list[Selector]:
+    def selectors(self, info: ModelInfo) -> list[Selector]:
         return [
             CodewordSelector(
-                setting.rope(place),
+                info.rope(place),
                 distance=self.distance,
                 union=self.union,
                 book=book,
@@ -101,10 +101,10 @@ class A2ATS(RetrievalMethod):
                 iterations=self.iterations,
                 sample=self.sample,
             )
-            for place, book in zip(setting.layers, self._books(setting), strict=True)
+            for place, book in zip(info.layers, self._books(info), strict=True)
         ]
 
-    def _books(self, setting: Setting) -> list[Codebook | None]:
-        if self.codebook is None or not setting.layers:
-            return [None] * len(setting)
-        return read_codebooks(self.codebook, setting, self.distance)
+    def _books(self, info: ModelInfo) -> list[Codebook | None]:
+        if self.codebook is None or not info.layers:
+            return [None] * len(info)
+        return read_codebooks(self.codebook, info, self.distance)

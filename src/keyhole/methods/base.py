@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward
 from keyhole.methods.facts import Facts
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
 from keyhole.selection import Selector
-from keyhole.setting import Setting
 from keyhole.storage import EVICTIONS, PLACES, PRECISIONS, Storage, make_storage
 
 
@@ -41,23 +41,23 @@ class Method:
         """The method for one prompt; another than itself where it depends on what is asked."""
         return self
 
-    def prefill(self, setting: Setting) -> list[Prefill] | None:  # noqa: ARG002
+    def prefill(self, info: ModelInfo) -> list[Prefill] | None:  # noqa: ARG002
         """Compute: how attention over the prompt is computed."""
         return None
 
-    def retention(self, setting: Setting) -> list[Retention] | None:  # noqa: ARG002
+    def retention(self, info: ModelInfo) -> list[Retention] | None:  # noqa: ARG002
         """Retain: which tokens are kept."""
         return None
 
-    def storage(self, setting: Setting) -> list[Storage] | None:  # noqa: ARG002
+    def storage(self, info: ModelInfo) -> list[Storage] | None:  # noqa: ARG002
         """Place: where keys and values live."""
         return None
 
-    def selectors(self, setting: Setting) -> list[Selector] | None:  # noqa: ARG002
+    def selectors(self, info: ModelInfo) -> list[Selector] | None:  # noqa: ARG002
         """Select: which tokens a query reads."""
         return None
 
-    def feedforward(self, setting: Setting) -> FeedForward | None:  # noqa: ARG002
+    def feedforward(self, info: ModelInfo) -> FeedForward | None:  # noqa: ARG002
         """Activate: which weights a token of a decode step needs; one answer for the model."""
         return None
 
@@ -76,7 +76,7 @@ class RetrievalMethod(Method):
         sinks: first tokens of the sequence that are always read.
         window: newest tokens that are always read, the current one included.
         dense_below: contexts shorter than that are read whole; "auto" is the length from which the method
-            pays on this machine, measured once (`keyhole.calibration`).
+            pays on this machine, measured once (`keyhole.tuning.break_even`).
         place: where keys and values live: "device", "host" or "disk".
         keys: how they are stored: "full", "int8" or "int4", values alike.
         cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too. For
@@ -111,13 +111,13 @@ class RetrievalMethod(Method):
         if self.cache and self.place == "device":
             raise SpecError(f"{self.name}: cache={self.cache} goes with place=host or place=disk")
 
-    def storage(self, setting: Setting) -> list[Storage] | None:
+    def storage(self, info: ModelInfo) -> list[Storage] | None:
         if (self.place, self.keys) == ("device", "full"):
             return None
-        share = setting.share(int(self.cache))
+        share = info.share(int(self.cache))
         return [
-            make_storage(self.place, self.keys, share, self.eviction, setting.device, self.window)
-            for _ in setting.layers
+            make_storage(self.place, self.keys, share, self.eviction, info.device, self.window)
+            for _ in info.layers
         ]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward, Rule
 from keyhole.feedforward.file import read_activations
 from keyhole.feedforward.fit import FIRST, WEIGHTINGS
 from keyhole.methods.base import Method, check_choice, check_flag
 from keyhole.methods.facts import Differs, Facts
-from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Chess(Method):
         """How channels are chosen."""
         return Rule(self.first, self.weighting)
 
-    def feedforward(self, setting: Setting) -> FeedForward:
+    def feedforward(self, info: ModelInfo) -> FeedForward:
         known = {}
-        if self.sparsity and setting.layers and setting.activations is not None:
+        if self.sparsity and info.layers and info.activations is not None:
             if self.file is None:
-                known = setting.activations(self.rule, self.attention)
+                known = info.activations(self.rule, self.attention)
             else:
-                known = read_activations(self.file, setting, self.rule, self.attention)
+                known = read_activations(self.file, info, self.rule, self.attention)
         return FeedForward(self.rule, {name: each.threshold(self.sparsity) for name, each in known.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.registry import METHODS

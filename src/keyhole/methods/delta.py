@@ -6,12 +6,12 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.selection import Selector, SharedPageSelector
 from keyhole.selection.shared import Board, Role
-from keyhole.setting import Setting
 from keyhole.storage import Storage, make_storage
 
 _DENSE, _LEADERS = 2, 3  # at most
@@ -81,22 +81,22 @@ class Delta(RetrievalMethod):
     def needs_positions(self) -> bool:
         return True
 
-    def storage(self, setting: Setting) -> list[Storage] | None:
-        placed = super().storage(setting)
+    def storage(self, info: ModelInfo) -> list[Storage] | None:
+        placed = super().storage(info)
         if not placed:
             return placed
-        full = self._full(setting.layers)
+        full = self._full(info.layers)
         return [
             make_storage("device", self.keys) if layer in full else storage
-            for layer, storage in zip(setting.layers, placed, strict=True)
+            for layer, storage in zip(info.layers, placed, strict=True)
         ]
 
-    def selectors(self, setting: Setting) -> list[Selector]:
-        if not setting.layers:
+    def selectors(self, info: ModelInfo) -> list[Selector]:
+        if not info.layers:
             return []
         selectors: list[Selector] = []
         board = None
-        for role in roles(setting.layers, self._full(setting.layers)):
+        for role in roles(info.layers, self._full(info.layers)):
             if role is Role.LEADER:
                 board = Board()
             selectors.append(SharedPageSelector(role, board, self.page))

@@ -6,21 +6,21 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import Method, check_choice, check_range
 from keyhole.retention import (
+    Allocator,
     BestOfLayer,
     BestTokens,
     Equal,
-    Keeping,
+    EvictionPolicy,
     LayerShare,
-    Picker,
     Pyramid,
     Retention,
     Scorer,
 )
-from keyhole.setting import Setting
 
 LAYERS = ("uniform", "pyramid")
 HEADS = ("uniform", "adaptive")
@@ -67,24 +67,24 @@ class EvictionMethod(Method):
         check_choice(self.name, "layers", self.layers, LAYERS)
         check_choice(self.name, "heads", self.heads, HEADS)
 
-    def retention(self, setting: Setting) -> list[Retention]:
+    def retention(self, info: ModelInfo) -> list[Retention]:
         return [
-            Retention(self.scorer(place), self.picker(), self.keeping(share))
-            for place, share in zip(setting.layers, self.shares(len(setting)), strict=True)
+            Retention(self.scorer(place), self.picker(), self.policy(share))
+            for place, share in zip(info.layers, self.shares(len(info)), strict=True)
         ]
 
     @abstractmethod
     def scorer(self, place: int) -> Scorer:
         """What tokens of the layer at that place of the model are worth."""
 
-    def picker(self) -> Picker:
+    def picker(self) -> Allocator:
         """How tokens are picked by their worth."""
         return BestOfLayer(_FLOOR) if self.heads == "adaptive" else BestTokens()
 
-    def keeping(self, share: LayerShare) -> Keeping:
+    def policy(self, share: LayerShare) -> EvictionPolicy:
         """What a layer with that part of the budget keeps."""
         whole = self.prompt == "whole"
-        return Keeping(self.budget, share, self.sinks, self.window, self.every, whole)
+        return EvictionPolicy(self.budget, share, self.sinks, self.window, self.every, whole)
 
     def shares(self, layers: int) -> list[LayerShare]:
         """The parts of the budget, one for each layer."""

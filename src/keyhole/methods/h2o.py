@@ -9,7 +9,7 @@ from keyhole import kernels
 from keyhole.methods.base import check_choice, check_flag, check_number, check_range
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import ALIKE, EVICTED, Differs, Facts
-from keyhole.retention import Accumulated, Keeping, LayerShare, NoiseSource, Schedule, Scorer
+from keyhole.retention import Accumulated, EvictionPolicy, LayerShare, NoiseSource, Schedule, Scorer
 
 _SINKS = Differs("sinks", "0", "evicting the first tokens can end generation at once")
 
@@ -58,8 +58,8 @@ class H2O(EvictionMethod):
     def scorer(self, place: int) -> Scorer:  # noqa: ARG002
         return Accumulated(queries=self.queries, normalise=self.normalise)
 
-    def keeping(self, share: LayerShare) -> Keeping:
-        return super().keeping(share)._replace(recent=self.recent)
+    def policy(self, share: LayerShare) -> EvictionPolicy:
+        return super().policy(share)._replace(recent=self.recent)
 
 
 @dataclass(frozen=True)

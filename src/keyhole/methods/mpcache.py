@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
-from keyhole.retention import BestTokens, Equal, Keeping, NewestShare, Retention, share
+from keyhole.retention import BestTokens, Equal, EvictionPolicy, NewestShare, Retention, share
 from keyhole.selection import ClusterSelector, FollowingClusters, Selector
-from keyhole.setting import Setting
 
 _EVERYTHING = Budget(fraction=1.0)
 _ALONE = 2  # the first layers, which attend unlike each other
@@ -93,17 +93,17 @@ class MPCache(RetrievalMethod):
     def needs_positions(self) -> bool:
         return self.share
 
-    def retention(self, setting: Setting) -> list[Retention] | None:
+    def retention(self, info: ModelInfo) -> list[Retention] | None:
         if self.keep == _EVERYTHING:
             return None
-        keeping = Keeping(self.keep, Equal(), self.sinks, self.window, every=0, whole_prompt=True)
-        own = [Retention(NewestShare(per_head=self.per_head), BestTokens(), keeping) for _ in setting.layers]
-        return share(own, self._leads(len(setting)))
+        policy = EvictionPolicy(self.keep, Equal(), self.sinks, self.window, every=0, whole_prompt=True)
+        own = [Retention(NewestShare(per_head=self.per_head), BestTokens(), policy) for _ in info.layers]
+        return share(own, self._leads(len(info)))
 
-    def selectors(self, setting: Setting) -> list[Selector]:
+    def selectors(self, info: ModelInfo) -> list[Selector]:
         selectors: list[Selector] = []
         leader = None
-        for leads in self._leads(len(setting)):
+        for leads in self._leads(len(info)):
             if leads or leader is None:
                 leader = ClusterSelector(self.fine, self.coarse, self.survivors, self.alpha)
                 selectors.append(leader)

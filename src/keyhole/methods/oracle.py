@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import Differs, Facts
 from keyhole.selection import ExactSelector, Selector
-from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class Oracle(RetrievalMethod):
 
     dense_below: int | str = 0
 
-    def selectors(self, setting: Setting) -> list[Selector]:
-        return [ExactSelector() for _ in setting.layers]
+    def selectors(self, info: ModelInfo) -> list[Selector]:
+        return [ExactSelector() for _ in info.layers]

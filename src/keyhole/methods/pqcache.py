@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_flag, check_range
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
-from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PQCache(RetrievalMethod):
         check_range(self.name, "sample", self.sample, 2**self.bits)
         check_flag(self.name, "rotate", self.rotate)
 
-    def selectors(self, setting: Setting) -> list[Selector]:
+    def selectors(self, info: ModelInfo) -> list[Selector]:
         return [
             ProductSelector(
                 subspaces=self.subspaces,
@@ -86,5 +86,5 @@ class PQCache(RetrievalMethod):
                 iterations=self.iterations,
                 sample=self.sample,
             )
-            for _ in setting.layers
+            for _ in info.layers
         ]

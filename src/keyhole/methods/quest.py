@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_range
 from keyhole.methods.facts import Facts
 from keyhole.selection import BoxSelector, Selector
-from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,5 @@ class Quest(RetrievalMethod):
         super().__post_init__()
         check_range(self.name, "page", self.page, 1)
 
-    def selectors(self, setting: Setting) -> list[Selector]:
-        return [BoxSelector(self.page) for _ in setting.layers]
+    def selectors(self, info: ModelInfo) -> list[Selector]:
+        return [BoxSelector(self.page) for _ in info.layers]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keyhole.breakeven import BreakEven
-from keyhole.errors import SpecError
-from keyhole.evicting import EvictingLayer
+from keyhole.cache.decode_step import Reading
+from keyhole.cache.evicting import EvictingLayer
+from keyhole.cache.layer import LayerCache
+from keyhole.core.break_even import BreakEven
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward
-from keyhole.layer import LayerCache
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.composition import check_evicting
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.spec import parse_stages
 from keyhole.prefill import DensePrefill
-from keyhole.reader import Reading
-from keyhole.setting import Setting
 from keyhole.storage import DeviceStorage, PooledStorage
 
 _QUESTIONS = {
@@ -26,7 +26,7 @@ _QUESTIONS = {
     "selectors": "select",
     "feedforward": "activate",
 }
-_NOWHERE = Setting.of(0)
+_NOWHERE = ModelInfo.of(0)
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ class Recipe:
         """The stage that selects, if there is one."""
         return next((stage for stage in self.stages if isinstance(stage, RetrievalMethod)), None)
 
-    def layers(self, setting: Setting | int) -> list[LayerCache]:
-        """Fresh caches of one batch for the layers of a setting, or for so many layers."""
-        setting = Setting.of(setting)
-        count, reading = len(setting), self._reading(setting)
-        retentions, selectors = (self._answer(factory, setting) for factory in ("retention", "selectors"))
+    def layers(self, info: ModelInfo | int) -> list[LayerCache]:
+        """Fresh caches of one batch for the layers of a info, or for so many layers."""
+        info = ModelInfo.of(info)
+        count, reading = len(info), self._reading(info)
+        retentions, selectors = (self._answer(factory, info) for factory in ("retention", "selectors"))
         # Selectors read heads of one length, at slots that lie side by side.
         plain = PooledStorage if retentions and not selectors else DeviceStorage
         answers = zip(
-            self._answer("prefill", setting) or [DensePrefill() for _ in range(count)],
-            self._answer("storage", setting) or [plain() for _ in range(count)],
+            self._answer("prefill", info) or [DensePrefill() for _ in range(count)],
+            self._answer("storage", info) or [plain() for _ in range(count)],
             retentions or [None] * count,
             selectors or [None] * count,
             strict=True,
@@ -106,20 +106,20 @@ class Recipe:
             layer.method = str(self)
         return layers
 
-    def feedforward(self, setting: Setting) -> FeedForward | None:
+    def feedforward(self, info: ModelInfo) -> FeedForward | None:
         """The thresholds for a model's weights, None where all are activated."""
-        return self._answer("feedforward", setting)
+        return self._answer("feedforward", info)
 
-    def _reading(self, setting: Setting) -> Reading | None:
+    def _reading(self, info: ModelInfo) -> Reading | None:
         stage = self.retrieval
         if stage is None:
             return None
-        below = setting.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
+        below = info.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
         return Reading(stage.budget, stage.sinks, stage.window, below)
 
-    def _answer(self, factory: str, setting: Setting) -> Any:
+    def _answer(self, factory: str, info: ModelInfo) -> Any:
         stage = next((stage for stage in self.stages if answers(stage, factory)), None)
-        return getattr(stage, factory)(setting) if stage else None
+        return getattr(stage, factory)(info) if stage else None
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.stages))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.kernels import Reach
-from keyhole.kernels.sale_tiles import SHARING, WIDTHS
+from keyhole.kernels.sale.tiles import SHARING, WIDTHS
 from keyhole.methods.base import Method, check_flag, check_number, check_range
 from keyhole.methods.facts import Differs, Facts
 from keyhole.prefill import Prefill, SalePrefill
 from keyhole.prefill.salefile import read_thresholds
-from keyhole.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Sale(Method):
         """What a tile of queries reads for certain, and in which runs the rest."""
         return Reach(self.sinks, self.window, self.tile, self.pooled, self.rows, self.means)
 
-    def prefill(self, setting: Setting) -> list[Prefill]:
-        taus = [self.tau] * len(setting)
-        if self.thresholds is not None and setting.layers:
-            taus = read_thresholds(self.thresholds, setting, self.reach)
+    def prefill(self, info: ModelInfo) -> list[Prefill]:
+        taus = [self.tau] * len(info)
+        if self.thresholds is not None and info.layers:
+            taus = read_thresholds(self.thresholds, info, self.reach)
         return [SalePrefill(tau, self.reach, dense_below=self.dense_below) for tau in taus]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_range
 from keyhole.methods.facts import ALIKE, ON_DEVICE, Differs, Facts
 from keyhole.selection import LandmarkSelector, Selector
-from keyhole.setting import Setting
 from keyhole.storage import LowRankStorage, Storage, make_rows
 
 
@@ -79,19 +79,19 @@ class ShadowKV(RetrievalMethod):
     def needs_positions(self) -> bool:
         return True
 
-    def storage(self, setting: Setting) -> list[Storage]:
+    def storage(self, info: ModelInfo) -> list[Storage]:
         return [
             LowRankStorage(
-                setting.rope(place),
+                info.rope(place),
                 rank=self.rank,
                 chunk=self.chunk,
                 outliers=self.outliers,
                 values=make_rows(
-                    self.place, setting.share(int(self.cache)), self.eviction, setting.device, self.window
+                    self.place, info.share(int(self.cache)), self.eviction, info.device, self.window
                 ),
             )
-            for place in setting.layers
+            for place in info.layers
         ]
 
-    def selectors(self, setting: Setting) -> list[Selector]:
-        return [LandmarkSelector(self.chunk, self.outliers) for _ in setting.layers]
+    def selectors(self, info: ModelInfo) -> list[Selector]:
+        return [LandmarkSelector(self.chunk, self.outliers) for _ in info.layers]

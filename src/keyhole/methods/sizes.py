@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 
 from keyhole.attention import Logits
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
+from keyhole.core.layout import regions
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.recipe import Recipe
-from keyhole.regions import regions
 from keyhole.selection import Step
 from keyhole.storage import Footprint, make_storage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
 from keyhole.methods.base import check_range
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import EVICTED, Differs, Facts

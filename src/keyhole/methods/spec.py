@@ -7,8 +7,8 @@ import difflib
 from dataclasses import fields
 from typing import Any
 
-from keyhole.budget import Budget
-from keyhole.errors import SpecError
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.methods.base import Method
 from keyhole.methods.registry import METHODS
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.errors import SpecError
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
+from keyhole.core.rope import FixedDistance
 from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.prefill import ChunkedPrefill, Prefill
-from keyhole.rope import FixedDistance
 from keyhole.selection import DistantVoteSelector, Selector, Vote, VoteSelector
-from keyhole.setting import Setting
 from keyhole.storage import RenumberedStorage, Storage
 
 
@@ -87,7 +87,7 @@ class TokenSelect(RetrievalMethod):
     def needs_positions(self) -> bool:
         return not self.per_head
 
-    def prefill(self, setting: Setting) -> list[Prefill] | None:
+    def prefill(self, info: ModelInfo) -> list[Prefill] | None:
         if not self.sparse_prefill:
             return None
         return [
@@ -97,27 +97,27 @@ class TokenSelect(RetrievalMethod):
                 self.budget,
                 self.sinks,
                 self.window,
-                scoring=self._scoring(setting, place),
-                renumber=setting.rope(place) if self.renumber else None,
+                scoring=self._scoring(info, place),
+                renumber=info.rope(place) if self.renumber else None,
             )
-            for place in setting.layers
+            for place in info.layers
         ]
 
-    def storage(self, setting: Setting) -> list[Storage] | None:
+    def storage(self, info: ModelInfo) -> list[Storage] | None:
         if not self.renumber:
-            return super().storage(setting)
-        return [RenumberedStorage(setting.rope(place), self.budget) for place in setting.layers]
+            return super().storage(info)
+        return [RenumberedStorage(info.rope(place), self.budget) for place in info.layers]
 
-    def selectors(self, setting: Setting) -> list[Selector]:
-        return [self._selector(self._scoring(setting, place)) for place in setting.layers]
+    def selectors(self, info: ModelInfo) -> list[Selector]:
+        return [self._selector(self._scoring(info, place)) for place in info.layers]
 
     def _selector(self, scoring: FixedDistance | None) -> Selector:
         if scoring is None:
             return VoteSelector(self._vote, self.reuse)
         return DistantVoteSelector(self._vote, scoring, self.reuse)
 
-    def _scoring(self, setting: Setting, place: int) -> FixedDistance | None:
-        return None if self.distance is None else FixedDistance(setting.rope(place), self.distance)
+    def _scoring(self, info: ModelInfo, place: int) -> FixedDistance | None:
+        return None if self.distance is None else FixedDistance(info.rope(place), self.distance)
 
     @property
     def _vote(self) -> Vote:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
-from keyhole.errors import SpecError
-from keyhole.instructions import AGGREGATION, LOCALISATION, classified, task_of
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import check_choice, check_flag, check_range
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import EVICTED, Differs, Facts
-from keyhole.retention import Keeping, LayerShare, Retention, Scorer, WindowScores, group_pyramid, share
-from keyhole.setting import Setting
+from keyhole.methods.prompt_task import AGGREGATION, LOCALISATION, classified, task_of
+from keyhole.retention import (
+    EvictionPolicy,
+    LayerShare,
+    Retention,
+    Scorer,
+    WindowScores,
+    group_pyramid,
+    share,
+)
 
 
 class _Sizes(NamedTuple):
@@ -109,17 +117,17 @@ class WindowKV(EvictionMethod):
         task = task_of(text) if self.classifier is None else classified(text, self.classifier)
         return replace(self, task=task, classifier=None)
 
-    def retention(self, setting: Setting) -> list[Retention]:
-        group = self._group(len(setting))
-        leads = [layer % group == 0 for layer in range(len(setting))]
-        return share(super().retention(setting), leads)
+    def retention(self, info: ModelInfo) -> list[Retention]:
+        group = self._group(len(info))
+        leads = [layer % group == 0 for layer in range(len(info))]
+        return share(super().retention(info), leads)
 
     def scorer(self, place: int) -> Scorer:  # noqa: ARG002
         window, omega, p = self._sizes
         return WindowScores(window, self.sinks, omega, p, per_head=self.per_head)
 
-    def keeping(self, share: LayerShare) -> Keeping:
-        return super().keeping(share)._replace(window=self._sizes.window)
+    def policy(self, share: LayerShare) -> EvictionPolicy:
+        return super().policy(share)._replace(window=self._sizes.window)
 
     def _group(self, layers: int) -> int:
         return self.group or max(1, layers // 4)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, attend_slots, dense_attention
-from keyhole.budget import Budget
+from keyhole.core.budget import Budget
+from keyhole.core.layout import Regions, left_padding, regions
+from keyhole.core.rope import FixedDistance, Rope
 from keyhole.prefill.base import Prefill
-from keyhole.regions import Regions, left_padding, regions
-from keyhole.renumber import closing_moves
-from keyhole.rope import FixedDistance, Rope
 from keyhole.selection.base import Step
 from keyhole.selection.distant import BareKeys
 from keyhole.selection.vote import Vote
 from keyhole.storage import Storage
-from keyhole.storage.form import at
+from keyhole.storage.formats.base import at
+from keyhole.storage.renumber import closing_moves
 
 
 class _Read(NamedTuple):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits
+from keyhole.core.layout import left_padding
 from keyhole.kernels import Reach
 from keyhole.prefill.base import Prefill
 from keyhole.prefill.dense import DensePrefill
-from keyhole.regions import left_padding
 from keyhole.storage import Storage
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from keyhole.fitted import FittedFiles
+from keyhole.core.artifacts import ArtifactFiles
+from keyhole.core.model_info import ModelInfo
 from keyhole.kernels import Reach
-from keyhole.setting import Setting
 
-_FILES = FittedFiles("thresholds", method="sale", format=1)
+_FILES = ArtifactFiles("thresholds", method="sale", format=1)
 
 
 def write_thresholds(
@@ -30,20 +30,20 @@ def write_thresholds(
     _FILES.write(directory, tensors, model=model, **told, **made)
 
 
-def read_thresholds(directory: str | Path, setting: Setting, reach: Reach) -> list[Tensor]:
-    """The thresholds of a setting's layers; without a model the first ones of the file, in order.
+def read_thresholds(directory: str | Path, info: ModelInfo, reach: Reach) -> list[Tensor]:
+    """The thresholds of a model's served layers; without a model the first ones of the file, in order.
 
     Raises:
         ValueError: there are none, they are damaged, or made for another model or reach.
     """
-    settings = _FILES.settings(directory, setting)
+    settings = _FILES.settings(directory, info)
     if settings["reach"] != reach._asdict():
         raise ValueError(
             f"{directory}: the thresholds were made for {Reach(**settings['reach'])}, not {reach}; "
             "give those options, or calibrate again with these"
         )
     held = _thresholds(directory, _FILES.written(directory))
-    return _FILES.of_layers(directory, held, setting)
+    return _FILES.of_layers(directory, held, info)
 
 
 @lru_cache(maxsize=2)  # every request asks for them

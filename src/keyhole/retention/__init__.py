@@ -1,7 +1,7 @@
 """Retain: which tokens are kept at all."""
 
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
-from keyhole.retention.base import Keeping, Picker, Retention, Scorer, Seen
+from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, Seen
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
 from keyhole.retention.newest import NewestShare
@@ -13,17 +13,17 @@ from keyhole.retention.windows import WindowScores
 
 __all__ = [
     "Accumulated",
+    "Allocator",
     "BestOfLayer",
     "BestTokens",
     "Equal",
+    "EvictionPolicy",
     "GroupPyramid",
-    "Keeping",
     "Kept",
     "LayerShare",
     "NewestShare",
     "NoiseSource",
     "Observed",
-    "Picker",
     "Pyramid",
     "Recency",
     "Retention",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.regions import packed_slots
+from keyhole.core.budget import Budget
+from keyhole.core.layout import packed_slots
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import LayerShare
 from keyhole.storage import Chosen, Storage
@@ -79,7 +79,7 @@ class Scorer(ABC):
         return 0
 
 
-class Picker(ABC):
+class Allocator(ABC):
     """Which of the tokens that compete are kept, by their worth."""
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Picker(ABC):
         return None
 
 
-class Keeping(NamedTuple):
+class EvictionPolicy(NamedTuple):
     """How much of a layer is kept, and when the rest is dropped.
 
     Attributes:
@@ -133,12 +133,12 @@ class Keeping(NamedTuple):
 class Retention:
     """Keeps the sinks, the newest tokens, and what a picker picks of the rest by a scorer's scores."""
 
-    def __init__(self, scorer: Scorer, picker: Picker, keeping: Keeping) -> None:
-        self.scorer, self.picker, self.keeping = scorer, picker, keeping
+    def __init__(self, scorer: Scorer, picker: Allocator, policy: EvictionPolicy) -> None:
+        self.scorer, self.picker, self.policy = scorer, picker, policy
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
         """What is to be kept of what is; None is all of it."""
-        limits = [self.keeping.limit(context) for context in kept.context]
+        limits = [self.policy.limit(context) for context in kept.context]
         if kept.slots <= min(limits):
             return None
         if not kept.ragged and {kept.slots - 1} == set(limits):
@@ -149,14 +149,14 @@ class Retention:
 
     def _all_but_one(self, storage: Storage, kept: Kept, limit: int) -> Chosen | None:
         """Once full, each token that is generated makes one go: found at little cost."""
-        begin, end = self.keeping.sinks, kept.slots - self.keeping.newest(limit)
+        begin, end = self.policy.sinks, kept.slots - self.policy.newest(limit)
         worst = self.picker.worst(self.scorer.scores(storage, kept)[..., begin:end])
         return None if worst is None else Chosen.without(worst + begin, kept.slots)
 
     def _best(self, storage: Storage, kept: Kept, limits: list[int]) -> Chosen:
         slots = torch.arange(kept.slots, device=kept.filling.device)
-        begin = (kept.filling + self.keeping.sinks).unsqueeze(-1)
-        end = kept.slots - torch.tensor([self.keeping.newest(limit) for limit in limits], device=slots.device)
+        begin = (kept.filling + self.policy.sinks).unsqueeze(-1)
+        end = kept.slots - torch.tensor([self.policy.newest(limit) for limit in limits], device=slots.device)
         competing = (slots >= begin) & (slots < end.view(-1, 1, 1))
         always = kept.valid() & ~competing
         room = torch.tensor(limits, device=slots.device) - always.sum(-1).amax(-1)

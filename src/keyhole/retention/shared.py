@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from keyhole.retention.base import Keeping, Retention
+from keyhole.retention.base import EvictionPolicy, Retention
 from keyhole.retention.kept import Kept
 from keyhole.retention.recency import Recency
 from keyhole.storage import Chosen, Storage
@@ -17,7 +17,7 @@ class _Leader(Retention):
     """
 
     def __init__(self, own: Retention) -> None:
-        super().__init__(own.scorer, own.picker, own.keeping)
+        super().__init__(own.scorer, own.picker, own.policy)
         self._notes: deque[tuple[tuple[int, int], Chosen | None]] = deque(maxlen=2)
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
@@ -43,8 +43,8 @@ class _Leader(Retention):
 class _Follower(Retention):
     """Scores nothing itself."""
 
-    def __init__(self, leader: _Leader, keeping: Keeping) -> None:
-        super().__init__(Recency(), leader.picker, keeping)
+    def __init__(self, leader: _Leader, policy: EvictionPolicy) -> None:
+        super().__init__(Recency(), leader.picker, policy)
         self._leader = leader
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:  # noqa: ARG002
@@ -63,7 +63,7 @@ class _Follower(Retention):
 def share(retentions: Sequence[Retention], leads: Sequence[bool]) -> list[Retention]:
     """The retentions of a model's layers, of which those that do not lead follow the last before that does.
 
-    Layers of a group are to have the same `Keeping`. The first leads in any case.
+    Layers of a group are to have the same `EvictionPolicy`. The first leads in any case.
     """
     shared: list[Retention] = []
     leader: _Leader | None = None
@@ -72,7 +72,7 @@ def share(retentions: Sequence[Retention], leads: Sequence[bool]) -> list[Retent
             leader = _Leader(own)
             shared.append(leader)
         else:
-            shared.append(_Follower(leader, own.keeping))
+            shared.append(_Follower(leader, own.policy))
     return shared
 
 

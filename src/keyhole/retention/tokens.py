@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.retention.base import Picker
+from keyhole.retention.base import Allocator
 
 
-class BestTokens(Picker):
+class BestTokens(Allocator):
     """So many tokens of each head; the lower slot where two are worth the same."""
 
     def pick(self, scores: Tensor, competing: Tensor, room: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class BestTokens(Picker):
         return scores.shape[-1] - 1 - scores.flip(-1).argmin(-1)
 
 
-class BestOfLayer(Picker):
+class BestOfLayer(Allocator):
     """So many tokens of all heads together, so that heads whose attention is spread keep more (Ada-KV).
 
     Source: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from keyhole.attention import Logits
-from keyhole.budget import Budget
-from keyhole.regions import Regions, on_device
+from keyhole.core.budget import Budget
+from keyhole.core.layout import Regions, on_device
 from keyhole.storage import CapturableStorage, Storage
 
 
@@ -126,7 +126,7 @@ class Selector(ABC):
 
 
 class Capturable(Selector):
-    """A selector whose steps can be of fixed size, see `keyhole.capture`.
+    """A selector whose steps can be of fixed size, see `keyhole.cache.captured`.
 
     `select`, and `watch` where it leads, then never wait for a GPU, and take where the window begins from
     `Regions.stop`. The storage of a step holds what there is room for, of which memory that no token has

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.kernels.pq_tables import softcapped
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Step
-from keyhole.selection.pages import page_count, pick_pages, spans
-from keyhole.selection.rank import group_shares
+from keyhole.selection.picking.pages import page_count, pick_pages, spans
+from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector
 
 _ABOVE_MIDDLE = 0.5  # measured on the keys of the embedded model: 0.4 to 0.65 in the mean of a layer

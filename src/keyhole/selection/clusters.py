@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole.core.layout import Regions
 from keyhole.kernels import exact_scores
-from keyhole.kernels.pq_tables import softcapped
-from keyhole.regions import Regions
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Selector, Step, Unindexed
 from keyhole.selection.boxes import box_ends
-from keyhole.selection.pages import page_count, ranked, spans
-from keyhole.selection.rank import group_shares
+from keyhole.selection.picking.pages import page_count, ranked, spans
+from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.shared import Board, Ranking
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage.tiers.buffer import GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 _BROKEN = 2  # coarse clusters of which a budget may only find a part: at the sinks and at the window

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.kernels.pq_tables import softcapped
-from keyhole.regions import Regions
-from keyhole.rope import FixedDistance, Rope
+from keyhole.core.layout import Regions
+from keyhole.core.rope import FixedDistance, Rope
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.codebook import Codebook, fit_codebook
-from keyhole.selection.groups import Groups, pick_groups
-from keyhole.selection.sample import sample_slots
+from keyhole.selection.picking.groups import Groups, pick_groups
+from keyhole.selection.quantisers.codebook import Codebook, fit_codebook
+from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.regions import Regions
-from keyhole.rope import FixedDistance
+from keyhole.core.layout import Regions
+from keyhole.core.rope import FixedDistance
 from keyhole.selection.base import Selection, Step
 from keyhole.selection.vote import Vote, VoteSelector
 from keyhole.storage import CapturableStorage, DeviceStorage

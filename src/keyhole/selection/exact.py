@@ -6,9 +6,9 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits
-from keyhole.kernels.pq_tables import softcapped
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Step, Unindexed
-from keyhole.selection.rank import pick
+from keyhole.selection.picking.rank import pick
 
 
 class ExactSelector(Unindexed):

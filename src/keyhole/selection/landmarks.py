@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.chunks import chunk_sums, outlier_chunks
-from keyhole.kernels.pq_tables import softcapped
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Step
-from keyhole.selection.pages import page_count, pick_pages, spans
-from keyhole.selection.rank import group_shares
+from keyhole.selection.picking.pages import page_count, pick_pages, spans
+from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector
+from keyhole.storage.chunks import chunk_sums, outlier_chunks
 
 _OUTLIERS_SHARE = 4  # outliers take at most a quarter of a budget; in the paper 48 of 304 chunks
 

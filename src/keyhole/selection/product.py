@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.kernels.codes import BLOCK
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
+from keyhole.kernels.pq.codes import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.drift import DriftWatch
-from keyhole.selection.quantiser import Codes, Quantiser, decode, fit, fit_rotated
-from keyhole.selection.sample import sample_slots
-from keyhole.selection.uncertainty import cautious, logit_variance
+from keyhole.selection.quantisers.drift import DriftWatch
+from keyhole.selection.quantisers.product import Codes, Quantiser, decode, fit, fit_rotated
+from keyhole.selection.quantisers.sample import sample_slots
+from keyhole.selection.quantisers.uncertainty import cautious, logit_variance
 from keyhole.storage import CapturableStorage
 
 _TENSORS = ("codebooks", "residuals", "rotation", "codes")

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
 from keyhole.selection.base import Selection, Step, Unindexed
 from keyhole.selection.exact import key_logits
-from keyhole.selection.pages import pick_pages, spans
+from keyhole.selection.picking.pages import pick_pages, spans
 from keyhole.storage import Storage
 
 

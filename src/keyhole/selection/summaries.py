@@ -10,9 +10,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
 from keyhole.selection.base import Capturable, Step
-from keyhole.selection.pages import page_count
+from keyhole.selection.picking.pages import page_count
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory

@@ -2,7 +2,7 @@
 
 Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
 Token-Level KV Cache Selection", arXiv 2411.02886, equation 7. There, keys are scored before RoPE
-(`distant.py`), and positions are counted anew within what is read (`keyhole.renumber`).
+(`distant.py`), and positions are counted anew within what is read (`keyhole.storage.renumber`).
 
 Legend: B batch, H query heads, D head size.
 """
@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
 from keyhole.selection.base import Selection, Step
 from keyhole.selection.exact import ExactSelector
-from keyhole.selection.pages import pick_pages
+from keyhole.selection.picking.pages import pick_pages
 
 
 class Vote:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits, Part, dense_attention
-from keyhole.kernels.pq_tables import softcapped
-from keyhole.regions import Regions
+from keyhole.core.layout import Regions
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.chosen import Chosen
 
 
@@ -136,7 +136,7 @@ class Storage(ABC):
 
 
 class CapturableStorage(Storage):
-    """A storage for decode steps of fixed size, see `keyhole.capture`.
+    """A storage for decode steps of fixed size, see `keyhole.cache.captured`.
 
     In these `attend` does not wait for a GPU, and `settle` is not called: tokens stay as they came.
     """

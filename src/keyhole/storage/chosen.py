@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage.tiers.buffer import GrowingBuffer
 
 ROOM = 64  # tokens for which there is room after others were dropped
 

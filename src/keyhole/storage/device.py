@@ -6,7 +6,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.storage.base import CapturableStorage, Footprint
-from keyhole.storage.buffer import GrowingBuffer
+from keyhole.storage.tiers.buffer import GrowingBuffer
 
 
 class DeviceStorage(CapturableStorage):

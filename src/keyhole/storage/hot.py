@@ -11,7 +11,7 @@ from torch import Tensor
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.hotrows import HotRows
+from keyhole.storage.resident.hot_rows import HotRows
 
 
 class HotStorage(Storage):

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits, Part, attend_slots
-from keyhole.chunks import outlier_chunks, pieces
-from keyhole.kernels.dispatch import at_hand
-from keyhole.regions import Regions, packed_slots
-from keyhole.rope import Rope
+from keyhole.core.layout import Regions, packed_slots
+from keyhole.core.rope import Rope
+from keyhole.kernels.backend.dispatch import at_hand
 from keyhole.storage.base import CapturableStorage, Footprint, Lookups
 from keyhole.storage.basis import Basis, fit_basis
-from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.fetched import FetchedRows
-from keyhole.storage.form import at
-from keyhole.storage.hotrows import HotRows
-from keyhole.storage.kept import KeptKeys
+from keyhole.storage.chunks import outlier_chunks, pieces
+from keyhole.storage.formats.base import at
+from keyhole.storage.resident.fetched import FetchedRows
+from keyhole.storage.resident.hot_rows import HotRows
+from keyhole.storage.resident.key_lookup import KeptKeys
+from keyhole.storage.tiers.buffer import GrowingBuffer
 
 _PIECE = 8192  # tokens compressed or rebuilt at a time, to bound temporary memory
 _BATCH = 64  # tokens that leave the window wait until there are so many
@@ -57,7 +57,7 @@ class LowRankStorage(CapturableStorage):
         self._recent = GrowingBuffer()  # keys as they came, of the slots behind those of the coefficients
         self._coefficients = GrowingBuffer()  # `[B, 1, N, R]`
         self._basis: Basis | None = None
-        self._turning: kernels.Turning | None = None  # the rotation, where a kernel can do it
+        self._turning: kernels.RotaryFrequencies | None = None  # the rotation, where a kernel can do it
         self._exact: KeptKeys | None = None
         self._rebuilt: KeptKeys | None = None
         self._padding = torch.empty(0)  # int64 `[B]`

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots, merge
 from keyhole.storage.base import Footprint, Lookups, Storage
-from keyhole.storage.buffer import Buffer, GrowingBuffer
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.form import Form, Full, Kind
-from keyhole.storage.resident import ResidentBlocks
+from keyhole.storage.formats.base import Form, Full, Kind
+from keyhole.storage.resident.blocks import ResidentBlocks
+from keyhole.storage.tiers.buffer import Buffer, GrowingBuffer
 
 _PACKED = 4096  # tokens packed at a time, to bound temporary memory
 _AS_THEY_ARE = Full()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from keyhole.storage.base import Storage
-from keyhole.storage.buffer import SPARE, Buffer, GrowingBuffer, HostBuffer
-from keyhole.storage.disk import DiskBuffer
-from keyhole.storage.fetched import FetchedRows
-from keyhole.storage.form import Form, Full
+from keyhole.storage.formats.base import Form, Full
+from keyhole.storage.formats.quantised import Quantised
 from keyhole.storage.hot import HotStorage
-from keyhole.storage.hotrows import HotRows
 from keyhole.storage.placed import PlacedStorage
-from keyhole.storage.quantised import Quantised
-from keyhole.storage.resident import BLOCK, ResidentBlocks
+from keyhole.storage.resident.blocks import BLOCK, ResidentBlocks
+from keyhole.storage.resident.fetched import FetchedRows
+from keyhole.storage.resident.hot_rows import HotRows
+from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer, HostBuffer
+from keyhole.storage.tiers.disk import DiskBuffer
 
 PLACES = ("device", "host", "disk")
 PRECISIONS = ("full", "int8", "int4")

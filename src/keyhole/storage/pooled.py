@@ -11,9 +11,9 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.storage.base import Footprint, Storage
-from keyhole.storage.buffer import GrowingBuffer
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
-from keyhole.storage.memory import empty
+from keyhole.storage.tiers.buffer import GrowingBuffer
+from keyhole.storage.tiers.memory import empty
 
 _GROWTH = 1.25
 _SCATTERED = 8  # the pool is packed when one row in so many has been freed

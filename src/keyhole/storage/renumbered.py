@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots
-from keyhole.budget import Budget
-from keyhole.regions import Regions
-from keyhole.renumber import closing_moves
-from keyhole.rope import Rope
+from keyhole.core.budget import Budget
+from keyhole.core.layout import Regions
+from keyhole.core.rope import Rope
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.device import DeviceStorage
-from keyhole.storage.form import at
+from keyhole.storage.formats.base import at
+from keyhole.storage.renumber import closing_moves
 
 
 class RenumberedStorage(DeviceStorage):

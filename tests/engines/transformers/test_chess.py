@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
 
 import keyhole
-from keyhole.engines.transformers.activations import fit_activations
+from keyhole.engines.transformers.calibrate.activations import fit_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
-from keyhole.engines.transformers.sites import decoder_of, gated_sites, input_sites
-from keyhole.engines.transformers.weights import activated_share, streamed_weights
+from keyhole.engines.transformers.sparse_ffn.sites import decoder_of, gated_sites, input_sites
+from keyhole.engines.transformers.sparse_ffn.weights import activated_share, streamed_weights
 from keyhole.feedforward import Rule, gated
 from keyhole.feedforward.file import write_activations
 from tests.tiny import FAMILIES, fresh_model, prompt, tiny_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import keyhole
-from keyhole.accounting import Usage
+from keyhole.cache.usage import Usage
 from tests.engines.transformers.running import Answer, answer, assert_same, left_padded
 from tests.small import BY_MASS, FULL_BUDGET, SELECTIVE, small
 from tests.tiny import prompt, tiny_model

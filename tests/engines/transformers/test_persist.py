@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import keyhole
-from keyhole.engines.transformers.persist import load_cache, save_cache
+from keyhole import load_cache, save_cache
 from tests.engines.transformers.running import answer, assert_same
 from tests.small import SELECTIVE, small
 from tests.tiny import fresh_model, prompt, tiny_model

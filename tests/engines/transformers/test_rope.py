@@ -6,9 +6,9 @@ from transformers import DynamicCache
 
 import keyhole
 from keyhole import UnsupportedModelError
+from keyhole.core.rope import NoRope
 from keyhole.engines.transformers.rope import ModelRope, layer_rope
-from keyhole.kernels import turned
-from keyhole.rope import NoRope
+from keyhole.kernels import apply_rotary
 from tests.tiny import ALL_SLIDING, FAMILIES, fresh_model, prompt, tiny_model
 
 SERVED = [family for family in FAMILIES if family not in ALL_SLIDING]
@@ -108,7 +108,7 @@ def test_what_a_kernel_is_told_is_the_rotation(family):
         rope = layer_rope(model, place)
         turning = rope.turning(16, keys.device)
         assert turning is not None
-        found = turned(keys, positions.unsqueeze(1), turning)
+        found = apply_rotary(keys, positions.unsqueeze(1), turning)
         torch.testing.assert_close(found, rope.rotate(keys, positions), rtol=1e-4, atol=1e-4)
 
 

@@ -6,28 +6,28 @@ The tensors lie on the CPU: `compiling.py` compiles what the calls launch, and l
 import torch
 
 from keyhole.kernels import Reach
-from keyhole.kernels.codes import allocate_codes
-from keyhole.kernels.gpu.assign import assign
-from keyhole.kernels.gpu.exact_scores import exact_scores
-from keyhole.kernels.gpu.gather_attention import gather_attention, paged_gather_attention
-from keyhole.kernels.gpu.hot_copy import hot_append, hot_fill, read_rows
-from keyhole.kernels.gpu.hot_lookup import hot_lookup
-from keyhole.kernels.gpu.matvec import matvec_skip_columns, matvec_skip_rows
-from keyhole.kernels.gpu.merge_attention import merge_attention
-from keyhole.kernels.gpu.packed_attention import packed_attention
-from keyhole.kernels.gpu.page_slots import page_slots
-from keyhole.kernels.gpu.pooled_attention import pooled_attention
-from keyhole.kernels.gpu.pq_codes import write_codes
-from keyhole.kernels.gpu.pq_scores import pq_scores
-from keyhole.kernels.gpu.pq_select import pq_select
-from keyhole.kernels.gpu.rebuild_keys import rebuild_keys
-from keyhole.kernels.gpu.sale import sale_attention
-from keyhole.kernels.gpu.top_slots import top_slots
-from keyhole.kernels.hot import Extent, HotFound, HotState, hot_directory
-from keyhole.kernels.packed_attention import Codes, Layout
-from keyhole.kernels.page_slots import Allowed, Paged
-from keyhole.kernels.pooled_attention import Pooling, Span
-from keyhole.kernels.pq_select_reference import Budget
+from keyhole.kernels.attention.packed import Codes, Layout
+from keyhole.kernels.attention.pooled import Pooling, Span
+from keyhole.kernels.attention.triton.gather import gather_attention, paged_gather_attention
+from keyhole.kernels.attention.triton.merge import merge_attention
+from keyhole.kernels.attention.triton.packed import packed_attention
+from keyhole.kernels.attention.triton.pooled import pooled_attention
+from keyhole.kernels.ffn.triton.matvec import matvec_skip_columns, matvec_skip_rows
+from keyhole.kernels.hot_rows.api import Extent, HotFound, HotState, hot_directory
+from keyhole.kernels.hot_rows.triton.copy import hot_append, hot_fill, read_rows
+from keyhole.kernels.hot_rows.triton.lookup import hot_lookup
+from keyhole.kernels.lowrank.triton.rebuild_keys import rebuild_keys
+from keyhole.kernels.pq.codes import allocate_codes
+from keyhole.kernels.pq.reference import Budget
+from keyhole.kernels.pq.triton.assign import assign
+from keyhole.kernels.pq.triton.codes import write_codes
+from keyhole.kernels.pq.triton.scores import pq_scores
+from keyhole.kernels.pq.triton.select import pq_select
+from keyhole.kernels.ranking.page_slots import Allowed, Paged
+from keyhole.kernels.ranking.triton.exact_scores import exact_scores
+from keyhole.kernels.ranking.triton.page_slots import page_slots
+from keyhole.kernels.ranking.triton.top_slots import top_slots
+from keyhole.kernels.sale.triton.attention import sale_attention
 
 BF16 = torch.bfloat16
 

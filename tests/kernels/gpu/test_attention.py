@@ -15,7 +15,7 @@ from tests.waiting import without_waiting
 from keyhole import kernels
 
 pytest.importorskip("triton")
-from keyhole.kernels.gpu import attention
+from keyhole.kernels.attention.triton import tiles as attention
 
 
 @pytest.fixture(params=[1, 3])

@@ -12,7 +12,7 @@ from tests.kernels.test_pq_select import check, select
 from tests.waiting import without_waiting
 
 from keyhole import kernels
-from keyhole.kernels.pq_tables import pq_tables
+from keyhole.kernels.pq.tables import pq_tables
 
 pytest.importorskip("triton")
 
@@ -31,7 +31,7 @@ def picked_by_triton(index, first, last, **options):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tables_are_those_of_the_reference(shape):
-    from keyhole.kernels.gpu.pq_tables import heads_of_word, packed_tables
+    from keyhole.kernels.pq.triton.tables import heads_of_word, packed_tables
 
     index = make_index(n=1, **shape)
     packed = packed_tables(index.query, index.codebooks, index.scale)

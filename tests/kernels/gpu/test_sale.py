@@ -10,9 +10,11 @@ from tests.waiting import without_waiting
 from keyhole import kernels
 from keyhole.attention import Logits, dense_attention
 from keyhole.kernels import Reach
-from keyhole.kernels.gpu import sale, sale_estimate, sale_tiles
-from keyhole.kernels.sale_reference import attend_reference
-from keyhole.kernels.sale_tiles import unpack
+from keyhole.kernels.sale.reference import attend_reference
+from keyhole.kernels.sale.tiles import unpack
+from keyhole.kernels.sale.triton import attention as sale
+from keyhole.kernels.sale.triton import estimate as sale_estimate
+from keyhole.kernels.sale.triton import tiles as sale_tiles
 from keyhole.methods import Sale
 from keyhole.prefill import SalePrefill
 from keyhole.storage import DeviceStorage

@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("triton")
 
 from keyhole.kernels import Reach
-from keyhole.kernels.gpu import sale_lists
-from keyhole.kernels.gpu.sale_tiles import Prompt
-from keyhole.kernels.sale_tiles import BLOCK, ROWS, tiles, unpack
+from keyhole.kernels.sale.tiles import BLOCK, ROWS, tiles, unpack
+from keyhole.kernels.sale.triton import lists as sale_lists
+from keyhole.kernels.sale.triton.tiles import Prompt
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 QUERIES, TOKENS = 150, 400

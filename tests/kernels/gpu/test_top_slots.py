@@ -8,7 +8,7 @@ from keyhole import kernels
 
 pytest.importorskip("triton")
 
-from keyhole.kernels.gpu import top_slots
+from keyhole.kernels.ranking.triton import top_slots
 
 
 @pytest.fixture(autouse=True)

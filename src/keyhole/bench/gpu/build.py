@@ -6,17 +6,17 @@ import torch
 
 from keyhole.bench.case import Case
 from keyhole.bench.layers import filled_layer, layer_sizes
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Candidate, Evictor, Times, clock, interleave
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate, Times, clock, interleave
 
 _RUNS = 2  # of the prompt, the first of which is not counted
 
 
 @torch.no_grad()
-def build(case: Case, shape: Shape, method: str, *, rounds: int, evictor: Evictor) -> list[Result]:
+def build(case: Case, shape: Shape, method: str, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time building one layer's index, and a layer of a model of this shape that computes as many tokens.
 
     Raises:
@@ -34,13 +34,13 @@ def build(case: Case, shape: Shape, method: str, *, rounds: int, evictor: Evicto
     moved = case.cache_bytes / 2
     impl = implementation(device)
     ours = Candidate(str(recipe), impl, lambda: held[0].prepare(), moved, case.tokens, fresh)
-    times = interleave([ours], rounds=rounds, evictor=evictor)
+    times = interleave([ours], rounds=rounds, flusher=flusher)
     seconds = _layer_seconds(case, shape)
     prompt = Candidate("a layer's prompt", "torch", lambda: None, case.cache_bytes, case.tokens)
     timed = [Timed(ours, times[0]), Timed(prompt, Times(seconds * 1e3, seconds * 1e3))]
     share = times[0].median / seconds / 1e3
     notes = [f"the index takes {share:.1%} of the layer's prompt, attention and feed-forward", *noise(timed)]
-    return [Result("build", layer_sizes(case), timed[:1], timed[1:], evictor.bandwidth, notes)]
+    return [Result("build", layer_sizes(case), timed[:1], timed[1:], flusher.bandwidth, notes)]
 
 
 def _layer_seconds(case: Case, shape: Shape) -> float:

@@ -15,16 +15,16 @@ from keyhole.bench.dense import dense_baselines
 from keyhole.bench.gpu.flex import flex_baseline
 from keyhole.bench.gpu.graphs import graphed
 from keyhole.bench.layers import NewToken, filled_layer, layer_sizes, new_token, step_usage
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.timing import Candidate, Evictor, clock
-from keyhole.capture import CapturedLayer
-from keyhole.clock import Clock
-from keyhole.layer import LayerCache
+from keyhole.cache.captured import CapturedLayer
+from keyhole.cache.layer import LayerCache
+from keyhole.cache.position import DecodePosition
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate, clock
 
 
 @torch.no_grad()
-def decode(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Result]:
+def decode(case: Case, method: str, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time appending a token and attending to what the method selects, as one graph.
 
     The baselines attend only, also as graphs: folded, which is flash attention where torch has it for the
@@ -53,7 +53,7 @@ def decode(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Re
     baselines = [graphed(baseline, device) for baseline in baselines]
     notes = [f"building the index once took {built * 1e3:.1f} ms, not counted"]
     return [
-        compare("decode", layer_sizes(case), [ours], baselines, rounds=rounds, evictor=evictor, notes=notes)
+        compare("decode", layer_sizes(case), [ours], baselines, rounds=rounds, flusher=flusher, notes=notes)
     ]
 
 
@@ -62,8 +62,8 @@ class _Captured:
 
     def __init__(self, layer: LayerCache, case: Case, token: NewToken) -> None:
         length = layer.length
-        ticking = Clock(length, length + 1, (0,) * case.batch, torch.device(case.device))
-        self.clock, self.layer = ticking, CapturedLayer(layer, ticking)
+        ticking = DecodePosition(length, length + 1, (0,) * case.batch, torch.device(case.device))
+        self.position, self.layer = ticking, CapturedLayer(layer, ticking)
         self.token, self.logits = token, case.logits
         self.out = torch.empty(0)
 
@@ -71,7 +71,7 @@ class _Captured:
         self.layer.append(self.token.key, self.token.value)
         self.out = self.layer.attend(self.token.query, self.logits)
         # The next graph, or run, computes the regions anew.
-        self.clock.forget()
+        self.position.forget()
 
 
 def _ordinary(layer: LayerCache, token: NewToken, logits: Logits) -> tuple[Tensor, float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.bench.timing import Candidate
+from keyhole.tuning.timing import Candidate
 
 FLEX = "flex_attention"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from keyhole.bench.timing import Candidate
+from keyhole.tuning.timing import Candidate
 
 _WARM_UPS = 3  # runs in which kernels are compiled and libraries take their workspaces
 

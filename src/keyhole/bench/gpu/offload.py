@@ -14,11 +14,11 @@ from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
 from keyhole.bench.gpu.graphs import captured_run
 from keyhole.bench.layers import layer_sizes
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, Timed
-from keyhole.bench.synthetic import Synthetic
-from keyhole.bench.timing import Candidate, Evictor, Times, clock
 from keyhole.storage import Chosen, HotRows, HotStorage, Lookups
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.synthetic import Synthetic
+from keyhole.tuning.timing import CacheFlusher, Candidate, Times, clock
 
 _WARM = 8  # steps that fill the buffer; they are not counted
 _COPIES = 20
@@ -66,7 +66,9 @@ class Offloaded(NamedTuple):
         return self.copy_ms / self.fetch_ms
 
 
-def offload(case: Case, *, steps: int, evictor: Evictor, alike: float = 0.9, cache: int = 0) -> list[Result]:
+def offload(
+    case: Case, *, steps: int, flusher: CacheFlusher, alike: float = 0.9, cache: int = 0
+) -> list[Result]:
     """As `measure`, as a table: fetching, and a whole step, against a plain copy of what is fetched."""
     found = measure(case, steps=steps, alike=alike, cache=cache)
     impl, read = implementation(torch.device(case.device)), case.read_tokens
@@ -84,7 +86,7 @@ def offload(case: Case, *, steps: int, evictor: Evictor, alike: float = 0.9, cac
         f"{found.device_bytes / 2**20:.0f} MiB on the device; fetching reaches {found.link_share:.0%} of "
         "the bandwidth of a plain copy"
     ]
-    return [Result("offload", layer_sizes(case), ours, [copy], evictor.bandwidth, notes)]
+    return [Result("offload", layer_sizes(case), ours, [copy], flusher.bandwidth, notes)]
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.bench.case import Case
 from keyhole.bench.layers import layer_sizes
-from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.result import Result, compare
-from keyhole.bench.timing import Candidate, Evictor
 from keyhole.kernels import Reach, SparseAttended
 from keyhole.methods.sale import Sale
+from keyhole.tuning.machine import implementation, require_memory
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 _TOPICS = 64  # of a text; a query attends to its own topic's keys, to the first tokens and to the newest
 _STRETCH = 512  # tokens of a text that stay with a topic
@@ -27,7 +27,7 @@ _CHECKED = 1024  # newest queries whose error is looked at
 
 
 @torch.no_grad()
-def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Result]:
+def prompt(case: Case, tau: float, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time SALE with one threshold for all heads over a structured prompt, all costs included.
 
     As the method comes, and as published: tiles of 64 queries that read or leave out blocks of keys.
@@ -67,7 +67,7 @@ def prompt(case: Case, tau: float, *, rounds: int, evictor: Evictor) -> list[Res
         ours.append(Candidate(str(method), implementation(device), run, moved, case.tokens))
     baseline = Candidate("sdpa causal", "torch", flash, moved, case.tokens)
     compared = compare(
-        "prompt", layer_sizes(case), ours, [baseline], rounds=rounds, evictor=evictor, notes=notes
+        "prompt", layer_sizes(case), ours, [baseline], rounds=rounds, flusher=flusher, notes=notes
     )
     return [compared]
 

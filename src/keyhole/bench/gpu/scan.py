@@ -8,15 +8,15 @@ from keyhole import kernels
 from keyhole.bench.case import Case
 from keyhole.bench.gpu.graphs import graphed
 from keyhole.bench.layers import filled_layer, layer_sizes
-from keyhole.bench.machine import implementation
 from keyhole.bench.result import Result, compare
-from keyhole.bench.timing import Candidate, Evictor
-from keyhole.kernels.codes import BLOCK
+from keyhole.kernels.pq.codes import BLOCK
 from keyhole.selection import ProductSelector
+from keyhole.tuning.machine import implementation
+from keyhole.tuning.timing import CacheFlusher, Candidate
 
 
 @torch.no_grad()
-def scan(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Result]:
+def scan(case: Case, method: str, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time estimated logits, and logits with the choice of `read_tokens`, against reading the codes once.
 
     Raises:
@@ -55,5 +55,5 @@ def scan(case: Case, method: str, *, rounds: int, evictor: Evictor) -> list[Resu
     reading = Candidate("sum of the codes", "torch", read, moved, case.tokens)
     candidates = [graphed(candidate, device) for candidate in (*ours, reading)]
     return [
-        compare("scan", layer_sizes(case), candidates[:-1], candidates[-1:], rounds=rounds, evictor=evictor)
+        compare("scan", layer_sizes(case), candidates[:-1], candidates[-1:], rounds=rounds, flusher=flusher)
     ]

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from keyhole.attention import Logits
 from keyhole.bench.case import Case
 from keyhole.bench.layers import fill, layer_sizes
-from keyhole.bench.machine import implementation, require_memory
 from keyhole.bench.models import (
     SDPA,
     forward,
@@ -26,17 +25,18 @@ from keyhole.bench.models import (
 )
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Candidate, Evictor, interleave
-from keyhole.capture import CapturedLayer
-from keyhole.engines.transformers.captured import captured
+from keyhole.cache.captured import CapturedLayer
+from keyhole.engines.transformers.graphs import captured
 from keyhole.methods.recipe import Recipe
+from keyhole.tuning.machine import implementation, require_memory
+from keyhole.tuning.timing import CacheFlusher, Candidate, interleave
 
 DENSE = "sdpa folded, captured"
 _SPARE = 1.1  # of the caches, for indexes and what a step needs beside
 
 
 @torch.no_grad()
-def step(case: Case, shape: Shape, method: str, *, rounds: int, evictor: Evictor) -> list[Result]:
+def step(case: Case, shape: Shape, method: str, *, rounds: int, flusher: CacheFlusher) -> list[Result]:
     """Time a step of a model of random weights, by one cache after the other: memory holds one of them.
 
     Raises:
@@ -49,7 +49,7 @@ def step(case: Case, shape: Shape, method: str, *, rounds: int, evictor: Evictor
     torch.manual_seed(case.seed)
     with device:
         model = shape.model(case.torch_dtype, case.tokens)
-    contest = _Contest(model, case, shape.layers, rounds, evictor)
+    contest = _Contest(model, case, shape.layers, rounds, flusher)
     ours = contest.keyhole(case.recipe(method))
     baselines = [contest.transformers(), contest.dense()]
     notes = [
@@ -58,7 +58,7 @@ def step(case: Case, shape: Shape, method: str, *, rounds: int, evictor: Evictor
     ]
     return [
         Result(
-            "step", layer_sizes(case), [ours], baselines, evictor.bandwidth, notes + noise([ours, *baselines])
+            "step", layer_sizes(case), [ours], baselines, flusher.bandwidth, notes + noise([ours, *baselines])
         )
     ]
 
@@ -67,10 +67,10 @@ class _Contest:
     """Makes each candidate, times it, and gives its memory back."""
 
     def __init__(
-        self, model: PreTrainedModel, case: Case, layers: int, rounds: int, evictor: Evictor
+        self, model: PreTrainedModel, case: Case, layers: int, rounds: int, flusher: CacheFlusher
     ) -> None:
         self.model, self.case, self.layers = model, case, layers
-        self.rounds, self.evictor = rounds, evictor
+        self.rounds, self.flusher = rounds, flusher
         self.device = torch.device(case.device)
         self.token = torch.zeros(case.batch, 1, dtype=torch.long, device=self.device)
         self.weights = weight_bytes(model)
@@ -127,7 +127,7 @@ class _Contest:
         )
 
     def _time(self, candidate: Candidate, after: Callable[[], object]) -> Timed:
-        times = interleave([replace(candidate, after=after)], rounds=self.rounds, evictor=self.evictor)[0]
+        times = interleave([replace(candidate, after=after)], rounds=self.rounds, flusher=self.flusher)[0]
         return Timed(candidate.described(), times)
 
 

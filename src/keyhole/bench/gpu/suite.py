@@ -22,14 +22,14 @@ from keyhole.bench.gpu.step import step
 from keyhole.bench.result import Result
 from keyhole.bench.rows import write_rows
 from keyhole.bench.shapes import Shape
-from keyhole.bench.timing import Evictor
+from keyhole.tuning.timing import CacheFlusher
 
 
 class Part(NamedTuple):
     """A measurement, and what it is called."""
 
     name: str
-    measure: Callable[[Evictor], list[Result]]
+    measure: Callable[[CacheFlusher], list[Result]]
 
 
 class Plan(NamedTuple):
@@ -63,18 +63,18 @@ class Plan(NamedTuple):
 
         def layer(case: Case) -> Part:
             name = f"decode-{case.tokens}-batch-{case.batch}"
-            return Part(name, lambda evictor: decode(case, self.method, rounds=rounds, evictor=evictor))
+            return Part(name, lambda flusher: decode(case, self.method, rounds=rounds, flusher=flusher))
 
         def sparse(tokens: int) -> Part:
             long = replace(case, tokens=tokens)
-            return Part(f"prompt-{tokens}", lambda evictor: prompt(long, self.tau, rounds=5, evictor=evictor))
+            return Part(f"prompt-{tokens}", lambda flusher: prompt(long, self.tau, rounds=5, flusher=flusher))
 
         yield from (layer(replace(case, batch=batch)) for batch in self.batches)
-        yield Part("scan", lambda evictor: scan(case, self.method, rounds=rounds, evictor=evictor))
+        yield Part("scan", lambda flusher: scan(case, self.method, rounds=rounds, flusher=flusher))
         yield from (sparse(tokens) for tokens in self.prompts)
-        yield Part("step", lambda evictor: step(case, self.shape, self.method, rounds=7, evictor=evictor))
-        yield Part("offload", lambda evictor: offload(case, steps=100, evictor=evictor))
-        yield Part("build", lambda evictor: build(case, self.shape, self.method, rounds=5, evictor=evictor))
+        yield Part("step", lambda flusher: step(case, self.shape, self.method, rounds=7, flusher=flusher))
+        yield Part("offload", lambda flusher: offload(case, steps=100, flusher=flusher))
+        yield Part("build", lambda flusher: build(case, self.shape, self.method, rounds=5, flusher=flusher))
         yield from (layer(replace(case, tokens=tokens)) for tokens in self.lengths)
 
 
@@ -93,21 +93,21 @@ def run(plan: Plan, directory: Path | None, told: Callable[[Outcome], object]) -
         directory: where each part's rows are written as soon as they are there.
         told: called after each part.
     """
-    evictor = Evictor(device=plan.case.device)
+    flusher = CacheFlusher(device=plan.case.device)
     ends, outcomes = time.monotonic() + plan.seconds, []
     for part in plan.parts():
         if time.monotonic() > ends:
             outcome = Outcome(part.name, [], f"not begun: {plan.seconds:.0f} s are over")
         else:
-            outcome = _measured(part, plan, evictor, directory)
+            outcome = _measured(part, plan, flusher, directory)
         outcomes.append(outcome)
         told(outcome)
     return outcomes
 
 
-def _measured(part: Part, plan: Plan, evictor: Evictor, directory: Path | None) -> Outcome:
+def _measured(part: Part, plan: Plan, flusher: CacheFlusher, directory: Path | None) -> Outcome:
     try:
-        results = part.measure(evictor)
+        results = part.measure(flusher)
     except Exception as error:
         # Memory may be short, or a kernel wrong: what else was measured is worth having.
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -117,6 +117,6 @@ def _measured(part: Part, plan: Plan, evictor: Evictor, directory: Path | None) 
         if plan.case.device != "cpu":
             torch.cuda.empty_cache()
     if directory is not None:
-        known = conditions(f"keyhole bench gpu: {part.name}", results, evictor, plan.rounds)
+        known = conditions(f"keyhole bench gpu: {part.name}", results, flusher, plan.rounds)
         write_rows(directory / f"{part.name}.json", [row for each in results for row in each.rows], known)
     return Outcome(part.name, results)

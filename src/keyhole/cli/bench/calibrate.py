@@ -37,8 +37,8 @@ def calibrate(
     """From which context length on a method pays on this machine; below it everything is read."""
     from keyhole.bench.case import DTYPES, check_dtype
     from keyhole.bench.shapes import Attention
-    from keyhole.calibration import NEVER, break_even, cache_file
     from keyhole.cli.console import progress, stderr, stdout
+    from keyhole.tuning.break_even import NEVER, break_even, cache_file
 
     check_dtype(dtype)
     sizes = _sizes(shape, model) or Attention(query_heads, kv_heads, head_dim)

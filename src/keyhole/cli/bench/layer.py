@@ -30,7 +30,7 @@ def decode(
 
     case = Case(tokens, query_heads, kv_heads, head_dim, dtype, read_tokens, seed)
     run = Run(context, rounds, threads, json_file, quiet)
-    run(lambda evictor: measure(case, method, rounds=rounds, evictor=evictor))
+    run(lambda flusher: measure(case, method, rounds=rounds, flusher=flusher))
 
 
 def scan(
@@ -55,7 +55,7 @@ def scan(
 
     case = Case(tokens, query_heads, kv_heads, head_dim, dtype, read_tokens, seed)
     run = Run(context, rounds, threads, json_file, quiet)
-    run(lambda evictor: measure(case, method, rounds=rounds, evictor=evictor, impl=impl))
+    run(lambda flusher: measure(case, method, rounds=rounds, flusher=flusher, impl=impl))
 
 
 def gather(
@@ -79,7 +79,7 @@ def gather(
 
     case = Case(tokens, query_heads, kv_heads, head_dim, dtype, read_tokens, seed)
     run = Run(context, rounds, threads, json_file, quiet)
-    run(lambda evictor: measure(case, rounds=rounds, evictor=evictor, impl=impl))
+    run(lambda flusher: measure(case, rounds=rounds, flusher=flusher, impl=impl))
 
 
 def build(
@@ -102,4 +102,4 @@ def build(
 
     case = Case(tokens, query_heads, kv_heads, head_dim, dtype, 0, seed)
     run = Run(context, rounds, threads, json_file, quiet)
-    run(lambda evictor: measure(case, method, rounds=rounds, evictor=evictor))
+    run(lambda flusher: measure(case, method, rounds=rounds, flusher=flusher))

@@ -35,7 +35,7 @@ def gemv(
         raise ValueError(f"--active {active!r} is not a list of shares; give some like 0.1,0.3") from error
     run = Run(context, rounds, threads, json_file, quiet)
     run(
-        lambda evictor: measure(
-            rows, columns, dtype, shares, rounds=rounds, evictor=evictor, impl=impl, seed=seed
+        lambda flusher: measure(
+            rows, columns, dtype, shares, rounds=rounds, flusher=flusher, impl=impl, seed=seed
         )
     )

@@ -32,14 +32,14 @@ def step(
     taken = cut(shape_named(shape), layers)
     run = Run(context, rounds, threads, json_file, quiet)
     run(
-        lambda evictor: measure(
+        lambda flusher: measure(
             taken,
             named(method),
             tokens=tokens,
             dtype=dtype,
             read_tokens=read_tokens,
             rounds=rounds,
-            evictor=evictor,
+            flusher=flusher,
             seed=seed,
         )
     )
@@ -65,8 +65,8 @@ def prompt(
     taken = cut(shape_named(shape), layers)
     run = Run(context, rounds, threads, json_file, quiet)
     run(
-        lambda evictor: measure(
-            taken, method, tokens=tokens, dtype=dtype, rounds=rounds, evictor=evictor, seed=seed
+        lambda flusher: measure(
+            taken, method, tokens=tokens, dtype=dtype, rounds=rounds, flusher=flusher, seed=seed
         )
     )
 

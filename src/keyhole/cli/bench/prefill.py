@@ -40,5 +40,5 @@ def prefill(
         raise ValueError(f"the text has {ids.shape[1]} tokens, not {tokens}; give --tokens or another --text")
     run = Run(context, rounds, threads, json_file, quiet)
     run(
-        lambda evictor: measure(loaded.model, ids, method, rounds=rounds, evictor=evictor, layers=layer or ())
+        lambda flusher: measure(loaded.model, ids, method, rounds=rounds, flusher=flusher, layers=layer or ())
     )

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from keyhole.bench.result import Result
-    from keyhole.bench.timing import Evictor
+    from keyhole.tuning.timing import CacheFlusher
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Run:
     json_file: Path | None
     quiet: bool
 
-    def __call__(self, measure: Callable[[Evictor], list[Result]]) -> None:
+    def __call__(self, measure: Callable[[CacheFlusher], list[Result]]) -> None:
         from keyhole.bench.conditions import conditions
         from keyhole.bench.rows import write_rows
         from keyhole.bench.tables import table
-        from keyhole.bench.timing import Evictor, using_threads
         from keyhole.cli.console import stderr, stdout
         from keyhole.cli.outputs import check_writable
+        from keyhole.tuning.timing import CacheFlusher, using_threads
 
         check_writable(self.json_file, "--json")
         with using_threads(self.threads or 0):
-            evictor = Evictor()
-            results = measure(evictor)
-            known = conditions(self._command(), results, evictor, self.rounds)
+            flusher = CacheFlusher()
+            results = measure(flusher)
+            known = conditions(self._command(), results, flusher, self.rounds)
         for result in results:
             stdout().print(table(result))
         for note in [] if self.quiet else known["notes"]:

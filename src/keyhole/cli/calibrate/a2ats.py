@@ -35,10 +35,10 @@ def a2ats(
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
     from keyhole.cli.inputs import load, read_text, training_context
-    from keyhole.engines.transformers.codebooks import fit_codebooks
+    from keyhole.engines.transformers.calibrate.codebooks import fit_codebooks
     from keyhole.engines.transformers.fingerprint import fingerprint
     from keyhole.methods import A2ATS
-    from keyhole.selection.codefile import write_codebooks
+    from keyhole.selection.quantisers.codefile import write_codebooks
 
     texts = [read_text(str(path)) for path in text]
     loaded = load(model, threads)

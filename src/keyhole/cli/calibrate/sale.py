@@ -42,8 +42,8 @@ def sale(
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
     from keyhole.cli.inputs import load, read_text
+    from keyhole.engines.transformers.calibrate.thresholds import fit_thresholds
     from keyhole.engines.transformers.fingerprint import fingerprint
-    from keyhole.engines.transformers.thresholds import fit_thresholds
     from keyhole.methods import Sale
     from keyhole.prefill.salefile import write_thresholds
 

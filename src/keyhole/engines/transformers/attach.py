@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from keyhole.accounting import Usage
+from keyhole.cache.layer import LayerCache
+from keyhole.cache.usage import Usage
 from keyhole.engines.transformers.cache import (
     activated,
     adopt,
@@ -23,11 +23,9 @@ from keyhole.engines.transformers.cache import (
     served_layers,
     usage,
 )
-from keyhole.engines.transformers.registration import keep_switched, switched, text_config
-from keyhole.engines.transformers.skipping import sparse_steps
-from keyhole.engines.transformers.support import check_supported
+from keyhole.engines.transformers.registration import switched, text_config
+from keyhole.engines.transformers.support import checked_recipe
 from keyhole.feedforward import Activated
-from keyhole.layer import LayerCache
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 from keyhole.storage import Footprint
@@ -74,7 +72,7 @@ def attach(model: PreTrainedModel, method: str | Method | Recipe) -> Iterator[At
         UnsupportedModelError: the model cannot be served, with the reason.
         UnsupportedCacheError: inside the block, for a static, quantised or offloaded cache.
     """
-    recipe = _checked(model, method)
+    recipe = checked_recipe(model, method)
     attachment = Attachment(recipe)
     if not can_serve_layers(model):
         yield attachment
@@ -88,38 +86,6 @@ def attach(model: PreTrainedModel, method: str | Method | Recipe) -> Iterator[At
             yield attachment
         finally:
             handle.remove()
-
-
-def make_cache(model: PreTrainedModel, method: str | Method | Recipe) -> DynamicCache:
-    """A cache for one batch, to be passed to `model(...)` or `model.generate(...)` as `past_key_values`.
-
-    The model's attention function becomes Keyhole's, which treats any other cache as transformers' sdpa does;
-    a method that skips weights puts its modules in, which compute densely with any other cache.
-    `keyhole.detach(model)` restores what was there.
-
-    Raises:
-        SpecError: the method cannot be read.
-        UnsupportedModelError: the model cannot be served, with the reason.
-    """
-    recipe = _checked(model, method)
-    cache = DynamicCache(config=model.config)
-    adopt(cache, recipe, model)
-    # Last, so that a method that is refused leaves the model as it was.
-    if can_serve_layers(model):
-        steps = sparse_steps(cache)
-        keep_switched(model, steps.feedforward if steps else None)
-    return cache
-
-
-def _checked(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
-    recipe = Recipe.parse(method)
-    check_supported(model)
-    if not can_serve_layers(model):
-        name = type(model).__name__
-        warnings.warn(
-            f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4
-        )
-    return recipe
 
 
 def _take_over(

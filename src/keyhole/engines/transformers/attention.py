@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from keyhole.attention import Logits, dense_attention
+from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.handle import KVHandle
-from keyhole.errors import UnsupportedModelError
 
 # What some models tell their attention function that changes its result, and that is not understood here.
 _FOREIGN = ("position_bias", "indices", "block_indices", "sinks")

@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from keyhole.accounting import Usage
-from keyhole.breakeven import ALWAYS, BreakEven
-from keyhole.engines.transformers.activations import stand_in_activations
+from keyhole.cache.layer import LayerCache
+from keyhole.cache.usage import Usage
+from keyhole.core.break_even import ALWAYS, BreakEven
+from keyhole.core.errors import UnsupportedCacheError
+from keyhole.core.model_info import ModelInfo
+from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.rope import layer_rope
-from keyhole.engines.transformers.skipping import sparse_steps
-from keyhole.errors import UnsupportedCacheError
+from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.feedforward import Activated, FeedForward, Steps
-from keyhole.layer import LayerCache
 from keyhole.methods.recipe import Recipe
-from keyhole.setting import Setting
 from keyhole.storage import Footprint
 
 
@@ -91,8 +91,8 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     kinds = layer_kinds(model)
     layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
     served = [i for i, (layer, kind) in enumerate(zip(layers, kinds, strict=False)) if _is_full(layer, kind)]
-    setting = _setting(model, served, _break_even(recipe, model))
-    inners, feedforward = recipe.layers(setting), recipe.feedforward(setting)
+    info = _setting(model, served, _break_even(recipe, model))
+    inners, feedforward = recipe.layers(info), recipe.feedforward(info)
     steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
     for index, inner in zip(served, inners, strict=True):
         held, layers[index] = layers[index], KeyholeLayer(inner, steps)
@@ -112,18 +112,18 @@ def check_method(recipe: Recipe, model: PreTrainedModel) -> FeedForward | None:
         UnsupportedModelError: the method needs what this model's layers do not offer.
         ValueError: a file given to the method is missing, damaged or of another model.
     """
-    setting = setting_of(model)
-    recipe.layers(setting)
-    return recipe.feedforward(setting)
+    info = setting_of(model)
+    recipe.layers(info)
+    return recipe.feedforward(info)
 
 
-def setting_of(model: PreTrainedModel) -> Setting:
+def setting_of(model: PreTrainedModel) -> ModelInfo:
     """What methods are told about a model whose caches are not made yet."""
     return _setting(model, [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)])
 
 
-def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS) -> Setting:
-    return Setting(
+def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS) -> ModelInfo:
+    return ModelInfo(
         tuple(served),
         pays,
         partial(layer_rope, model),
@@ -138,9 +138,9 @@ def _break_even(recipe: Recipe, model: PreTrainedModel) -> BreakEven:
     if recipe.retrieval is None or recipe.retrieval.dense_below != "auto":
         return ALWAYS
     # Only needed here, and it brings the benchmarks with it.
-    from keyhole.bench.search import Heads
     from keyhole.bench.shapes import attention_sizes
-    from keyhole.calibration import break_evens
+    from keyhole.tuning.break_even import break_evens
+    from keyhole.tuning.search import Heads
 
     sizes = attention_sizes(model.config)
     if sizes is None:

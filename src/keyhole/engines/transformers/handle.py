@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import torch
 
-from keyhole.errors import UnsupportedModelError
-from keyhole.layer import LayerCache
+from keyhole.cache.layer import LayerCache
+from keyhole.core.errors import UnsupportedModelError
 
 
 class KVHandle:

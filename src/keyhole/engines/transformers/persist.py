@@ -7,23 +7,24 @@ the settings last, each whole under another name and then renamed, so a director
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Cache, DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
-from keyhole.engines.transformers.attach import make_cache
+from keyhole.core.errors import UnsupportedCacheError
 from keyhole.engines.transformers.cache import KeyholeLayer, served_layers
 from keyhole.engines.transformers.fingerprint import fingerprint
-from keyhole.errors import UnsupportedCacheError
 from keyhole.methods.recipe import Recipe
 
 _FORMAT = 1
 
 
-def save_cache(cache: Cache, directory: str | Path, *, model: PreTrainedModel, method: str | Recipe) -> None:
-    """Write what `cache` holds, made for `model` by `method`, to `directory`.
+def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Write what `cache` holds, made for `model` by `recipe`, to `directory`.
 
     Raises:
         UnsupportedCacheError: the cache has layers Keyhole does not keep, or holds nothing.
@@ -47,7 +48,7 @@ def save_cache(cache: Cache, directory: str | Path, *, model: PreTrainedModel, m
     partial.replace(target / "cache.safetensors")
     settings = {
         "format": _FORMAT,
-        "method": str(Recipe.parse(method)),
+        "method": str(recipe),
         "model": fingerprint(model),
         "indexed": [layer.indexed for layer in layers],
     }
@@ -56,8 +57,26 @@ def save_cache(cache: Cache, directory: str | Path, *, model: PreTrainedModel, m
     partial.replace(target / "cache.json")
 
 
-def load_cache(directory: str | Path, model: PreTrainedModel) -> DynamicCache:
-    """A cache as it was saved, ready to be passed to `model` as `past_key_values`.
+@dataclass(frozen=True)
+class Saved:
+    """A cache on disk: the recipe it is of, and what its layers held."""
+
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+    indexed: list[int]
+
+    def restore(self, cache: Cache) -> None:
+        """Fill a fresh cache made by the recipe."""
+        for index, (layer, indexed) in enumerate(zip(cache.layers, self.indexed, strict=True)):
+            prefix = f"{index}."
+            held = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+            assert isinstance(layer, KeyholeLayer)
+            layer.inner.restore(held, indexed)
+            layer.is_initialized = True
+
+
+def read(directory: str | Path, model: PreTrainedModel) -> Saved:
+    """What was saved for `model`.
 
     Raises:
         FileNotFoundError: no complete cache there.
@@ -73,11 +92,4 @@ def load_cache(directory: str | Path, model: PreTrainedModel) -> DynamicCache:
         tensors = load_file(source / "cache.safetensors", device=str(model.device))
     except SafetensorError as error:
         raise ValueError(f"{source}: cache.safetensors is damaged ({error}); save the cache again") from error
-    cache = make_cache(model, settings["method"])
-    for index, (layer, indexed) in enumerate(zip(cache.layers, settings["indexed"], strict=True)):
-        prefix = f"{index}."
-        held = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        assert isinstance(layer, KeyholeLayer)
-        layer.inner.restore(held, indexed)
-        layer.is_initialized = True
-    return cache
+    return Saved(Recipe.parse(settings["method"]), tensors, settings["indexed"])

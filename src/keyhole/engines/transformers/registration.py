@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import sdpa_mask
 
 from keyhole.engines.transformers.attention import keyhole_attention
-from keyhole.engines.transformers.skipping import SkippingModules
+from keyhole.engines.transformers.sparse_ffn.skipping import SkippingModules
 from keyhole.feedforward import FeedForward
 
 NAME = "keyhole"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from keyhole.core.errors import UnsupportedModelError
+from keyhole.core.rope import NoRope, Rope
 from keyhole.engines.transformers.registration import text_config
-from keyhole.errors import UnsupportedModelError
-from keyhole.kernels import Turning, turned
-from keyhole.rope import NoRope, Rope
+from keyhole.kernels import RotaryFrequencies, apply_rotary
 
 _APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")
 _FAR = 100  # the position at which rotations are compared
@@ -51,18 +51,18 @@ class ModelRope(Rope):
         out = out if isinstance(out, Tensor) else out[0]
         return out.transpose(1, 2) if complex_ else out
 
-    def turning(self, size: int, device: torch.device) -> Turning | None:
+    def turning(self, size: int, device: torch.device) -> RotaryFrequencies | None:
         """By the module's frequencies, paired in one of the two known ways, where that is what it does."""
         frequencies = getattr(self.module, "_".join([*self.kinds, "inv_freq"]), None)
         if not isinstance(frequencies, Tensor) or 2 * len(frequencies) > size:
             return None
-        known = (Turning(frequencies.float().to(device), adjacent) for adjacent in (False, True))
+        known = (RotaryFrequencies(frequencies.float().to(device), adjacent) for adjacent in (False, True))
         return next((turning for turning in known if self._is(turning, size)), None)
 
-    def _is(self, turning: Turning, size: int) -> bool:
+    def _is(self, turning: RotaryFrequencies, size: int) -> bool:
         positions = torch.tensor([[0, 1, _FAR]], device=turning.frequencies.device)
         vectors = torch.arange(3.0 * size, device=positions.device).cos().view(1, 1, 3, size)
-        found = turned(vectors, positions.unsqueeze(1), turning)
+        found = apply_rotary(vectors, positions.unsqueeze(1), turning)
         return torch.allclose(found, self.rotate(vectors, positions), atol=1e-3)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, ...]:

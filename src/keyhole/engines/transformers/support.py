@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from weakref import WeakSet
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from keyhole.core.errors import NonFiniteError, UnsupportedModelError
 from keyhole.engines.transformers.cache import adopt, can_serve_layers, served_layers
 from keyhole.engines.transformers.registration import NAME, switched, text_config
-from keyhole.errors import NonFiniteError, UnsupportedModelError
+from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
 _served: WeakSet[PreTrainedModel] = WeakSet()
@@ -38,6 +40,23 @@ def check_supported(model: PreTrainedModel) -> None:
         with switched(model):
             _probe(model)
     _served.add(model)
+
+
+def checked_recipe(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
+    """The recipe of a method, after the checks that a model can be served; warns where nothing of it is.
+
+    Raises:
+        SpecError: the method cannot be read.
+        UnsupportedModelError: the model cannot be served, with the reason.
+    """
+    recipe = Recipe.parse(method)
+    check_supported(model)
+    if not can_serve_layers(model):
+        name = type(model).__name__
+        warnings.warn(
+            f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4
+        )
+    return recipe
 
 
 def _check_architecture(model: PreTrainedModel) -> None:

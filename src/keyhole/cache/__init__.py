@@ -1,0 +1,1 @@
+"""The run time of one attention layer: what is stored, indexed and read, step by step."""

@@ -1,0 +1,105 @@
+"""One decode step that reads a selection: index what left the window, attend, select, attend, merge.
+
+Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, N cached tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits, Part, merge
+from keyhole.core.break_even import ALWAYS, BreakEven
+from keyhole.core.budget import Budget
+from keyhole.core.layout import Regions, left_padding, regions
+from keyhole.selection import Selection, Selector, Step
+from keyhole.storage import Storage
+
+
+class Reading(NamedTuple):
+    """How much a decode step reads: `budget` tokens beside the first `sinks` and the newest `window`.
+
+    Below `dense_below` tokens it reads everything.
+    """
+
+    budget: Budget
+    sinks: int
+    window: int
+    dense_below: BreakEven = ALWAYS
+
+
+class Read(NamedTuple):
+    """What one selective step read, and what came of it.
+
+    Attributes:
+        part: exact attention over what was read, out `[B, H, D]`, lse `[B, H]`.
+        selection: what was read beside sinks and window.
+        regions: the parts of the sequence at this step.
+        index_bytes: bytes of the index read for each KV head.
+    """
+
+    part: Part
+    selection: Selection
+    regions: Regions
+    index_bytes: int
+
+
+class Reader:
+    """Reads by a selector's choice, and keeps its index up to date."""
+
+    def __init__(self, selector: Selector, reading: Reading) -> None:
+        self.selector, self.reading = selector, reading
+
+    def wants_all(self, tokens: int, context: int, batch: int) -> bool:
+        """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it.
+
+        It may pay for a `batch` of several sequences from another length on. Budgets are shares of the
+        `context`, which is longer where tokens were evicted.
+        """
+        candidates = tokens - self.reading.sinks - self.reading.window
+        budget = self.reading.budget
+        allowed = budget.mass is None and candidates <= budget.limit(context)
+        short = tokens < self.reading.dense_below.at(batch) or candidates < self.selector.minimum
+        return self.selector.reads_all or short or allowed
+
+    def leads(self, tokens: int, batch: int) -> bool:
+        """Whether the layer is read whole for what others read by it, rather than for being short."""
+        least = max(self.reading.dense_below.at(batch), self.selector.minimum)
+        return self.selector.leads and tokens >= least
+
+    def read(
+        self,
+        query: Tensor,
+        storage: Storage,
+        logits: Logits,
+        mask: Tensor | None,
+        context: tuple[int, ...] | None = None,
+    ) -> Read:
+        """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
+        parts = self.index(storage, mask, context)
+        anchor = storage.attend(query, parts.always, parts.always_counts, logits)
+        step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
+        selection = self.selector.select(step)
+        found = storage.attend(query, selection.slots, selection.counts, logits)
+        return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))
+
+    @torch.no_grad()
+    def watch(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> None:
+        """Let a leading layer's selector see a step that reads everything."""
+        self.selector.watch(query, storage, self.index(storage, mask), logits)
+
+    def index(self, storage: Storage, mask: Tensor | None, context: tuple[int, ...] | None = None) -> Regions:
+        """Index every token that has left the window; new ones wait there, so they are indexed in batches."""
+        newest = storage.keys(storage.length - 1)
+        padding = (0,) * newest.shape[0] if mask is None else left_padding(mask, newest.shape[0])
+        reading = self.reading
+        parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device, context)
+        if self.selector.length == 0 or self.selector.stale:
+            self.selector.build(storage.keys(), parts)
+        elif self.selector.length < parts.last:
+            self.selector.append(storage.keys(self.selector.length))
+        # Last, so that an index is made of keys as they came.
+        storage.settle(parts)
+        return parts

@@ -1,0 +1,66 @@
+"""What decoding read, counted as it happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keyhole.cache.decode_step import Read
+from keyhole.storage import Lookups
+
+
+@dataclass
+class Usage:
+    """Totals over the decode steps of one layer, per batch row and KV head on average.
+
+    Attributes:
+        steps: decode steps.
+        tokens: tokens of the context, evicted ones among them, summed over steps.
+        read: tokens read, summed over steps.
+        mass: estimated share of the softmax read, summed over steps; 1 where all that is kept was read.
+        bytes: bytes of keys, values and index read by all KV heads of a batch row, summed over steps.
+        hits: reads of a token by a KV head that a block cache answered, over all batch rows.
+        misses: those that went past it, to a slower tier.
+    """
+
+    steps: int = 0
+    tokens: float = 0.0
+    read: float = 0.0
+    mass: float = 0.0
+    bytes: float = 0.0
+    hits: int = 0
+    misses: int = 0
+
+    def record_everything(self, tokens: float, kept: float, token_bytes: float) -> None:
+        """Count a step that read all that is `kept` of `tokens`."""
+        self._add(tokens, kept, 1.0, kept * token_bytes)
+
+    def record_selection(self, read: Read, token_bytes: float) -> None:
+        """Count a step that read a selection."""
+        parts, selection = read.regions, read.selection
+        real = sum(parts.context) / len(parts.context)
+        count = float(selection.counts.float().mean() + parts.always_counts.float().mean())
+        read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
+        self._add(real, count, float(selection.mass.mean()), read_bytes)
+
+    def record_steps(self, steps: int, tokens: float, read: float, mass: float, read_bytes: float) -> None:
+        """Count steps, each of which did this in the mean."""
+        self._add(tokens * steps, read * steps, mass * steps, read_bytes * steps, steps=steps)
+
+    def record_lookups(self, lookups: Lookups) -> None:
+        """Take over what a storage's block cache has counted so far."""
+        self.hits, self.misses = lookups
+
+    def __add__(self, other: Usage) -> Usage:
+        total = Usage(**vars(self))
+        total.steps += other.steps
+        total.hits += other.hits
+        total.misses += other.misses
+        total._add(other.tokens, other.read, other.mass, other.bytes, steps=0)
+        return total
+
+    def _add(self, tokens: float, read: float, mass: float, read_bytes: float, steps: int = 1) -> None:
+        self.steps += steps
+        self.tokens += tokens
+        self.read += read
+        self.mass += mass
+        self.bytes += read_bytes

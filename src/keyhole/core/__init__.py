@@ -1,0 +1,1 @@
+"""Vocabulary without state: what every other package may name."""

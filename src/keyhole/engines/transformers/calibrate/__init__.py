@@ -1,0 +1,1 @@
+"""What methods are fitted with: recorded prompts, codebooks, thresholds, activations."""

@@ -1,0 +1,1 @@
+"""Modules that skip weights in decode steps (CHESS)."""

@@ -1,0 +1,1 @@
+"""Answers from a model: prompts in chunks, decode steps, sampling, stop tokens."""

@@ -1,0 +1,167 @@
+"""Attention weights of every key, gathered to scores and shares of pages in one pass over the keys.
+
+Shapes: B batch, Hkv KV heads, G query heads of a KV head, H = Hkv * G, D head size, cap slots of a row,
+P pages, L lists of scores: Hkv, or 1 for all heads.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from keyhole.kernels.backend.dispatch import at_hand, use_native, use_triton
+from keyhole.kernels.backend.native import FLOATS, TYPES, call
+from keyhole.kernels.backend.signatures import PoolingCall
+from keyhole.kernels.pq.tables import softcapped
+
+_Extras = tuple[Tensor | None, Tensor | None]
+
+
+class Span(NamedTuple):
+    """Slots in [begin[b], end[b]) make the denominators, those in [first[b], stop[b]) are pooled."""
+
+    begin: Tensor  # int [B]
+    end: Tensor  # int [B]
+    first: Tensor  # int [B]
+    stop: Tensor  # int [B]
+    last: int  # no stop lies behind it
+
+
+class Pooling(NamedTuple):
+    """What a weight is, and how weights become scores.
+
+    Attributes:
+        scale: what products of query and key are multiplied by.
+        softcap: logits become `softcap * tanh(logits / softcap)`, where given.
+        sharpness: scores are made of the softmax of logits times this.
+        page: slots of a page; page u is the slots [u * page, (u + 1) * page).
+        per_head: scores for each KV head, of its own query heads; else one list, of all heads.
+        largest: a slot's score is the largest weight any head gives it; else the mean over the heads.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sharpness: float = 1.0
+    page: int = 1
+    per_head: bool = False
+    largest: bool = False
+
+
+class Pooled(NamedTuple):
+    scores: Tensor  # float32 [B, L, P], sums over the slots of a page; zero for slots that are not pooled
+    shares: Tensor  # float32 [B, Hkv, P], mean over the query heads of a KV head
+    lse: Tensor  # float32 [B, H], log-sum-exp of the logits in [begin, end)
+
+
+def pooled_attention(
+    query: Tensor,
+    keys: Tensor,
+    span: Span,
+    how: Pooling,
+    *,
+    score_extra: Tensor | None = None,
+    share_extra: Tensor | None = None,
+    impl: str = "auto",
+) -> Pooled:
+    """Softmax weights of query [B, H, D] over keys [B, Hkv, cap, D], pooled; head h reads KV head h // G.
+
+    score_extra and share_extra [B, H] are logarithms of mass that the denominators of scores and of shares
+    hold beside the span's.
+
+    Raises:
+        ValueError: shapes do not fit, or the span does not lie in the keys (on a GPU only `last` is looked
+            at, and the others are cut to the keys).
+    """
+    _check(query, keys, span, how)
+    operands = (query, keys, span, how, (score_extra, share_extra))
+    if use_native(impl, query, keys, supported=keys.dtype in FLOATS and keys.stride(-1) == 1):
+        return _native(*operands)
+    if use_triton(impl, query, keys, supported=keys.dtype in FLOATS):
+        from keyhole.kernels.attention.triton.pooled import pooled_attention as on_gpu
+
+        return on_gpu(*operands)
+    return _reference(*operands)
+
+
+def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
+    fits = query.dim() == 3 and keys.dim() == 4
+    fits = fits and query.shape[::2] == keys.shape[::3] and query.shape[1] % keys.shape[1] == 0
+    if not fits:
+        raise ValueError(f"keys {list(keys.shape)} do not fit query {list(query.shape)}")
+    *bounds, last = span
+    if any([bound.shape != query.shape[:1] for bound in bounds]):
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in zip(Span._fields, bounds, strict=False))
+        raise ValueError(f"{shapes}, expected one a batch row")
+    lies = 0 <= last <= keys.shape[2]
+    if at_hand(*bounds):
+        rows = zip(*(bound.tolist() for bound in bounds), strict=True)
+        lies = lies and all([_lies(row, last, keys.shape[2]) for row in rows])
+    if not lies:
+        raise ValueError(
+            f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, stop <= end and last"
+        )
+    if how.page < 1 or not how.sharpness > 0:
+        raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")
+
+
+def _lies(bounds: tuple[int, ...], last: int, slots: int) -> bool:
+    begin, end, first, stop = bounds
+    return 0 <= begin <= first and stop <= end <= slots and stop <= last
+
+
+def _native(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+    batch, heads, size = query.shape
+    kv_heads, pages = keys.shape[1], -(-span.last // how.page)
+    query = query.float().contiguous()
+    bounds = [bound.long().contiguous() for bound in span[:-1]]
+    logs = [None if each is None else each.float().contiguous() for each in extras]
+    scores = torch.empty(batch, kv_heads if how.per_head else 1, pages)
+    shares, lse = torch.empty(batch, kv_heads, pages), torch.empty(batch, heads)
+    operands = PoolingCall(
+        query.data_ptr(), keys.data_ptr(), TYPES[keys.dtype], *keys.stride()[:3],
+        batch, kv_heads, heads // kv_heads, size,
+        *(bound.data_ptr() for bound in bounds), keys.shape[2], span.last, how.page,
+        how.scale, how.softcap or 0.0, how.sharpness, how.per_head, how.largest,
+        *(None if each is None else each.data_ptr() for each in logs),
+        scores.data_ptr(), shares.data_ptr(), lse.data_ptr(),
+    )  # fmt: skip
+    call("kh_pooled_attention", ctypes.addressof(operands))
+    return Pooled(scores, shares, lse)
+
+
+def _reference(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+    score_extra, share_extra = extras
+    kv_heads = keys.shape[1]
+    grouped = query.float().unflatten(1, (kv_heads, -1))
+    logits = softcapped(grouped @ keys.float().transpose(2, 3) * how.scale, how.softcap)
+    logits = logits.masked_fill(~_within(span.begin, span.end, logits.shape[-1]), -torch.inf)
+    lse = logits.logsumexp(-1).flatten(1)
+    pooled = logits[..., : span.last]
+    shares = _weights(pooled, lse, share_extra, span)
+    sharp = lse if how.sharpness == 1 else (logits * how.sharpness).logsumexp(-1).flatten(1)
+    scores = _weights(pooled * how.sharpness, sharp, score_extra, span)
+    scores = scores if how.per_head else scores.flatten(1, 2).unsqueeze(1)
+    scores = scores.amax(2) if how.largest else scores.mean(2)
+    return Pooled(page_sums(scores, how.page), page_sums(shares.mean(2), how.page), lse)
+
+
+def _weights(logits: Tensor, lse: Tensor, extra: Tensor | None, span: Span) -> Tensor:
+    """Softmax [B, Hkv, G, N] of logits, zero where nothing is pooled; a row without mass has no weights."""
+    total = lse if extra is None else torch.logaddexp(lse, extra.float())
+    total = total.masked_fill(total == -torch.inf, 0.0).view(logits.shape[:3])
+    weights = (logits - total.unsqueeze(-1)).exp()
+    return weights.masked_fill(~_within(span.first, span.stop, logits.shape[-1]), 0.0)
+
+
+def _within(begin: Tensor, end: Tensor, slots: int) -> Tensor:
+    """Which of so many slots lie in [begin[b], end[b]), bool [B, 1, 1, slots]."""
+    slot = torch.arange(slots, device=begin.device)
+    return ((slot >= begin.view(-1, 1)) & (slot < end.view(-1, 1)))[:, None, None]
+
+
+def page_sums(values: Tensor, page: int) -> Tensor:
+    """Sums over the pages of `values [..., N]`."""
+    padded = F.pad(values, (0, -values.shape[-1] % page))
+    return padded.unflatten(-1, (padded.shape[-1] // page, page)).sum(-1)

@@ -1,0 +1,1 @@
+"""How an operation finds who computes it: dispatch, the native library, what Triton kernels share."""

@@ -1,0 +1,1 @@
+"""Triton kernels; imported where one is used, for Triton is not there on every machine."""

@@ -1,0 +1,1 @@
+"""Rows of host memory behind a buffer on the device."""

@@ -1,0 +1,1 @@
+"""Keys rebuilt from low-rank coefficients."""

@@ -1,0 +1,1 @@
+"""Product quantisation: codes, their scan, and the choice of the best."""

@@ -1,0 +1,1 @@
+"""From scores to slots: exact scores, the best slots, pages, noise."""

@@ -1,0 +1,1 @@
+"""Block-sparse attention of prompts by estimates from small integers (SALE)."""

@@ -1,0 +1,77 @@
+"""Pages: runs of neighbouring slots that are scored and read together.
+
+Page u is the slots [u * page, (u + 1) * page), of which only those in [first, stop) compete. A page of one
+slot is a token.
+
+Legend: B batch, Hkv KV heads, L lists of pages, one for each KV head or one for all, P pages, K ranked pages,
+S slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.core.layout import Regions
+from keyhole.kernels.ranking.page_slots import in_order
+from keyhole.selection.base import Selection, Step
+
+_BROKEN = 3  # pages that a budget may only touch: at sinks, at the window, and where it ends
+
+
+def page_count(regions: Regions, page: int) -> int:
+    """Pages that begin before the window, at the latest that it begins."""
+    return -(-regions.last // page)
+
+
+def spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
+    """Where the competing slots of each page begin and how many they are, int64 `[B, P]` both."""
+    edges = torch.arange(0, regions.last, page, device=regions.first.device)
+    begins = edges.maximum(regions.first.unsqueeze(1))
+    ends = (edges + page).minimum(regions.stop.unsqueeze(1))
+    return begins, (ends - begins).clamp(min=0)
+
+
+def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, page: int) -> Selection:
+    """The pages of largest score that the budget allows, the last from its start as far as it allows.
+
+    A mass budget reads pages in that order until their shares reach it, for every head where all have one
+    list; of `mass=1` all are read, since no estimate shows that nothing is left. Ties go to the lower page,
+    and what does not compete is never read.
+
+    Args:
+        scores: float32 `[B, L, P]`, of any scale; L is 1 or Hkv.
+        shares: float32 `[B, Hkv, P]`, the share of attention on a page's competing slots.
+        anchored: float32 `[B, Hkv]`, that of the always-read tokens.
+    """
+    most = max(step.limits())
+    count = min(scores.shape[-1], min(most, step.regions.last) // page + _BROKEN)
+    # Of an earlier page nothing competes.
+    pages = torch.arange(scores.shape[-1], device=scores.device)
+    earlier = pages < (step.regions.first // page).view(-1, 1, 1)
+    scores = _comparable(scores.masked_fill(earlier, -torch.inf))
+    mass = step.budget.mass if step.budget.mass != 1 else None
+    slots, counts, held = kernels.page_slots(
+        kernels.top_slots(scores, count),
+        scores,
+        shares,
+        anchored,
+        kernels.Paged(step.regions.first, step.regions.stop, step.regions.last, page),
+        kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor),
+    )
+    return Selection(slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), held)
+
+
+def ranked(scores: Tensor, most: int) -> Tensor:
+    """Places of the `most` greatest of `scores [..., P]`, greatest first, of equal ones the lower first.
+
+    NaN ranks last. Only what may be among the greatest is sorted.
+    """
+    scores = _comparable(scores)
+    return in_order(kernels.top_slots(scores, most), scores)
+
+
+def _comparable(scores: Tensor) -> Tensor:
+    """NaN ranks last."""
+    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

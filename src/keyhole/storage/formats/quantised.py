@@ -1,0 +1,98 @@
+"""Keys and values in 4 or 8 bits: keys by channel, values by token.
+
+Source: Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750. Keys
+have channels that are large for all tokens, so each channel of a group of tokens gets a range of its own;
+values have none, so each token does.
+
+Legend: B batch, H KV heads, n rows, g tokens of a row, S slots, D size of keys or of values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.attention import Logits, Part
+from keyhole.kernels.attention.packed import decoded, keys_at, values_at
+from keyhole.storage.formats.base import Form, Kind
+
+_FLOAT = torch.float32.itemsize
+
+
+class Quantised(Form):
+    """Codes of `bits` bits, their scales beside them in the row, `group` tokens in each.
+
+    The error of a number is at most half its scale, the range of its channel or token over 2 ** bits - 1.
+    """
+
+    group = 64
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def pack(self, tokens: Tensor, kind: Kind) -> Tensor:
+        grouped = tokens.unflatten(2, (-1, self.group)).float()
+        keys, values = grouped.split([kind.keys, kind.values], dim=-1)
+        parts = [*self._encode(keys, dim=-2), *self._encode(values, dim=-1)]
+        return torch.cat([part.contiguous().view(torch.uint8).flatten(3) for part in parts], dim=-1)
+
+    def keys(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+        held = self._sides(rows, kind)[0]
+        if slots is not None:
+            return keys_at(held, self._layout(kind), slots)
+        held = held._replace(scale=held.scale.unsqueeze(-2), low=held.low.unsqueeze(-2))
+        return decoded(held, self.bits, kind.keys).flatten(2, 3)
+
+    def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+        held = self._sides(rows, kind)[1]
+        if slots is not None:
+            return values_at(held, self._layout(kind), slots)
+        held = held._replace(scale=held.scale.unsqueeze(-1), low=held.low.unsqueeze(-1))
+        return decoded(held, self.bits, kind.values).flatten(2, 3)
+
+    def attend(
+        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+    ) -> Part:
+        attended = kernels.packed_attention(
+            query.reshape(-1, query.shape[1] // kind.heads, kind.keys),
+            *self._sides(rows, kind),
+            self._layout(kind),
+            slots.flatten(0, 1),
+            counts.flatten(),
+            scale=logits.scale,
+            softcap=logits.softcap,
+        )
+        return Part(attended.out.view(*query.shape[:2], -1), attended.lse.view(query.shape[:2]))
+
+    def token_bytes(self, kind: Kind) -> float:
+        return sum(self._widths(kind)) / self.group
+
+    def _widths(self, kind: Kind) -> list[int]:
+        """Bytes in a row of the codes, scales and lows of keys, then those of values."""
+        keys, values = (self.group * -(-size * self.bits // 8) for size in (kind.keys, kind.values))
+        return [keys, *[_FLOAT * kind.keys] * 2, values, *[_FLOAT * self.group] * 2]
+
+    def _layout(self, kind: Kind) -> kernels.Layout:
+        return kernels.Layout(self.bits, kind.keys, kind.values)
+
+    def _sides(self, rows: Tensor, kind: Kind) -> tuple[kernels.Codes, kernels.Codes]:
+        """Keys and values of `rows [B, H, n, W]`, as views."""
+        parts = rows.split(self._widths(kind), dim=-1)
+        keys, values = (
+            kernels.Codes(codes.unflatten(-1, (self.group, -1)), *(part.view(torch.float) for part in ranges))
+            for codes, *ranges in (parts[:3], parts[3:])
+        )
+        return keys, values
+
+    def _encode(self, numbers: Tensor, dim: int) -> kernels.Codes:
+        """Codes of `numbers [B, H, n, g, D]`, with one range over dimension `dim`."""
+        low, high = numbers.aminmax(dim=dim, keepdim=True)
+        scale = (high - low) / (2**self.bits - 1)
+        codes = ((numbers - low) / scale).nan_to_num(0.0).round().clamp(0, 2**self.bits - 1).to(torch.uint8)
+        if self.bits == 4:
+            even, odd = (
+                torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
+            )
+            codes = even | odd << 4
+        return kernels.Codes(codes, scale.squeeze(dim), low.squeeze(dim))

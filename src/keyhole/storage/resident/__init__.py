@@ -1,0 +1,1 @@
+"""What stays in fast memory in front of a slower tier."""

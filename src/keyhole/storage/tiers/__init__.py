@@ -1,0 +1,1 @@
+"""Rows that grow on a tier: device, host, disk."""

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from keyhole.kernels.pq.scores import table_sums
 from keyhole.kernels.pq.tables import pq_tables, softcapped
-
-
-class Picked(NamedTuple):
-    slots: Tensor  # int32 [R, width], ascending in slots[r, :counts[r]], 0 beyond
-    counts: Tensor  # int32 [R]
-    mass: Tensor  # float32 [R]: estimated share of attention mass in the picked slots and the anchors
+from keyhole.kernels.pq.types import Picked
 
 
 class Budget(NamedTuple):

@@ -4,17 +4,41 @@ KEYHOLE_TEST_LIBRARIES names a directory of other builds, such as those of `make
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from keyhole import kernels
 from keyhole.kernels.backend import library
 from tests.kernels.on_device import move_operations
 
+HERE = Path(__file__).parent
+
 if "KEYHOLE_TEST_LIBRARIES" in os.environ:
     library.DIRECTORY = Path(os.environ["KEYHOLE_TEST_LIBRARIES"]).resolve()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test whose Triton kernels are interpreted, one case runs by default, all in `make test-all`."""
+    if torch.cuda.is_available():
+        return
+    seen = set()
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if HERE not in item.path.parents or call is None or not _interpreted(item, call.params.values()):
+            continue
+        test = item.path, item.function  # type: ignore[attr-defined]
+        if test in seen:
+            item.add_marker(pytest.mark.exhaustive)
+        seen.add(test)
+
+
+def _interpreted(item: pytest.Item, values: Iterable[object]) -> bool:
+    return "triton" in values or HERE / "gpu" in item.path.parents
+
 
 _LEVELS = kernels.cpu_levels() or [pytest.param("none", marks=pytest.mark.skip("no native library is built"))]
 

@@ -17,11 +17,11 @@ from keyhole.kernels.hot_rows.triton.copy import hot_append, hot_fill, read_rows
 from keyhole.kernels.hot_rows.triton.lookup import hot_lookup
 from keyhole.kernels.lowrank.triton.rebuild_keys import rebuild_keys
 from keyhole.kernels.pq.codes import allocate_codes
-from keyhole.kernels.pq.reference import Budget
 from keyhole.kernels.pq.triton.assign import assign
 from keyhole.kernels.pq.triton.codes import write_codes
 from keyhole.kernels.pq.triton.scores import pq_scores
 from keyhole.kernels.pq.triton.select import pq_select
+from keyhole.kernels.pq.types import Budget
 from keyhole.kernels.ranking.triton.exact_scores import exact_scores
 from keyhole.kernels.ranking.triton.page_slots import page_slots
 from keyhole.kernels.ranking.triton.top_slots import top_slots

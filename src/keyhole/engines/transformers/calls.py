@@ -45,8 +45,8 @@ class CallState:
             for layer in layers
         )
 
-    def roll_back(self, layers: Sequence[KeyholeLayer]) -> None:
-        """Let the layers forget the latest call."""
+    def roll_back(self, layers: Sequence[Any]) -> None:
+        """Let the layers forget the latest call, as they can."""
         for layer in layers:
             layer.inner.crop(self.before)
             layer.unfinished = False

@@ -1,6 +1,6 @@
 """Which attachments are open in a thread or a task.
 
-A task, and whatever runs in a copy of a context, has those of where it was started from; a new thread has none.
+A task, and whatever runs in a copy of a context, has those of where it was started; a new thread has none.
 """
 
 from __future__ import annotations

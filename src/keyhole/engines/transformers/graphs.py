@@ -28,6 +28,7 @@ from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.layout import left_padding
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.engines.transformers.compat import cache_argument, given_cache
+from keyhole.engines.transformers.switch import ServedCache
 
 _WARM_UPS = 2  # runs before the capture, in which libraries take their workspaces and kernels are compiled
 
@@ -135,7 +136,9 @@ def captured(
         yield steps
     finally:
         for layer, inner in zip(held, inners, strict=True):
-            layer.inner = inner
+            layer.inner, layer.unfinished = inner, False
+        if isinstance(cache, ServedCache):
+            cache.end_call()  # also after an error: steps that did not end are taken back
         release(layers, position, steps.done)
 
 
@@ -159,11 +162,13 @@ def captured_generate(
     Greedy decoding and sampling, of a prompt `[B, T]` that is computed first.
 
     Raises:
-        ValueError: beams, or outputs other than tokens, are asked for.
+        ValueError: beams, outputs other than tokens, or no cache are asked for.
     """
     _check_plain(generation_config)
     # By name here, for transformers would pass what the signature names twice.
     mask, cache = inputs.get("attention_mask"), given_cache(inputs)
+    if cache is None:
+        raise ValueError("captured_generate decodes with a cache; leave out use_cache=False")
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(
         input_ids=input_ids,

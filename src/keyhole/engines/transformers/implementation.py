@@ -50,7 +50,9 @@ def hold(model: PreTrainedModel) -> None:
         if config._attn_implementation != NAME:
             return  # a model without the choice; `support` refuses it
         config._attn_implementation_internal = served
-    config._attn_implementation.holders += 1
+    held = config._attn_implementation
+    if isinstance(held, ServedAttention):
+        held.holders += 1
 
 
 def release(model: PreTrainedModel) -> None:

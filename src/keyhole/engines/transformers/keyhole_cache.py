@@ -226,14 +226,14 @@ def take_over(cache: Cache, attachment: Any, recipe: Recipe, model: PreTrainedMo
     if is_adopted(cache):
         return cache
     adopt(cache, recipe, model)
-    if isinstance(cache, DynamicCache) and not isinstance(cache, KeyholeCache):
-        cache.__class__ = _keyhole_class(type(cache))
-        cache._know(model, recipe)
-        cache._attachment = weakref.ref(attachment)
+    cache.__class__ = _keyhole_class(type(cache))
+    assert isinstance(cache, KeyholeCache)
+    cache._know(model, recipe)
+    cache._attachment = weakref.ref(attachment)
     return cache
 
 
 @lru_cache
-def _keyhole_class(kind: type[DynamicCache]) -> type:
+def _keyhole_class(kind: type) -> type:
     """KeyholeCache, or a subclass of it for one of DynamicCache."""
     return KeyholeCache if kind is DynamicCache else type(kind.__name__, (KeyholeCache, kind), {})

@@ -1,4 +1,4 @@
-"""What is done to a model whose caches are served: attention, hooks of its calls, modules that skip weights."""
+"""What is done to a model whose caches are served: its attention, hooks of its calls, skipping modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from threading import RLock, get_ident
 from typing import Any
 
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from keyhole.engines.transformers.compat import cache_argument, given_cache, with_cache
 from keyhole.engines.transformers.context import Serving, current
@@ -127,7 +127,7 @@ class Switch:
             call.missed = list(self.attachments)
         return cache
 
-    def _skip_late(self, cache: Cache, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _skip_late(self, cache: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Put in what skips weights for a cache that no block named; its hooks have yet to see the call."""
         steps = sparse_steps(cache)
         if steps is not None:

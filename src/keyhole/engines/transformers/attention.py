@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from keyhole.attention import Logits, dense_attention
+from keyhole.cache.request import Request
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.handle import KVHandle
 
@@ -44,8 +45,8 @@ def keyhole_attention(
     logits = Logits(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if isinstance(key, KVHandle):
-        _check_served(module, query, attention_mask, causal)
-        out = _without_gradient(key.layer.attend(query, logits, mask=attention_mask), query)
+        mask = _served_mask(module, query, attention_mask, key.layer.request, causal=causal)
+        out = _without_gradient(key.layer.attend(query, logits, mask=mask), query)
     elif softcap is None and s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
@@ -55,11 +56,20 @@ def keyhole_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _check_served(module: nn.Module, query: Tensor, mask: Tensor | None, causal: bool) -> None:
-    if mask is None and query.shape[2] > 1 and not causal:
-        raise _refused(module, "lets tokens attend to later ones")
-    if mask is not None and mask.is_floating_point():
-        raise _refused(module, "adds numbers to its logits; Keyhole takes masks of true and false")
+def _served_mask(
+    module: nn.Module, query: Tensor, mask: Tensor | None, request: Request, *, causal: bool
+) -> Tensor | None:
+    """The mask as one of true and false."""
+    if mask is None:
+        if query.shape[2] > 1 and not causal:
+            raise _refused(module, "lets tokens attend to later ones")
+        return None
+    shown = request.boolean(mask)
+    if shown is None:
+        raise _refused(
+            module, "adds numbers to its logits; Keyhole takes masks of true and false, or of 0 and -inf"
+        )
+    return shown
 
 
 def _refused(module: nn.Module, reason: str) -> UnsupportedModelError:

@@ -25,7 +25,7 @@ from transformers import (
 from keyhole.cache.captured import CapturedLayer, release
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import UnsupportedCacheError
-from keyhole.core.layout import left_padding
+from keyhole.core.masks import left_padding
 from keyhole.engines.transformers.cache import KeyholeLayer
 
 _WARM_UPS = 2  # runs before the capture, in which libraries take their workspaces and kernels are compiled

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import torch
 
-from keyhole.cache.layer import LayerCache
+from keyhole.cache.base import Layer
 from keyhole.core.errors import UnsupportedModelError
 
 
@@ -19,7 +19,7 @@ class KVHandle:
 
     __slots__ = ("layer",)
 
-    def __init__(self, layer: LayerCache) -> None:
+    def __init__(self, layer: Layer) -> None:
         self.layer = layer
 
     def to(self, place: object) -> KVHandle:

@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from keyhole.attention import Logits, dense_attention
+from keyhole.cache.request import Request
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.context import opened
 from keyhole.engines.transformers.handle import KVHandle
@@ -52,8 +53,8 @@ def keyhole_attention(
         for attachment in opened():
             attachment.pass_by(module)
     if isinstance(key, KVHandle):
-        _check_served(module, query, attention_mask, causal)
-        out = _without_gradient(key.layer.attend(query, logits, mask=attention_mask), query)
+        mask = _served_mask(module, query, attention_mask, key.layer.request, causal=causal)
+        out = _without_gradient(key.layer.attend(query, logits, mask=mask), query)
     elif attention_mask is not None and attention_mask.dtype is not torch.bool:
         options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, "is_causal": is_causal}
         given = {name: option for name, option in options.items() if option is not None}
@@ -75,11 +76,20 @@ def _own_attention(module: Any) -> Callable[..., Any]:
     return ALL_ATTENTION_FUNCTIONS.get_interface(getattr(name, "previous", name), eager)
 
 
-def _check_served(module: nn.Module, query: Tensor, mask: Tensor | None, causal: bool) -> None:
-    if mask is None and query.shape[2] > 1 and not causal:
-        raise _refused(module, "lets tokens attend to later ones")
-    if mask is not None and mask.is_floating_point():
-        raise _refused(module, "adds numbers to its logits; Keyhole takes masks of true and false")
+def _served_mask(
+    module: nn.Module, query: Tensor, mask: Tensor | None, request: Request, *, causal: bool
+) -> Tensor | None:
+    """The mask as one of true and false."""
+    if mask is None:
+        if query.shape[2] > 1 and not causal:
+            raise _refused(module, "lets tokens attend to later ones")
+        return None
+    shown = request.boolean(mask)
+    if shown is None:
+        raise _refused(
+            module, "adds numbers to its logits; Keyhole takes masks of true and false, or of 0 and -inf"
+        )
+    return shown
 
 
 def _refused(module: nn.Module, reason: str) -> UnsupportedModelError:

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keyhole.attention import Logits
 from keyhole.cache.layer import LayerCache
+from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.errors import UnsupportedCacheError
@@ -20,6 +21,7 @@ from keyhole.engines.transformers.calibrate.activations import stand_in_activati
 from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
+from keyhole.engines.transformers.phase import generating
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.feedforward import Activated, FeedForward, Steps
@@ -41,9 +43,15 @@ class KeyholeLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
         self.unfinished = True
+        self.inner.arrive(key_states.shape[2], generating)
         self.inner.append(key_states, value_states)
         self.is_initialized = True
         return KVHandle(self), KVHandle(self)
+
+    @property
+    def request(self) -> Request:
+        """What the layers of the cache share."""
+        return self.inner.request
 
     @property
     def newest(self) -> Tensor:
@@ -196,6 +204,18 @@ def _unfilled(cache: DynamicCache, kinds: list) -> list:
 def served_layers(cache: Cache) -> list[LayerCache]:
     """The layers of a cache that Keyhole keeps; sliding and linear layers are not among them."""
     return [layer.inner for layer in cache.layers if isinstance(layer, KeyholeLayer)]
+
+
+def request_of(cache: Cache) -> Request | None:
+    """What the served layers of a cache share; None where there are none."""
+    return next((layer.request for layer in served_layers(cache)), None)
+
+
+def end_prompt(cache: Cache) -> None:
+    """All that the cache holds is a prompt, and a single token that comes next is a generated one."""
+    request = request_of(cache)
+    if request is not None:
+        request.prompt_length = cache.get_seq_length()
 
 
 def usage(cache: Cache) -> Usage:

@@ -25,7 +25,7 @@ from transformers import (
 from keyhole.cache.captured import CapturedLayer, release
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import UnsupportedCacheError
-from keyhole.core.layout import left_padding
+from keyhole.core.masks import left_padding
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.engines.transformers.compat import cache_argument, given_cache
 from keyhole.engines.transformers.switch import ServedCache

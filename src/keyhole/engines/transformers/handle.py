@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
+from keyhole.cache.request import Request
 from keyhole.core.errors import UnsupportedModelError
 
 
 class Answering(Protocol):
     """A layer that a handle stands for."""
+
+    @property
+    def request(self) -> Request:
+        """What the layers of its cache share."""
+        ...
 
     @property
     def newest(self) -> Tensor:

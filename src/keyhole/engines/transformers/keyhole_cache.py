@@ -19,6 +19,7 @@ from keyhole.engines.transformers.cache import (
     adopt,
     footprint,
     is_adopted,
+    request_of,
     served_layers,
     usage,
 )
@@ -78,6 +79,25 @@ class KeyholeCache(DynamicCache, ServedCache):
         """The open attachment that the cache was started by, if any."""
         attachment = None if self._attachment is None else self._attachment()
         return None if attachment is None or attachment.closed else attachment
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the text, padding among them, up to which it is a prompt; None where nobody said.
+
+        `generate` knows what it generates. A loop that calls the model itself may set this: single tokens
+        before that are pieces of the prompt, and those after it are generated. Unset, a single token that
+        follows several is the last piece of a prompt, and is read densely; the next ones are generated.
+        """
+        request = request_of(self)
+        return None if request is None else request.prompt_length
+
+    @prompt_length.setter
+    def prompt_length(self, tokens: int | None) -> None:
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
+            raise ValueError(f"prompt_length={tokens!r} is no number of tokens; give 0 or more, or None")
+        request = request_of(self)
+        if request is not None:
+            request.prompt_length = tokens
 
     @property
     def usage(self) -> Usage:

@@ -59,6 +59,6 @@ def record(model: PreTrainedModel, ids: Tensor, recorder: Callable[[int], Prefil
         adopt(cache, Recipe.parse("dense"), model)
         for place, layer in enumerate(cache.layers):
             if isinstance(layer, KeyholeLayer):
-                layer.inner.prefill = recorder(place)
+                layer.inner.use_prefill(recorder(place))
         forward = cast(Callable[..., Any], model.base_model.forward)
         forward(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)

@@ -8,7 +8,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
 
 from keyhole.attention import Logits
 from keyhole.cache.layer import LayerCache
@@ -21,6 +25,7 @@ from keyhole.engines.transformers.calibrate.activations import stand_in_activati
 from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
+from keyhole.engines.transformers.hybrid import HybridLayer
 from keyhole.engines.transformers.phase import generating
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
@@ -120,7 +125,7 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     inners, feedforward = recipe.layers(info), recipe.feedforward(info)
     steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
     for index, inner in zip(served, inners, strict=True):
-        held, layers[index] = layers[index], KeyholeLayer(inner, steps)
+        held, layers[index] = layers[index], _stand_in(layers[index], inner, steps)
         if held.get_seq_length():
             inner.append(held.keys, held.values)  # not by `update`, after which queries are expected
             layers[index].is_initialized = True
@@ -187,11 +192,22 @@ def can_serve_layers(model: PreTrainedModel) -> bool:
 
 def is_adopted(cache: Cache) -> bool:
     """Whether Keyhole's layers are in the cache already."""
-    return any(isinstance(layer, KeyholeLayer) for layer in getattr(cache, "layers", ()))
+    return any(is_served(layer) for layer in getattr(cache, "layers", ()))
+
+
+def is_served(layer: object) -> bool:
+    """Whether Keyhole keeps the keys and values of a cache layer, as its `inner`."""
+    return isinstance(layer, KeyholeLayer | HybridLayer)
 
 
 def _is_full(layer: object, kind: object) -> bool:
-    return type(layer) is DynamicLayer and type(kind) is DynamicLayer
+    full = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
+    return type(layer) is type(kind) and type(layer) in full
+
+
+def _stand_in(held: DynamicLayer, inner: LayerCache, steps: Steps | None) -> KeyholeLayer | HybridLayer:
+    layer = KeyholeLayer(inner, steps)
+    return HybridLayer(held, layer) if isinstance(held, LinearAttentionAndFullAttentionLayer) else layer
 
 
 def _unfilled(cache: DynamicCache, kinds: list) -> list:
@@ -203,7 +219,7 @@ def _unfilled(cache: DynamicCache, kinds: list) -> list:
 
 def served_layers(cache: Cache) -> list[LayerCache]:
     """The layers of a cache that Keyhole keeps; sliding and linear layers are not among them."""
-    return [layer.inner for layer in cache.layers if isinstance(layer, KeyholeLayer)]
+    return [layer.inner for layer in cache.layers if is_served(layer)]
 
 
 def request_of(cache: Cache) -> Request | None:

@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from keyhole.cache.evicting import EvictingLayer
 from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.hybrid import HybridLayer
 
 
 @dataclass
@@ -59,6 +60,7 @@ def are_level(layers: Sequence[Any]) -> bool:
     Layers that the model never fills, because they read another layer's keys, do not count; nor do those of
     linear attention, which have no length.
     """
+    layers = [layer.attention if isinstance(layer, HybridLayer) else layer for layer in layers]
     served = [layer for layer in layers if isinstance(layer, KeyholeLayer)]
     others = [layer for layer in layers if isinstance(layer, CacheLayerMixin) and layer not in served]
     lengths = {layer.get_seq_length() for layer in served}

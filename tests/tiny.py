@@ -86,6 +86,19 @@ FAMILIES: dict[str, tuple[str, dict]] = {
             "linear_num_value_heads": 4,
         },
     ),
+    # Attention cuts out the channels that it rotates.
+    "stablelm": ("StableLmConfig", {"hidden_size": 64, "partial_rotary_factor": 0.5}),
+    # Each layer attends to the whole sequence, and has a linear-attention state beside.
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 16,
+            "mamba_d_ssm": 64,
+            "mamba_chunk_size": 32,
+        },
+    ),
     "llama4": (
         "Llama4TextConfig",
         {

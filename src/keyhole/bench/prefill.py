@@ -17,7 +17,7 @@ from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.bench.checks import check_close
 from keyhole.bench.result import Result, Sizes, compare
-from keyhole.engines.transformers.cache import KeyholeLayer, adopt
+from keyhole.engines.transformers.cache import adopt, is_served
 from keyhole.engines.transformers.calibrate.recording import record
 from keyhole.kernels import Reach
 from keyhole.kernels.sale.reference import left_out
@@ -118,9 +118,7 @@ def prefill(
 def _prompts(model: PreTrainedModel, ids: Tensor, recipe: Recipe, layers: Sequence[int]) -> list[_Prompt]:
     cache = DynamicCache(config=model.config)
     adopt(cache, recipe, model)
-    served = {
-        i: layer.inner.prefill for i, layer in enumerate(cache.layers) if isinstance(layer, KeyholeLayer)
-    }
+    served = {i: layer.inner.prefill for i, layer in enumerate(cache.layers) if is_served(layer)}
     wanted = tuple(layers) or tuple(served)
     missing = [place for place in wanted if place not in served]
     if missing:

@@ -8,6 +8,7 @@ Legend: B batch, H heads, T tokens, D head size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,28 @@ class PlainRope(Rope):
         half = size // 2
         exponents = torch.arange(half, dtype=torch.float32, device=device) / half
         return RotaryFrequencies(self.base**-exponents, adjacent=False)
+
+
+class FrequencyRope(Rope):
+    """A rotation by given frequencies, of the first channels; those behind stay as they are.
+
+    Args:
+        frequencies: gives the radians per position of each pair, `[pairs]`.
+        adjacent: whether channel 2i is paired with 2i + 1, in place of i with i + pairs.
+    """
+
+    def __init__(self, frequencies: Callable[[], Tensor], *, adjacent: bool) -> None:
+        self.frequencies, self.adjacent = frequencies, adjacent
+
+    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        return apply_rotary(vectors.float(), positions.unsqueeze(1), self._at(vectors.device))
+
+    def turning(self, size: int, device: torch.device) -> RotaryFrequencies | None:
+        found = self._at(device)
+        return found if 2 * len(found.frequencies) <= size else None
+
+    def _at(self, device: torch.device) -> RotaryFrequencies:
+        return RotaryFrequencies(self.frequencies().float().to(device), self.adjacent)
 
 
 class FixedDistance(NamedTuple):

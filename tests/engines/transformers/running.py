@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+
+from keyhole.engines.transformers.compat import CACHE
 
 
 class Answer(NamedTuple):
@@ -49,3 +51,8 @@ def attention_of(model: PreTrainedModel) -> list[str | None]:
     """The attention implementation of every configuration in a model."""
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
     return [config._attn_implementation for config in configs.values()]
+
+
+def given(cache: Cache | None) -> dict[str, Cache | None]:
+    """A cache as an argument of a model or of `generate`, by the name that this transformers gives it."""
+    return {CACHE: cache}

@@ -56,7 +56,8 @@ def test_serves_the_layers_that_see_everything(family):
     caching = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
     cache = keyhole.make_cache(model, "dense")
     keyhole.detach(model)
-    wanted = 0 if family in ALL_SLIDING else kinds[:caching].count("full_attention")
+    full = sum(kind in ("full_attention", "hybrid") for kind in kinds[:caching])
+    wanted = 0 if family in ALL_SLIDING else full
     assert len(keyhole.served_layers(cache)) == wanted
 
 

@@ -1,14 +1,20 @@
 """The rotations found for a model are those between its key projection and its cache."""
 
+from functools import cache
+
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 import keyhole
 from keyhole import UnsupportedModelError
 from keyhole.core.rope import NoRope
+from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.rope import ModelRope, layer_rope
 from keyhole.kernels import apply_rotary
+from tests.engines.transformers.running import answer, assert_same
 from tests.tiny import ALL_SLIDING, FAMILIES, fresh_model, prompt, tiny_model
 
 SERVED = [family for family in FAMILIES if family not in ALL_SLIDING]
@@ -20,8 +26,9 @@ TOKENS = 70
 def cached_keys(model, **inputs):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(prompt(TOKENS), past_key_values=cache, **inputs)
-    return [layer.keys if type(layer).__name__ == "DynamicLayer" else None for layer in cache.layers]
+        model(prompt(TOKENS), **{cache_argument(model): cache}, **inputs)
+    kinds = (DynamicLayer, LinearAttentionAndFullAttentionLayer)
+    return [layer.keys if type(layer) in kinds else None for layer in cache.layers]
 
 
 def projected_keys(model):
@@ -163,3 +170,136 @@ def test_found_inside_a_request():
         cache = attached.cache
         layer_rope(model, 0)
         assert attached.cache is cache
+
+
+_TEXT = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TOWER = {"depth": 1, "num_heads": 2, "patch_size": 7, "in_channels": 3}
+UNROTATING = ("a2ats", "shadowkv", "tokenselect(distance=512)", "tokenselect(renumber=true)")
+
+
+def _qwen2_vl():
+    vision = _TOWER | {"embed_dim": 32, "hidden_size": 64, "spatial_merge_size": 1, "temporal_patch_size": 1}
+    ids = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    config = transformers.Qwen2VLConfig(
+        text_config=_TEXT | {"rope_parameters": _AXES}, vision_config=vision, **ids
+    )
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def _qwen2_5_vl():
+    vision = _TOWER | {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 32}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=_TEXT | {"rope_parameters": _AXES}, vision_config=vision
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3_vl():
+    vision = _TOWER | {
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "intermediate_size": 32,
+        "deepstack_visual_indexes": [0],
+    }
+    text = _TEXT | {"rope_parameters": _AXES, "head_dim": 16}
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def _mistral3():
+    config = transformers.Mistral3Config(
+        text_config=_TEXT | {"model_type": "mistral", "sliding_window": None},
+        vision_config=_VISION | {"model_type": "pixtral", "head_dim": 16, "image_size": 32, "patch_size": 8},
+        image_token_id=90,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def _causal(name, **changes):
+    config = getattr(transformers, name)(**_TEXT | changes)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+OTHERS = {
+    "phi": lambda: _causal("PhiConfig"),
+    "persimmon": lambda: _causal("PersimmonConfig"),
+    "stablelm_parallel": lambda: _causal("StableLmConfig", use_parallel_residual=True),
+    "gpt_neox": lambda: _causal("GPTNeoXConfig", rotary_pct=0.25),
+    "glm": lambda: _causal("GlmConfig", head_dim=16),
+    "nemotron": lambda: _causal("NemotronConfig"),
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "mistral3_pixtral": _mistral3,
+}
+
+
+@cache
+def other_model(name):
+    torch.manual_seed(0)
+    return OTHERS[name]().float().eval()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rotations_of_a_part_and_of_several_axes(name):
+    """Moved on as a whole, a text has the same keys but for their rotation."""
+    model = other_model(name)
+    positions = torch.arange(TOKENS).unsqueeze(0)
+
+    def keys(moved):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model.base_model(
+                prompt(TOKENS).clamp(max=89), position_ids=positions + moved, **{cache_argument(model): cache}
+            )
+        return [layer.keys for layer in cache.layers]
+
+    for place, (here, there) in enumerate(zip(keys(0), keys(500), strict=True)):
+        rope = layer_rope(model, place)
+        assert not isinstance(rope, NoRope)
+        assert not torch.allclose(here, there, atol=1e-2)
+        moved = rope.rotate(here, torch.full((1, TOKENS), 500))
+        torch.testing.assert_close(moved, there, rtol=1e-3, atol=2e-3)
+        turning = rope.turning(here.shape[-1], here.device)
+        assert turning is not None
+        found = apply_rotary(here, torch.full((1, 1, TOKENS), 500), turning)
+        torch.testing.assert_close(found, there, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("method", UNROTATING)
+def test_methods_that_unrotate_serve_them(name, method):
+    model, ids = other_model(name), prompt(60).clamp(max=89)
+    wanted = answer(model, ids, steps=3)
+    separator = ", " if "(" in method else "("
+    full = f"{method.rstrip(')')}{separator}budget=1.0, dense_below=0)"
+    if "shadowkv" in method:
+        full = full.replace("budget", "rank=1000, budget")
+    with keyhole.attach(model, full) as attached:
+        assert_same(answer(model, ids, steps=3), wanted)
+    assert len(attached.layers) == 2
+    assert attached.usage.steps
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2Config", "OPTConfig", "BloomConfig", "GPTJConfig", "BioGptConfig", "CTRLConfig"]
+)
+@pytest.mark.parametrize("method", UNROTATING)
+def test_positions_that_are_no_rotation_are_refused(name, method):
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "ffn_dim": 64, "dff": 64, "rotary_dim": 8}
+    model = _causal(name, **sizes, **({"word_embed_proj_dim": 64} if name == "OPTConfig" else {})).eval()
+    with pytest.raises(UnsupportedModelError), keyhole.attach(model, method):
+        pass

@@ -30,7 +30,8 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
         UnsupportedCacheError: the cache has layers Keyhole does not keep, or holds nothing.
     """
     layers = served_layers(cache)
-    if len(layers) != len(cache.layers) or not layers or layers[0].length == 0:
+    saved = all(isinstance(layer, KeyholeLayer) for layer in cache.layers)
+    if not saved or not layers or layers[0].length == 0:
         raise UnsupportedCacheError(
             "only a cache that holds tokens and whose layers are all Keyhole's can be saved; "
             f"this one has {len(layers)} of {len(cache.layers)} layers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
-from keyhole.core.rope import NoRope, Rope
+from keyhole.core.rope import FrequencyRope, NoRope, Rope
+from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.registration import text_config
 from keyhole.kernels import RotaryFrequencies, apply_rotary
 
 _APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")
 _FAR = 100  # the position at which rotations are compared
-_TOLERANCE = 0.02  # of a key's length; half precision rounds its channels by up to 1 in 256
+_ROUNDING, _EXACT = 0.02, 1e-3  # half precision rounds a channel by up to 1 in 256
+# What a model's code raises that is called with less than it needs.
+_MISFITS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError, StopIteration)
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 _WAY_OUT = "take a method that works on keys as they are cached"
 
@@ -30,12 +34,11 @@ class ModelRope(Rope):
     """A model's rotary module, and the function by which its attention applies what that makes.
 
     Args:
-        kind: the kind of layer, for a module that serves several.
+        kinds: the kind of layer, for a module that serves several.
     """
 
-    def __init__(self, module: nn.Module, apply: Callable[..., Any], kind: str | None) -> None:
-        self.module, self.apply = module, apply
-        self.kinds = () if kind is None else (kind,)
+    def __init__(self, module: nn.Module, apply: Callable[..., Any], kinds: tuple[str, ...]) -> None:
+        self.module, self.apply, self.kinds = module, apply, kinds
         parameters = list(inspect.signature(apply).parameters)
         # Query and key, or one of them; then cosine and sine, or complex numbers.
         self.turned = next(i for i, name in enumerate(parameters) if name in ("cos", "freqs_cis"))
@@ -105,7 +108,7 @@ def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     cache = DynamicCache(config=model.config)
     # Not the module itself: hooks of an open `attach` would take this for a request.
     forward = cast(Callable[..., Any], model.base_model.forward)
-    forward(input_ids=token, position_ids=at, past_key_values=cache, use_cache=True)
+    forward(input_ids=token, position_ids=at, use_cache=True, **{cache_argument(forward): cache})
     return [getattr(layer, "keys", None) for layer in cache.layers]
 
 
@@ -113,39 +116,69 @@ def _fitting(model: PreTrainedModel, place: int, near: Tensor | None, far: Tenso
     """The first rotation that takes a layer's key at position 0 to where it was found at `_FAR`."""
     if near is None or far is None or not far.any():
         return None
+    return next((rope for rope in _candidates(model, place) if _fits(rope, near, far)), None)
+
+
+def _fits(rope: Rope, near: Tensor, far: Tensor) -> bool:
     moved = torch.full((1, 1), _FAR, device=near.device)
-    for rope in [*_candidates(model, place), NoRope()]:
-        error = rope.rotate(near, moved) - far.float()
-        if error.norm() <= _TOLERANCE * far.float().norm():
-            return rope
-    return None
+    try:
+        found = rope.rotate(near, moved)
+    except _MISFITS:
+        return False
+    return found.shape == far.shape and bool(
+        (found - far.float()).norm() <= _tolerance(far) * far.float().norm()
+    )
 
 
 def _candidates(model: PreTrainedModel, place: int) -> Iterator[Rope]:
-    kinds = getattr(text_config(model), "layer_types", None) or {}
-    for module in model.modules():
-        parameters = inspect.signature(module.forward).parameters
-        apply = _apply_function(module)
-        if apply is None or "position_ids" not in parameters:
+    """By the model's own code first, then by its frequencies alone, then none.
+
+    The frequencies serve where attention rotates a part of the channels that it cuts out itself, and where
+    positions have several axes, which in a text are all the same.
+    """
+    for module in model.get_decoder().modules():
+        if "RotaryEmbedding" not in type(module).__name__:
             continue
-        kind = kinds[place] if "layer_type" in parameters else None
-        _check_constant(model, module, kind)
-        yield ModelRope(module, apply, kind)
+        kinds = _kinds(model, module, place)
+        _check_constant(model, module, kinds)
+        yield from filter(None, (_own(module, apply, kinds) for apply in _apply_functions(module)))
+        name = "_".join([*kinds, "inv_freq"])
+        yield from (FrequencyRope(partial(getattr, module, name), adjacent=each) for each in (False, True))
+    yield NoRope()
 
 
-def _apply_function(module: nn.Module) -> Callable[..., Any] | None:
-    """How the attention beside a rotary module applies what it makes."""
-    if "RotaryEmbedding" not in type(module).__name__:
+def _own(module: nn.Module, apply: Callable[..., Any], kinds: tuple[str, ...]) -> Rope | None:
+    """The rotation by a module's own code; None where that takes more than positions."""
+    try:
+        return ModelRope(module, apply, kinds)
+    except _MISFITS:
         return None
+
+
+def _apply_functions(module: nn.Module) -> list[Callable[..., Any]]:
+    """How the attention beside a rotary module applies what it makes."""
     home = sys.modules[type(module).__module__]
-    return next((getattr(home, name) for name in _APPLY if hasattr(home, name)), None)
+    return [getattr(home, name) for name in _APPLY if hasattr(home, name)]
 
 
-def _check_constant(model: PreTrainedModel, module: nn.Module, kind: str | None) -> None:
+def _kinds(model: PreTrainedModel, module: nn.Module, place: int) -> tuple[str, ...]:
+    """The kind of a layer, for a module that serves several."""
+    if "layer_type" not in inspect.signature(module.forward).parameters:
+        return ()
+    kinds = getattr(text_config(model), "layer_types", None) or ()
+    return tuple(kinds[place : place + 1])
+
+
+def _check_constant(model: PreTrainedModel, module: nn.Module, kinds: tuple[str, ...]) -> None:
     form: Any = getattr(module, "rope_type", "default")
-    form = form[kind] if isinstance(form, dict) else form
-    if any(word in form for word in _LENGTH_DEPENDENT):
+    form = form.get(*kinds, "default") if isinstance(form, dict) else form
+    if any(word in str(form) for word in _LENGTH_DEPENDENT):
         raise UnsupportedModelError(
             f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it changes with the "
             f"length of the text, so keys cannot be had without it; {_WAY_OUT}"
         )
+
+
+def _tolerance(keys: Tensor) -> float:
+    """How far a key may be off, as a share of its length."""
+    return _ROUNDING if keys.dtype in (torch.float16, torch.bfloat16) else _EXACT

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from keyhole.engines.transformers.cache import KeyholeLayer, adopt
+from keyhole.engines.transformers.cache import adopt, is_served
+from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.registration import switched
 from keyhole.engines.transformers.support import check_supported
 from keyhole.methods.recipe import Recipe
@@ -58,7 +59,7 @@ def record(model: PreTrainedModel, ids: Tensor, recorder: Callable[[int], Prefil
         cache = DynamicCache(config=model.config)
         adopt(cache, Recipe.parse("dense"), model)
         for place, layer in enumerate(cache.layers):
-            if isinstance(layer, KeyholeLayer):
-                layer.inner.prefill = recorder(place)
+            if is_served(layer):
+                layer.inner.use_prefill(recorder(place))
         forward = cast(Callable[..., Any], model.base_model.forward)
-        forward(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+        forward(input_ids=ids.to(model.device), use_cache=True, **{cache_argument(forward): cache})

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from keyhole.core.autograd import outside_inference_mode
+from keyhole.engines.transformers.phase import is_generated
 from keyhole.engines.transformers.sparse_ffn.sites import (
     decoder_of,
     expert,
@@ -200,8 +201,9 @@ def _begin(
     tokens = next(
         (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
     )
-    single = tokens is not None and tokens.shape[1] == 1
-    step = sparse_steps(given.get("past_key_values")) if single else None
+    cache = given.get("past_key_values")
+    single = tokens is not None and tokens.shape[1] == 1 and is_generated(cache, 1)
+    step = sparse_steps(cache) if single else None
     if step is not None and tokens is not None:
         step.begin(weights, tokens.device)
     _step.set(step)

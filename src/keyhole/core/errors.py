@@ -19,3 +19,7 @@ class NonFiniteError(ValueError):
 
 class DamagedStorageError(ValueError):
     """Keys and values on disk that are not what was written there, with the file."""
+
+
+class SavedStateError(ValueError):
+    """A saved cache or fitted file that cannot be used: damaged, or of another model, method or format."""

@@ -20,7 +20,7 @@ from keyhole.kernels import RotaryFrequencies, apply_rotary
 _APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")
 _FAR = 100  # the position at which rotations are compared
 _TOLERANCE = 0.02  # of a key's length; half precision rounds its channels by up to 1 in 256
-_LENGTH_DEPENDENT = ("dynamic", "longrope")
+LENGTH_DEPENDENT = ("dynamic", "longrope")
 _WAY_OUT = "take a method that works on keys as they are cached"
 
 _found: WeakKeyDictionary[PreTrainedModel, list[Rope | None]] = WeakKeyDictionary()
@@ -144,7 +144,7 @@ def _apply_function(module: nn.Module) -> Callable[..., Any] | None:
 def _check_constant(model: PreTrainedModel, module: nn.Module, kind: str | None) -> None:
     form: Any = getattr(module, "rope_type", "default")
     form = form[kind] if isinstance(form, dict) else form
-    if any(word in form for word in _LENGTH_DEPENDENT):
+    if any(word in form for word in LENGTH_DEPENDENT):
         raise UnsupportedModelError(
             f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it changes with the "
             f"length of the text, so keys cannot be had without it; {_WAY_OUT}"

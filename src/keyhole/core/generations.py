@@ -3,7 +3,8 @@
 `NAME.json`, the manifest, says all that is to be said and names one file of tensors,
 `NAME-<generation>.safetensors`, with the digests of its contents. A save writes the tensors of a new
 generation beside the old, then renames a new manifest over the old one, then removes the old tensors. Whoever
-reads sees one whole generation. A save that is killed leaves the old one and remains that the next save removes.
+reads sees one whole generation. A save that is killed leaves the old one, and files that a later save
+removes.
 """
 
 from __future__ import annotations

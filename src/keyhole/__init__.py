@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from keyhole.core.errors import (
         DamagedStorageError,
         NonFiniteError,
+        SavedStateError,
         SpecError,
         UnsupportedCacheError,
         UnsupportedModelError,
@@ -39,6 +40,7 @@ __all__ = [
     "Method",
     "NonFiniteError",
     "Recipe",
+    "SavedStateError",
     "SpecError",
     "UnsupportedCacheError",
     "UnsupportedModelError",
@@ -76,6 +78,7 @@ _HOMES = {
     "keyhole.core.errors": (
         "DamagedStorageError",
         "NonFiniteError",
+        "SavedStateError",
         "SpecError",
         "UnsupportedCacheError",
         "UnsupportedModelError",

@@ -10,8 +10,9 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import Report, progress, stderr
-from keyhole.cli.outputs import check_plot, check_writable, write_whole
+from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.cli.table import print_rows
+from keyhole.core.files import write_text, write_whole
 
 if TYPE_CHECKING:
     from keyhole.evaluation import Row
@@ -107,7 +108,7 @@ def _write(rows: list[Row], json_file: Path | None, plot: Path | None, quiet: bo
 
     if json_file is not None:
         text = json.dumps([row.record() for row in rows], indent=1) + "\n"
-        write_whole(json_file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(json_file, text)
     if plot is not None:
         write_whole(plot, lambda path: draw(rows, path))
     for path in (json_file, plot):

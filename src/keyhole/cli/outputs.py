@@ -1,10 +1,8 @@
-"""Result files: checked before the long work, written whole."""
+"""Result files, checked before the long work; `keyhole.core.files` writes them."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,22 +43,3 @@ def check_plot(path: Path | None) -> None:
         )
     if find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib; install it with: pip install 'keyhole[plot]'")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there: no half of it is ever seen."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,20 +1,18 @@
-"""What was fitted to a model, on disk: `NAME.safetensors`, and `NAME.json` that says what it is for.
-
-The settings are written last, each file whole under another name and then renamed: a directory with settings
-is complete.
-"""
+"""What was fitted to a model, on disk: see `keyhole.core.generations` for the files."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
+from keyhole.core.errors import SavedStateError
+from keyhole.core.generations import Generations
 from keyhole.core.model_info import ModelInfo
 
 _T = TypeVar("_T")
@@ -35,81 +33,94 @@ class ArtifactFiles:
     format: int
 
     def write(self, directory: str | Path, tensors: dict[str, Tensor], *, model: str, **made: Any) -> None:
-        """Write tensors made for the model of a fingerprint, and what else there is to say about them."""
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        settings = target / f"{self.name}.json"
-        settings.unlink(missing_ok=True)
-        partial = target / f"{self.name}.safetensors.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(self._tensors(target))
-        partial = target / f"{self.name}.json.partial"
-        partial.write_text(json.dumps({"format": self.format, "model": model} | made, indent=1))
-        partial.replace(settings)
+        """Write tensors made for the model of a fingerprint, and what else there is to say about them.
+
+        Raises:
+            ValueError: NaN or infinity among them.
+            OSError: they cannot be written, with the path; what was there before can still be read.
+        """
+        _check_finite(self.name, tensors)
+        self._in(directory).write(tensors, {"model": model, **made})
 
     def settings(self, directory: str | Path, info: ModelInfo) -> dict[str, Any]:
         """What was said about them.
 
         Raises:
-            ValueError: there are none, they are damaged, or made for another model.
+            SavedStateError: there are none, they are damaged, or made for another model.
         """
-        source = _source(directory)
+        held = self._in(directory)
         try:
-            settings = json.loads((source / f"{self.name}.json").read_text())
+            settings = held.manifest()
         except OSError as error:
-            raise ValueError(
-                f"there are no {self.name} in {str(source)!r}; "
+            raise SavedStateError(
+                f"there are no {self.name} in {str(held.path)!r} ({error.strerror}); "
                 f"make some with `keyhole calibrate {self.method}`"
             ) from error
-        except ValueError as error:
-            raise ValueError(f"{source}: {self.name}.json is damaged ({error}); calibrate again") from error
-        if settings["format"] != self.format:
-            raise ValueError(f"{source}: format {settings['format']} is not {self.format}; calibrate again")
-        if info.fingerprint is not None and settings["model"] != info.fingerprint():
-            raise ValueError(
-                f"{source}: the {self.name} belong to another model; make some with "
-                f"`keyhole calibrate {self.method}`"
-            )
+        if info.fingerprint is not None:
+            self._check_model(held.path, settings["model"], info.fingerprint())
         return settings
 
-    def written(self, directory: str | Path) -> int:
-        """When the tensors were written."""
-        tensors = self._tensors(_source(directory))
-        try:
-            return tensors.stat().st_mtime_ns
-        except FileNotFoundError as error:
-            raise ValueError(f"{tensors} is gone; calibrate again") from error
-
-    def tensors(self, directory: str | Path) -> dict[str, Tensor]:
-        """The tensors.
+    def read(
+        self, directory: str | Path, settings: dict[str, Any], parse: Callable[[dict[str, Tensor]], _T]
+    ) -> _T:
+        """What `parse` makes of the tensors that the settings are of; kept in memory for the next request.
 
         Raises:
-            ValueError: they are damaged.
+            SavedStateError: the tensors are damaged, or `parse` raised ValueError or KeyError.
         """
-        source = _source(directory)
+        held = self._in(directory)
+        path = held.path / settings["file"]
         try:
-            return load_file(self._tensors(source))
-        except SafetensorError as error:
-            raise ValueError(
-                f"{source}: {self.name}.safetensors is damaged ({error}); calibrate again"
-            ) from error
+            stamp = path.stat()
+            return cast(_T, _parsed(held, path, stamp.st_mtime_ns, stamp.st_size, parse))
+        except FileNotFoundError as error:
+            lost = held.manifest() == settings
+            what = "is gone; calibrate again" if lost else "was replaced meanwhile; try again"
+            raise SavedStateError(f"{path} {what}") from error
 
     def of_layers(self, directory: str | Path, held: dict[int, _T], info: ModelInfo) -> list[_T]:
         """What is held of a model's served layers; without a model of the first ones, in order.
 
         Raises:
-            ValueError: there is nothing of some of them.
+            SavedStateError: there is nothing of some of them.
         """
         places = sorted(held)[: len(info)] if info.fingerprint is None else info.layers
         if len(places) != len(info) or any(place not in held for place in places):
-            raise ValueError(
-                f"{_source(directory)}: there are {self.name} of layers {sorted(held)}, not of {info.layers}"
+            source = self._in(directory).path
+            raise SavedStateError(
+                f"{source}: there are {self.name} of layers {sorted(held)}, not of {info.layers}"
             )
         return [held[place] for place in places]
 
-    def _tensors(self, source: Path) -> Path:
-        return source / f"{self.name}.safetensors"
+    def _in(self, directory: str | Path) -> Generations:
+        return Generations(str(directory), self.name, self.format, "calibrate again")
+
+    def _check_model(self, source: Path, saved: str, found: str) -> None:
+        if saved != found:
+            pairs = zip(saved.split("; "), found.split("; "), strict=False)
+            differing = [f"{was}, not {now}" for was, now in pairs if was != now]
+            raise SavedStateError(
+                f"{source}: the {self.name} belong to another model ({'; '.join(differing)}); make some with "
+                f"`keyhole calibrate {self.method}`"
+            )
 
 
-def _source(directory: str | Path) -> Path:
-    return Path(directory).expanduser()
+@lru_cache(maxsize=8)  # every request asks for them
+def _parsed(
+    held: Generations, path: Path, _written: int, _size: int, parse: Callable[[dict[str, Tensor]], Any]
+) -> Any:
+    manifest = held.manifest()
+    if manifest["file"] != path.name:
+        raise FileNotFoundError(path)
+    tensors = held.tensors(manifest)
+    _check_finite(str(path), tensors)
+    try:
+        return parse(tensors)
+    except (ValueError, KeyError) as error:
+        raise SavedStateError(f"{path} does not hold {held.name}: {error}; {held.again}") from error
+
+
+def _check_finite(where: str, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise SavedStateError(f"{where}: {name} holds NaN or infinity; calibrate again")

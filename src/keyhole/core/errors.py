@@ -23,3 +23,7 @@ class DamagedStorageError(ValueError):
 
 class NotServedError(ValueError):
     """A model was called inside an `attach` block, and nothing of it was served; with the reason."""
+
+
+class SavedStateError(ValueError):
+    """A saved cache or fitted file that cannot be used: damaged, or of another model, method or format."""

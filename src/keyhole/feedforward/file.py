@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from keyhole.core.artifacts import ArtifactFiles
-from keyhole.core.model_info import ModelInfo
-from keyhole.feedforward.fit import Fitted, Rule
+import torch
+from torch import Tensor
 
-_FILES = ArtifactFiles("activations", method="chess", format=1)
+from keyhole.core.artifacts import ArtifactFiles
+from keyhole.core.errors import SavedStateError
+from keyhole.core.model_info import ModelInfo
+from keyhole.feedforward.fit import GRID, Fitted, Rule
+
+_FILES = ArtifactFiles("activations", method="chess", format=2)
 
 
 def write_activations(
@@ -47,20 +50,34 @@ def read_activations(
     """
     settings = _FILES.settings(directory, info)
     if settings["rule"] != rule._asdict():
-        raise ValueError(
+        raise SavedStateError(
             f"{directory}: the activations were weighed by {Rule(**settings['rule'])}, not {rule}; "
             "give those options, or calibrate again with these"
         )
     if settings["attention"] != attention:
-        raise ValueError(
+        raise SavedStateError(
             f"{directory}: the activations were made for attention={settings['attention']}, not {attention}; "
             "give that, or calibrate again"
         )
-    return _fitted(directory, _FILES.written(directory))
+    return _FILES.read(directory, settings, _fitted)
 
 
-@lru_cache(maxsize=2)  # every request asks for them
-def _fitted(source: str | Path, _written: int) -> dict[str, Fitted]:
-    tensors = _FILES.tensors(source)
-    names = {name.rpartition(".")[0] for name in tensors}
-    return {name: Fitted(*(tensors[f"{name}.{part}"] for part in Fitted._fields)) for name in sorted(names)}
+def _fitted(tensors: dict[str, Tensor]) -> dict[str, Fitted]:
+    """What is known, by module.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers that it cannot have.
+        KeyError: one of a module's tensors is missing.
+    """
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    fitted = {name: Fitted(*(tensors[f"{name}.{part}"] for part in Fitted._fields)) for name in names}
+    for name, (weights, quantiles) in fitted.items():
+        if {weights.dtype, quantiles.dtype} != {torch.float32} or weights.dim() != 1 or not weights.numel():
+            raise ValueError(
+                f"the weights of {name} are {weights.dtype} {list(weights.shape)}, not float32 [F]"
+            )
+        if quantiles.shape != (GRID + 1,) or quantiles.diff().lt(0).any() or weights.lt(0).any():
+            raise ValueError(
+                f"the quantiles of {name} are not {GRID + 1} ascending numbers, or its weights are negative"
+            )
+    return fitted

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from keyhole.core.artifacts import ArtifactFiles
+from keyhole.core.errors import SavedStateError
 from keyhole.core.model_info import ModelInfo
 from keyhole.kernels import Reach
 
-_FILES = ArtifactFiles("thresholds", method="sale", format=1)
+_FILES = ArtifactFiles("thresholds", method="sale", format=2)
 
 
 def write_thresholds(
@@ -38,14 +39,25 @@ def read_thresholds(directory: str | Path, info: ModelInfo, reach: Reach) -> lis
     """
     settings = _FILES.settings(directory, info)
     if settings["reach"] != reach._asdict():
-        raise ValueError(
+        raise SavedStateError(
             f"{directory}: the thresholds were made for {Reach(**settings['reach'])}, not {reach}; "
             "give those options, or calibrate again with these"
         )
-    held = _thresholds(directory, _FILES.written(directory))
-    return _FILES.of_layers(directory, held, info)
+    return _FILES.of_layers(directory, _FILES.read(directory, settings, _thresholds), info)
 
 
-@lru_cache(maxsize=2)  # every request asks for them
-def _thresholds(source: str | Path, _written: int) -> dict[int, Tensor]:
-    return {int(place): tau for place, tau in _FILES.tensors(source).items()}
+def _thresholds(tensors: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Thresholds by layer.
+
+    Raises:
+        ValueError: shapes, dtypes or numbers that no thresholds have.
+    """
+    heads = {tau.shape for tau in tensors.values()}
+    for place, tau in tensors.items():
+        if tau.dtype != torch.float32 or tau.dim() != 1 or not tau.numel() or len(heads) > 1:
+            raise ValueError(
+                f"those of layer {place} are {tau.dtype} {list(tau.shape)}, not float32 [H] as all others"
+            )
+        if tau.lt(0).any():
+            raise ValueError(f"one of layer {place} is negative: {tau.min().item()}")
+    return {int(place): tau for place, tau in tensors.items()}

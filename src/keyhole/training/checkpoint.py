@@ -1,7 +1,6 @@
 """Training state in one safetensors file, written whole and renamed into place."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from keyhole.core.files import write_whole
 
 
 @dataclass
@@ -29,9 +30,8 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     for name, value in model.named_parameters():
         for key, moment in optimizer.state.get(value, {}).items():
             tensors[f"optimizer.{key}.{name}"] = moment.detach().clone()
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
-    os.replace(partial, path)
+    metadata = {"progress": json.dumps(asdict(progress))}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

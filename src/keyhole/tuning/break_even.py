@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from keyhole import __version__
-from keyhole.bench.rows import write_whole
 from keyhole.core.break_even import BreakEven
+from keyhole.core.files import write_text
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 from keyhole.tuning.crossing import NEVER, crossing
@@ -133,7 +133,7 @@ def _known(key: str) -> int | None:
 def _write(key: str, tokens: int) -> None:
     path = cache_file()
     try:
-        write_whole(path, json.dumps(_read(path) | {key: tokens}, indent=1, sort_keys=True))
+        write_text(path, json.dumps(_read(path) | {key: tokens}, indent=1, sort_keys=True))
     except OSError as error:
         _log.warning(
             "cannot keep the break-even length in %s (%s); it is measured again next time", path, error

@@ -34,15 +34,15 @@ def memory(
     import torch
 
     from keyhole.bench.memory import memory as measure
-    from keyhole.bench.rows import write_whole
     from keyhole.bench.shapes import cut, shape_named
     from keyhole.cli.console import stdout
+    from keyhole.core.files import write_text
 
     taken = cut(shape_named(shape), layers)
     count = threads or torch.get_num_threads()
     found = measure(taken, method, tokens=tokens, piece=piece, dtype=dtype, threads=count, seed=seed)
     if json_file is not None:
-        write_whole(json_file, json.dumps([asdict(one) for one in found], indent=1))
+        write_text(json_file, json.dumps([asdict(one) for one in found], indent=1))
     if not quiet:
         stdout().print(f"{shape}, {taken.layers} layers, {dtype}: {tokens} tokens, {piece} at once")
     _print(found)

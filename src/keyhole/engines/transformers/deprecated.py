@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import Cache, PreTrainedModel
 
+from keyhole.engines.transformers import persist
 from keyhole.engines.transformers.cache import can_serve_layers
 from keyhole.engines.transformers.keyhole_cache import KeyholeCache
 from keyhole.engines.transformers.registration import keep_switched
@@ -37,6 +38,9 @@ def save_cache(
 ) -> None:
     """Use `cache.save(path)`.
 
+    Args:
+        method: the cache's own, or one that differs only in where keys and values are kept; that is loaded.
+
     Raises:
         ValueError: the cache is not of the method that is named.
     """
@@ -45,9 +49,10 @@ def save_cache(
         raise ValueError(
             f"a {type(cache).__name__} cannot be saved; make a keyhole.KeyholeCache(model, method)"
         )
-    if method is not None and str(Recipe.parse(method)) != cache.method:
-        raise ValueError(f"the cache is of {cache.method}, not of {Recipe.parse(method)}; leave out `method`")
-    cache.save(directory)
+    recipe = cache.recipe if method is None else Recipe.parse(method)
+    if not persist.placed_otherwise(cache.recipe, recipe):
+        raise ValueError(f"the cache is of {cache.method}, not of {recipe}; leave out `method`")
+    persist.write(cache, directory, recipe=recipe, model=cache.model)
 
 
 def load_cache(directory: str | Path, model: PreTrainedModel) -> KeyholeCache:

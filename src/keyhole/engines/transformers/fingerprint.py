@@ -1,16 +1,26 @@
-"""What tells a model from others."""
+"""What tells a model from others, as files that are fitted to it name it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from keyhole.engines.transformers.identity import identity
+
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A digest of the names, shapes and first weights of all parameters."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    """The identity of a model as one line: its parts by name, the long ones as digests.
+
+    Raises:
+        UnsupportedModelError: a weight cannot be read, with its name.
+    """
+    parts = identity(model)
+    dtype = ", ".join(parts.pop("dtype"))
+    return "; ".join([f"dtype {dtype}", *(f"{name} {_short(part)}" for name, part in parts.items())])
+
+
+def _short(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]

@@ -176,21 +176,31 @@ class KeyholeCache(DynamicCache, ServedCache):
     def save(self, path: str | Path) -> None:
         """Write the cache, its index included, to a directory; `load` takes that and the model.
 
+        What was saved there before stays until the new cache is whole; a second writer waits.
+
         Raises:
-            UnsupportedCacheError: the cache holds nothing, or half a call.
+            UnsupportedCacheError: the cache holds nothing, half a call, or something that cannot be saved.
+            UnsupportedModelError: a weight of the model cannot be read, to tell the model from others.
+            OSError: the directory cannot be written to, with its path.
         """
         self._check_whole()
         persist.write(self, path, recipe=self.recipe, model=self.model)
 
     @classmethod
-    def load(cls, path: str | Path, model: PreTrainedModel) -> KeyholeCache:
+    def load(
+        cls, path: str | Path, model: PreTrainedModel, method: str | Method | Recipe | None = None
+    ) -> KeyholeCache:
         """A cache as it was saved.
 
+        Args:
+            method: the method it was saved with, to have keys and values in another place: `place`, `cache`
+                and `eviction` may differ.
+
         Raises:
-            FileNotFoundError: no complete cache there.
-            ValueError: damaged, of another format, or of another model; the message says what differs.
+            FileNotFoundError: no cache there.
+            SavedStateError: damaged, of another format, method or model; the message says what differs.
         """
-        saved = persist.read(path, model)
+        saved = persist.read(path, model, method)
         cache = cls(model, saved.recipe)
         saved.restore(cache)
         return cache

@@ -1,96 +1,131 @@
 """Save a cache, index included, and take it up again in another process.
 
-A directory holds `cache.safetensors` (tensors) and `cache.json` (settings). The tensors are written first and
-the settings last, each whole under another name and then renamed, so a directory with settings is complete.
+See `keyhole.core.generations` for the files. The manifest says which method with which options the cache is
+of, which model made it (`keyhole.engines.transformers.identity`), by which versions, and what each layer is.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from keyhole.core.errors import UnsupportedCacheError
-from keyhole.engines.transformers.cache import KeyholeLayer, served_layers
-from keyhole.engines.transformers.fingerprint import fingerprint
+import keyhole
+from keyhole.core.errors import SavedStateError, UnsupportedCacheError
+from keyhole.core.generations import Generations
+from keyhole.engines.transformers.cache import served_layers
+from keyhole.engines.transformers.identity import differences, identity
+from keyhole.engines.transformers.layer_state import check_finite, layer_state, restore_layer
+from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
-_FORMAT = 1
+_PLACING = ("place", "cache", "eviction")  # options that may differ between a saved cache and a loaded one
+
+
+def _files(directory: str | Path) -> Generations:
+    return Generations(str(directory), "cache", format=2, again="save the cache again")
 
 
 def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrainedModel) -> None:
     """Write what `cache` holds, made for `model` by `recipe`, to `directory`.
 
     Raises:
-        UnsupportedCacheError: the cache has layers Keyhole does not keep, or holds nothing.
+        UnsupportedCacheError: the cache holds nothing, or something that cannot be saved.
+        SavedStateError: its layers are not of one length, or hold NaN: a request was broken off in it.
+        UnsupportedModelError: a weight of the model cannot be read, so that it cannot be told from others.
+        OSError: the directory cannot be written to; what was saved there before can still be loaded.
     """
-    layers = served_layers(cache)
-    saved = all(isinstance(layer, KeyholeLayer) for layer in cache.layers)
-    if not saved or not layers or layers[0].length == 0:
+    lengths = sorted({layer.length for layer in served_layers(cache)})
+    if not lengths or lengths == [0]:
         raise UnsupportedCacheError(
-            "only a cache that holds tokens and whose layers are all Keyhole's can be saved; "
-            f"this one has {len(layers)} of {len(cache.layers)} layers"
+            "only a cache that holds tokens in layers of Keyhole's can be saved; this one has "
+            f"{len(served_layers(cache))} such layers of {len(cache.layers)}, of {sum(lengths)} tokens"
         )
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "cache.json").unlink(missing_ok=True)
+    if len(lengths) > 1:
+        raise SavedStateError(f"layers of this cache hold {lengths} tokens: a request was broken off in it")
+    states = [layer_state(layer) for layer in cache.layers]
     tensors = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, layer in enumerate(layers)
-        for name, tensor in layer.state().items()
+        f"{index}.{name}": tensor for index, (_, held) in enumerate(states) for name, tensor in held.items()
     }
-    partial = target / "cache.safetensors.partial"
-    save_file(tensors, partial)
-    partial.replace(target / "cache.safetensors")
-    settings = {
-        "format": _FORMAT,
+    check_finite("the cache cannot be saved", tensors)
+    facts = {
+        "versions": {module.__name__: module.__version__ for module in (keyhole, torch, transformers)},
         "method": str(recipe),
-        "model": fingerprint(model),
-        "indexed": [layer.indexed for layer in layers],
+        "model": identity(model),
+        "layers": [facts for facts, _ in states],
     }
-    partial = target / "cache.json.partial"
-    partial.write_text(json.dumps(settings, indent=1))
-    partial.replace(target / "cache.json")
+    _files(directory).write(tensors, facts)
 
 
 @dataclass(frozen=True)
 class Saved:
     """A cache on disk: the recipe it is of, and what its layers held."""
 
+    source: Path
     recipe: Recipe
+    layers: list[dict[str, Any]]
     tensors: dict[str, Tensor]
-    indexed: list[int]
 
     def restore(self, cache: Cache) -> None:
-        """Fill a fresh cache made by the recipe."""
-        for index, (layer, indexed) in enumerate(zip(cache.layers, self.indexed, strict=True)):
+        """Fill a fresh cache made by the recipe.
+
+        Raises:
+            SavedStateError: it has other layers.
+        """
+        if len(self.layers) != len(cache.layers):
+            raise SavedStateError(f"{self.source} has {len(self.layers)} layers, not {len(cache.layers)}")
+        for index, (layer, facts) in enumerate(zip(cache.layers, self.layers, strict=True)):
             prefix = f"{index}."
             held = {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-            assert isinstance(layer, KeyholeLayer)
-            layer.inner.restore(held, indexed)
-            layer.is_initialized = True
+            try:
+                restore_layer(layer, facts, held)
+            except SavedStateError as error:
+                raise SavedStateError(f"layer {index} in {self.source}: {error}") from error
 
 
-def read(directory: str | Path, model: PreTrainedModel) -> Saved:
-    """What was saved for `model`.
+def read(directory: str | Path, model: PreTrainedModel, method: str | Method | Recipe | None = None) -> Saved:
+    """What was saved for `model`, to be placed as `method` says.
 
     Raises:
-        FileNotFoundError: no complete cache there.
-        ValueError: saved by another format or for another model, or damaged.
+        FileNotFoundError: no cache there.
+        SavedStateError: of another format, model or method, or damaged.
     """
-    source = Path(directory)
-    settings = json.loads((source / "cache.json").read_text())
-    if settings["format"] != _FORMAT:
-        raise ValueError(f"{source}: format {settings['format']} is not {_FORMAT}; save the cache again")
-    if settings["model"] != fingerprint(model):
-        raise ValueError(f"{source}: the cache belongs to another model; load the model it was made with")
+    files = _files(directory)
+    manifest, tensors = files.read()
+    where = str(files.path)
+    differing = differences(manifest["model"], identity(model))
+    if differing:
+        raise SavedStateError(f"{where}: the cache belongs to another model: {'; '.join(differing)}")
+    recipe = _recipe(where, manifest, method)
+    check_finite(where, tensors)
+    on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    return Saved(files.path, recipe, manifest["layers"], on_device)
+
+
+def placed_otherwise(recipe: Recipe, other: Recipe) -> bool:
+    """Whether two recipes are one, or differ only in where keys and values are kept."""
+    return [_unplaced(stage) for stage in recipe.stages] == [_unplaced(stage) for stage in other.stages]
+
+
+def _recipe(where: str, manifest: dict[str, Any], method: str | Method | Recipe | None) -> Recipe:
     try:
-        tensors = load_file(source / "cache.safetensors", device=str(model.device))
-    except SafetensorError as error:
-        raise ValueError(f"{source}: cache.safetensors is damaged ({error}); save the cache again") from error
-    return Saved(Recipe.parse(settings["method"]), tensors, settings["indexed"])
+        saved = Recipe.parse(manifest["method"])
+    except ValueError as error:
+        raise SavedStateError(f"{where}: saved as {manifest['method']} ({error})") from error
+    asked = saved if method is None else Recipe.parse(method)
+    if not placed_otherwise(saved, asked):
+        raise SavedStateError(
+            f"{where}: the cache is of {saved}, not of {asked}; only {', '.join(_PLACING)} may differ"
+        )
+    return asked
+
+
+def _unplaced(stage: Method) -> Method:
+    """A stage with keys and values where they are by default."""
+    known = {field.name: field.default for field in fields(stage)}  # type: ignore[arg-type]
+    return replace(stage, **{name: known[name] for name in _PLACING if name in known})  # type: ignore[type-var]

@@ -24,7 +24,7 @@ _FAR = 100  # the position at which rotations are compared
 _ROUNDING, _EXACT = 0.02, 1e-3  # half precision rounds a channel by up to 1 in 256
 # What a model's code raises that is called with less than it needs.
 _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError, StopIteration)
-_LENGTH_DEPENDENT = ("dynamic", "longrope")
+LENGTH_DEPENDENT = ("dynamic", "longrope")
 _WAY_OUT = "take a method that works on keys as they are cached"
 
 _found: WeakKeyDictionary[PreTrainedModel, list[Rope | None]] = WeakKeyDictionary()
@@ -172,7 +172,7 @@ def _kinds(model: PreTrainedModel, module: nn.Module, place: int) -> tuple[str, 
 def _check_constant(model: PreTrainedModel, module: nn.Module, kinds: tuple[str, ...]) -> None:
     form: Any = getattr(module, "rope_type", "default")
     form = form.get(*kinds, "default") if isinstance(form, dict) else form
-    if any(word in str(form) for word in _LENGTH_DEPENDENT):
+    if any(word in str(form) for word in LENGTH_DEPENDENT):
         raise UnsupportedModelError(
             f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it changes with the "
             f"length of the text, so keys cannot be had without it; {_WAY_OUT}"

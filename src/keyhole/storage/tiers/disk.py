@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 import zlib
-from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from torch import Tensor
@@ -20,9 +17,10 @@ _COPIED = 1024  # rows written at a time
 
 
 class DiskBuffer(Buffer):
-    """Rows in a private directory under TMPDIR, which goes when the buffer does.
+    """Rows in a nameless file under TMPDIR, see `keyhole.storage.tiers.arena`.
 
-    Each block of `block` rows has a checksum, checked when the block is first read after it was written.
+    Each block of `block` rows has a checksum, checked when the block is first read after it was written, and
+    again when somebody else wrote to the file. A disk that returns other bytes later on is not noticed.
     Reordering the batch writes everything anew: beam search on disk is slow.
     """
 
@@ -32,8 +30,6 @@ class DiskBuffer(Buffer):
         self.block = block
         self._length = 0
         self._file: RowFile | None = None
-        self._files = 0  # made so far
-        self._directory: Path | None = None
         self._sum = 0  # of the rows in the block that is not full
         self._unread = np.zeros(0, bool)  # full blocks not read since they were written
         self._mapped_before = mapped_bytes()
@@ -42,14 +38,9 @@ class DiskBuffer(Buffer):
     def length(self) -> int:
         return self._length
 
-    @property
-    def path(self) -> Path | None:
-        """The file of rows."""
-        return None if self._file is None else self._file.path
-
     def append(self, rows: Tensor) -> None:
         file = self._file_for(rows)
-        file.reserve(self._length + rows.shape[2])
+        file.reserve(self._length + rows.shape[2], self._length)
         for part in rows.detach().split(_COPIED, dim=2):
             data = part.cpu().permute(2, 0, 1, 3).contiguous()
             file.write(self._length, raw_bytes(data))
@@ -59,47 +50,55 @@ class DiskBuffer(Buffer):
     def view(self, start: int = 0) -> Tensor:
         file = self._opened()
         self._release(file)
-        rows = file.rows()[start : self._length]
         self._check(file, np.arange(start // self.block, len(self._unread)))
-        return rows.permute(1, 2, 0, 3)
+        return file.rows()[start : self._length].permute(1, 2, 0, 3)
 
     def reading(self, rows: Tensor) -> Tensor:
         file = self._opened()
         self._release(file)
-        held = file.rows()[: self._length]
         if self._unread.any():
             reads = np.bincount(rows.cpu().numpy().ravel() // self.block, minlength=len(self._unread))
             self._check(file, reads[: len(self._unread)].nonzero()[0])
-        return held.permute(1, 2, 0, 3)
+        return file.rows()[: self._length].permute(1, 2, 0, 3)
 
     def crop(self, length: int) -> None:
+        if length == 0 and self._file is not None:
+            self._forget(self._file.emptied())
         if length >= self._length:
             return
         full, rest = divmod(length, self.block)
         file = self._opened()
-        if rest:
-            self._check(file, np.arange(full, min(full + 1, len(self._unread))))
+        if rest and full < len(self._unread):
+            self._check(file, np.arange(full, full + 1))
+        elif rest:
+            self._check_tail(file)
         self._sum = file.sum(length - rest, length)
+        del file.sums[full:]
         self._unread, self._length = self._unread[:full], length
 
     def reorder(self, rows: Tensor) -> None:
         if self._length == 0:
             return
-        old, held = self._opened(), self.view()
+        held = self.view()
         if rows.tolist() == list(range(held.shape[0])):
             return
-        self._forget()
-        for part in held.split(_COPIED, dim=2):  # into another file, so `held` stays
+        self._forget(None)
+        for part in held.split(_COPIED, dim=2):  # into another extent, so `held` stays
             self.append(part.index_select(0, rows.cpu()))
-        old.remove()
 
     def __deepcopy__(self, memo: dict[int, object]) -> DiskBuffer:
-        """Rows in a directory of their own."""
+        """Rows in an extent of their own."""
         other = DiskBuffer(self.block)
         if self._length:
             for part in self.view().split(_COPIED, dim=2):
                 other.append(part)
         return other
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "keys and values on disk cannot be pickled; write the cache with `cache.save(path)` and read it "
+            "with `KeyholeCache.load(path, model)`"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -107,52 +106,57 @@ class DiskBuffer(Buffer):
         return 0 if self._file is None else self._length * self._file.row_bytes
 
     def _file_for(self, rows: Tensor) -> RowFile:
-        """The file that `rows` continue, or a new one."""
-        if self._file is not None:
-            held = self._file.rows()[:1].permute(1, 2, 0, 3)
-            if continues(held, rows[:, :, :0].cpu(), self._length):
-                return self._file
-            self._file.remove()
-            self._forget()
-        if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="keyhole-"))
-            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        """The file that `rows` continue, or a new one for the first rows."""
+        if self._file is not None and self._length:
+            self._look(self._file)
+            continues(self._file.rows()[:1].permute(1, 2, 0, 3), rows[:, :, :0].cpu(), self._length)
+            return self._file
         batch, heads, _, width = rows.shape
-        path = self._directory / f"rows{self._files}"
-        self._file = RowFile(path, (batch, heads, width), rows.dtype, self.block)
-        self._files += 1
+        self._file = RowFile((batch, heads, width), rows.dtype, self.block)
         return self._file
 
     def _opened(self) -> RowFile:
         if self._file is None:
             raise ValueError("the buffer is empty; append first")
+        self._look(self._file)
         return self._file
 
-    def _forget(self) -> None:
-        self._file, self._length, self._sum = None, 0, 0
+    def _look(self, file: RowFile) -> None:
+        """Check everything again if somebody else wrote to the file."""
+        if file.changed():
+            self._unread[:] = True
+            self._check_tail(file)
+
+    def _forget(self, file: RowFile | None) -> None:
+        """Go on without rows, in another file."""
+        self._file, self._length, self._sum = file, 0, 0
         self._unread = self._unread[:0]
 
     def _seal(self, file: RowFile, data: Tensor) -> None:
         """Go on with the checksum of the newest block through `data`, and write those of full blocks."""
-        first, at, sums = self._length // self.block, self._length, []
+        at, sealed = self._length, len(file.sums)
         stop = at + data.shape[0]
         while at < stop:
             end = min((at // self.block + 1) * self.block, stop)
             piece = data[at - self._length : end - self._length]
             self._sum = zlib.crc32(raw_bytes(piece), self._sum)
             if end % self.block == 0:
-                sums.append(self._sum)
+                file.sums.append(self._sum)
                 self._sum = 0
             at = end
-        if sums:
-            file.seal(first, sums)
-            self._unread = np.append(self._unread, np.ones(len(sums), bool))
+        self._unread = np.append(self._unread, np.ones(len(file.sums) - sealed, bool))
 
     def _check(self, file: RowFile, blocks: np.ndarray) -> None:
         """Check those of the full `blocks` that were not read yet."""
         unread = blocks[self._unread[blocks]]
         file.check(unread.tolist())
         self._unread[unread] = False
+
+    def _check_tail(self, file: RowFile) -> None:
+        """Check the newest rows, which do not fill a block."""
+        full = len(self._unread)
+        if file.sum(full * self.block, self._length) != self._sum:
+            raise file.damaged(full)
 
     def _release(self, file: RowFile) -> None:
         """Keep the memory bounded in which files are read; what lies in it may have to be read again.

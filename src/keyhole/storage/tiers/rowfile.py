@@ -1,127 +1,113 @@
-"""A file of rows, mapped into memory: a header, then row after row. Checksums lie in a file beside it.
-
-Layout of `<name>`: 4,096 bytes of JSON filled up with spaces, then rows `[capacity, B, H, W]`.
-Layout of `<name>.sums`: the CRC-32 of each full block of rows, little-endian, four bytes each.
-"""
+"""Rows in an extent of the file on disk, with a checksum for each full block of them."""
 
 from __future__ import annotations
 
-import json
 import math
-import mmap
-import struct
 import zlib
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from keyhole.core.errors import DamagedStorageError
+from keyhole.storage.tiers.arena import Extent, arena
 
-_HEADER = 4096
-_FORMAT = {"format": "keyhole rows", "version": 1}
+_ROOM = 4  # times the rows that are needed; space is only taken by those that are written
+_COPIED = 64 << 20  # bytes moved at a time to a larger extent
 
 
 class RowFile:
     """Rows `[B, H, W]` on disk, written to the file and read through a map, in blocks of `block` rows.
 
     What is written does not count as memory of the process; what is read does until `release`, and the
-    kernel may take it back at any time.
+    kernel may take it back at any time. `sums` are the CRC-32 of full blocks.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, block: int) -> None:
-        self.path, self.shape, self.dtype, self.block = path, shape, dtype, block
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, block: int) -> None:
+        self.shape, self.dtype, self.block = shape, dtype, block
         self.row_bytes = math.prod(shape) * dtype.itemsize
-        self._sums = path.with_name(path.name + ".sums")
+        self.sums: list[int] = []
         self._capacity = 0
-        self._map: mmap.mmap | None = None
-        self._rows = torch.empty(0, *shape, dtype=dtype)
-        path.write_bytes(self._header())
-        self._sums.touch()
+        self._extent: Extent | None = None
+        self._seen = 0
+        self._broken = False
 
-    def rows(self) -> Tensor:
-        """All there is room for, `[capacity, B, H, W]`; a view of the file.
+    def emptied(self) -> RowFile:
+        """One for other rows such as these."""
+        return RowFile(self.shape, self.dtype, self.block)
+
+    def changed(self) -> bool:
+        """Whether somebody else may have written to the file since this was last asked.
 
         Raises:
-            DamagedStorageError: the file is shorter than it was made.
+            DamagedStorageError: the file was cut short, or a write to it failed.
+            UnsupportedCacheError: in a forked process.
         """
-        self._check_size()
-        return self._rows
+        if self._extent is None:
+            return False
+        extent = self._extent
+        if self._broken:
+            raise extent.arena.damaged("an earlier write failed")
+        seen, self._seen = self._seen, extent.arena.look()
+        return seen != self._seen
 
-    def reserve(self, rows: int) -> None:
-        """Make room for so many rows. The file grows in place; disk space is taken as rows are written."""
+    def rows(self) -> Tensor:
+        """All there is room for, `[capacity, B, H, W]`; a view of the file."""
+        if self._extent is None:
+            return torch.empty(0, *self.shape, dtype=self.dtype)
+        flat = self._extent.memory[: self._capacity * self.row_bytes].view(self.dtype)
+        return flat.view(self._capacity, *self.shape)
+
+    def reserve(self, rows: int, held: int) -> None:
+        """Make room for so many rows, of which `held` are there; if they do not fit, they move.
+
+        Raises:
+            OSError: the disk is full or broken, with the directory.
+        """
         if rows <= self._capacity:
             return
-        self._check_size()
-        self._capacity = max(rows, 2 * self._capacity)
-        size = _HEADER + self._capacity * self.row_bytes
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-            self._map = mmap.mmap(file.fileno(), size)
-        if self._map[:_HEADER] != self._header():
-            raise self._damaged("its header is not what was written")
-        flat = torch.frombuffer(self._map, dtype=self.dtype, offset=_HEADER)
-        self._rows = flat.view(self._capacity, *self.shape)
+        capacity, old = _ROOM * rows, self._extent
+        extent = arena().extent(capacity * self.row_bytes)
+        if old is not None:
+            _copy(old, extent, held * self.row_bytes)
+        self._extent, self._capacity, self._seen = extent, capacity, extent.arena.foreign
 
     def write(self, start: int, rows: memoryview) -> None:
-        """Write rows from `start` on; there must be room."""
-        self._check_size()
-        with self.path.open("r+b") as file:
-            file.seek(_HEADER + start * self.row_bytes)
-            file.write(rows)
+        """Write rows from `start` on; there must be room.
 
-    def seal(self, first: int, sums: list[int]) -> None:
-        """Write the checksums of full blocks from `first` on."""
-        with self._sums.open("r+b") as file:
-            file.seek(4 * first)
-            file.write(struct.pack(f"<{len(sums)}I", *sums))
+        Raises:
+            OSError: the disk is full or broken, with the directory; the rows cannot be used any more.
+        """
+        self._broken = True
+        self._known().write(start * self.row_bytes, rows)
+        self._broken = False
 
     def check(self, blocks: list[int]) -> None:
-        """Raise DamagedStorageError unless the blocks are what was written."""
-        sums = self._sums.read_bytes() if self._sums.exists() else b""
+        """Raise DamagedStorageError unless the full blocks are what was written."""
         for block in blocks:
-            found = self.sum(block * self.block, (block + 1) * self.block)
-            if struct.pack("<I", found) != sums[4 * block : 4 * block + 4]:
-                raise self._damaged(f"block {block} does not match its checksum")
+            if self.sum(block * self.block, (block + 1) * self.block) != self.sums[block]:
+                raise self.damaged(block)
+
+    def damaged(self, block: int) -> DamagedStorageError:
+        return self._known().arena.damaged(f"block {block} does not match its checksum")
 
     def sum(self, start: int, stop: int) -> int:
-        """The checksum of rows [start, stop); raises as `rows`."""
-        self._check_size()
-        # Not through the map, which would keep in memory what is only passed over.
-        with self.path.open("rb") as file:
-            file.seek(_HEADER + start * self.row_bytes)
-            return zlib.crc32(file.read((stop - start) * self.row_bytes))
+        """The checksum of rows [start, stop)."""
+        return zlib.crc32(self._known().read(start * self.row_bytes, (stop - start) * self.row_bytes))
 
     def release(self) -> None:
-        """Let go of the memory in which the file was read."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        """Let go of the memory in which the rows were read."""
+        if self._extent is not None:
+            self._extent.release()
 
-    def remove(self) -> None:
-        """Delete the files; what is mapped can be read on."""
-        self.path.unlink(missing_ok=True)
-        self._sums.unlink(missing_ok=True)
+    def _known(self) -> Extent:
+        if self._extent is None:
+            raise ValueError("there is no room yet; call reserve first")
+        return self._extent
 
-    def _header(self) -> bytes:
-        fields = {"block": self.block, "dtype": str(self.dtype), "shape": list(self.shape)}
-        return json.dumps(_FORMAT | fields).encode().ljust(_HEADER)
 
-    def _check_size(self) -> None:
-        """A map must not be read beyond the end of its file: that would end the process."""
-        size = -1
-        with suppress(FileNotFoundError):
-            size = self.path.stat().st_size
-        expected = _HEADER + self._capacity * self.row_bytes
-        if size < expected:
-            found = "it is gone" if size < 0 else f"it has {size} of {expected} bytes"
-            raise self._damaged(found)
-
-    def _damaged(self, what: str) -> DamagedStorageError:
-        return DamagedStorageError(
-            f"{self.path} is damaged: {what}; start the request again, with TMPDIR on a disk that works "
-            "and that nobody cleans up"
-        )
+def _copy(source: Extent, target: Extent, nbytes: int) -> None:
+    for at in range(0, nbytes, _COPIED):
+        target.write(at, memoryview(source.read(at, min(_COPIED, nbytes - at))))
 
 
 def raw_bytes(rows: Tensor) -> memoryview:

@@ -40,9 +40,9 @@ def answers_of(kind: type[Method]) -> tuple[str, ...]:
     """The names of a method's answers to compute, retain, place, select and activate."""
     from keyhole.cache.evicting import EvictingLayer
     from keyhole.core.model_info import ModelInfo
-    from keyhole.methods import Recipe
+    from keyhole.methods.recipe import alone
 
-    recipe = Recipe((kind(),))
+    recipe = alone(kind())
     layer = recipe.layers(1)[0]
     scorer = layer.retention.scorer if isinstance(layer, EvictingLayer) else None
     return (

@@ -20,18 +20,13 @@ def small(name: str, budget: Budget | int | float | None = None) -> Method:
 
 
 def full_budget(name: str) -> dict[str, Method | Recipe]:
-    """The method where it keeps and reads everything, by name: without selecting, and by selecting all.
-
-    Nothing for one that is near dense attention at best.
-    """
+    """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
     if name in EVICTING:
         return {name: replace(small(name, 1.0), every=1)}
     if name in WRAPPERS:
         return {name: Recipe((small(name), replace(small("snapkv", 1.0), every=1)))}
     if name == "chess":
         return {name: replace(small(name), sparsity=0)}
-    if name == "quantised":
-        return {}
     if name not in SELECTIVE:
         return {name: small(name)}
     if name not in BY_MASS:
@@ -44,7 +39,9 @@ SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, Retrieva
 BY_MASS = [name for name in SELECTIVE if name != "mpcache"]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
-FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
+# Those that are dense attention at a full budget.
+EXACT = [name for name in METHODS if name != "quantised"]
+FULL_BUDGET = {key: method for name in EXACT for key, method in full_budget(name).items()}
 FULL_BUDGET |= {
     "oracle-host-selected": replace(FULL_BUDGET["oracle-selected"], place="host"),
     "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", block_cache="1MB"),

@@ -24,6 +24,9 @@ class Outside(StreamingLLM):
 """
 
 
+FINE = GOOD.replace("outside", "fine").replace("Outside", "Fine")
+
+
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """Put a distribution on the path: modules, and entry points of the group `keyhole.methods`."""
@@ -58,8 +61,8 @@ def test_a_plugin_is_found_by_its_name_and_imported_only_then(install):
 
 def test_a_specification_finds_a_plugin(install, monkeypatch):
     install("good", {"outside": "good_plugin:Outside"}, good_plugin=GOOD)
-    monkeypatch.setattr("keyhole.methods.spec.METHODS", Registry(METHODS.values()))
-    recipe = Recipe.parse("outside(keeps=9, budget=20) + quantised(bits=8)")
+    monkeypatch.setattr("keyhole.methods.spec.METHODS", Registry(METHODS._methods.values()))
+    recipe = Recipe.parse("outside(keeps=9, budget=20) + sale")
     assert str(recipe.stages[0]) == "outside(budget=20, keeps=9)"
     with pytest.raises(SpecError, match=r"outside: keeps=0 is out of range.*at least 1"):
         Recipe.parse("outside(keeps=0)")

@@ -45,8 +45,8 @@ class CriticalKV(ScoreWrapper):
         if not scorer.is_attention:
             raise SpecError(
                 f"{self.name} weights attention, and {type(scorer).__name__} scores tokens by something "
-                "else; compose it with snapkv, pyramidkv, adakv, windowkv, h2o, keyformer(freeze_keys=false) or "
-                "expectedattention"
+                "else; compose it with snapkv, pyramidkv, adakv, windowkv, h2o, "
+                "keyformer(freeze_keys=false) or expectedattention"
             )
         output = None if info.projections is None else info.projections(place).output()
         return CriticalScorer(scorer, self.alpha, output)

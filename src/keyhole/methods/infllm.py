@@ -68,8 +68,7 @@ class InfLLM(RetrievalMethod):
         return True
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
-        local = max(1, self.window - 1)
         return [
-            RepresentativeSelector(self.block, self.representatives, local, per_head=self.per_head)
+            RepresentativeSelector(self.block, self.representatives, self.window, per_head=self.per_head)
             for _ in info.layers
         ]

@@ -144,6 +144,15 @@ def register(method: type[Method]) -> type[Method]:
     return METHODS.register(method)
 
 
+def json_schema() -> dict[str, Any]:
+    """A JSON schema of the options of every method: `$defs` has one for each, by name."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Options of Keyhole's methods",
+        "$defs": {name: method.schema() for name, method in METHODS.items()},
+    }
+
+
 def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 

@@ -53,9 +53,8 @@ class QueryStatistics(NamedTuple):
         count = self.count + other.count
         share = (other.count / count.clamp(min=1)).view(-1, 1, 1)
         apart = other.mean - self.mean
-        between = (
-            (self.count.view(-1, 1, 1) * share).unsqueeze(-1) * apart.unsqueeze(-1) * apart.unsqueeze(-2)
-        )
+        weight = (self.count.view(-1, 1, 1) * share).unsqueeze(-1)
+        between = weight * apart.unsqueeze(-1) * apart.unsqueeze(-2)
         return QueryStatistics(count, self.mean + share * apart, self.scatter + other.scatter + between)
 
     def reorder(self, rows: Tensor) -> QueryStatistics:

@@ -29,9 +29,10 @@ _NONE = -torch.inf
 class RepresentativeSelector(SummarySelector):
     """Reads the blocks whose representatives have the greatest logits.
 
-    A token represents its block by the mean logit that the `local` queries after it give it. A summary is the keys of
-    the `representatives` best tokens, then their scores, -inf where a block has fewer tokens that count.
-    Tokens whose following queries never came here have a score of 0.
+    A token represents its block by the mean logit that the `window - 1` queries after it give it, so it is
+    indexed when it leaves the window. A summary is the keys of the `representatives` best tokens, then their
+    scores, -inf where a block has fewer tokens that count. Tokens whose following queries never came here
+    have a score of 0.
 
     Args:
         per_head: each KV head reads blocks of its own; else a layer reads one list.
@@ -39,10 +40,10 @@ class RepresentativeSelector(SummarySelector):
 
     needs = Needs.ALL_QUERIES
 
-    def __init__(self, block: int, representatives: int, local: int, *, per_head: bool) -> None:
+    def __init__(self, block: int, representatives: int, window: int, *, per_head: bool) -> None:
         super().__init__(block)
-        self.representatives, self.per_head = representatives, per_head
-        self._scores = LocalScores(local)
+        self.representatives, self.window, self.per_head = representatives, window, per_head
+        self._scores = LocalScores(max(1, window - 1))
 
     @property
     def varying(self) -> str:
@@ -53,7 +54,7 @@ class RepresentativeSelector(SummarySelector):
         self._scores.add(queries.unflatten(1, (heads, -1)).sum(2), storage)
 
     def append(self, keys: Tensor) -> None:
-        super().append(keys)
+        super().append(keys[:, :, : max(keys.shape[2] - self.window, 0)])
         # A block that is not whole may be cut, and is then judged anew from its first token on.
         self._scores.forget(self.length // self.page * self.page)
 
@@ -116,9 +117,7 @@ class RepresentativeSelector(SummarySelector):
         return super().state() | self._scores.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
-        super().restore(
-            {name: held for name, held in state.items() if name in ("summaries", "first")}, length
-        )
+        super().restore(state if "summaries" in state else {}, length)
         self._scores.restore(state)
 
     @property

@@ -55,7 +55,7 @@ class LocalScores:
             self._held.append(like.new_zeros(*like.shape[:2], missing, 2))
 
     def means(self, start: int, keys: Tensor) -> Tensor:
-        """Float32 `[B, Hkv, T]` of the slots of `keys [B, Hkv, T, D]`, from `start` on; 0 for unknown ones."""
+        """Float32 `[B, Hkv, T]` of the slots of `keys [B, Hkv, T, D]`, from `start` on; 0 if unknown."""
         found = torch.zeros(keys.shape[:3], device=keys.device)
         begin, stop = max(start, self._from), min(start + keys.shape[2], self._from + self._held.length)
         if begin < stop:

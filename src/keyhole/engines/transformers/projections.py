@@ -25,9 +25,9 @@ class LayerProjections:
         self._module = attention_module(model, layer)
 
     def queries(self, hidden: Tensor) -> Tensor:
-        projection = getattr(self._module, "q_proj", None)
+        projection = self._linear("q_proj")
         size = getattr(self._module, "head_dim", None)
-        if not isinstance(projection, nn.Linear) or projection.out_features != self._heads * (size or 0):
+        if projection is None or projection.out_features != self._heads * (size or 0):
             raise self._unknown("make its queries by one linear projection, q_proj")
         queries = projection(hidden).unflatten(-1, (self._heads, size))
         return self._normalised(queries).transpose(1, 2)
@@ -46,10 +46,16 @@ class LayerProjections:
 
     def output(self) -> Tensor:
         for name in _OUTPUTS:
-            projection = getattr(self._module, name, None)
-            if isinstance(projection, nn.Linear) and projection.in_features % self._heads == 0:
+            projection = self._linear(name)
+            if projection is not None and projection.in_features % self._heads == 0:
                 return projection.weight.detach().T.unflatten(0, (self._heads, -1))
         raise self._unknown("have a linear output projection")
+
+    def _linear(self, name: str) -> nn.Linear | None:
+        # Subclasses, quantised or with adapters, hold their weights in another way.
+        found = getattr(self._module, name, None)
+        found = getattr(found, "stands_for", found)
+        return found if type(found) is nn.Linear else None
 
     def _unknown(self, what: str) -> UnsupportedModelError:
         kind = type(self._module).__name__

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         served_layers,
         usage,
     )
-    from keyhole.methods import METHODS, Method, Recipe
+    from keyhole.methods import METHODS, Method, Recipe, register
     from keyhole.models import default_model
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "footprint",
     "load_cache",
     "make_cache",
+    "register",
     "save_cache",
     "served_layers",
     "usage",
@@ -83,7 +84,7 @@ _HOMES = {
         "UnsupportedCacheError",
         "UnsupportedModelError",
     ),
-    "keyhole.methods": ("METHODS", "Method", "Recipe"),
+    "keyhole.methods": ("METHODS", "Method", "Recipe", "register"),
     "keyhole.models": ("default_model",),
 }
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def test_the_answers():
     assert answers_of(METHODS["dense"]) == ("dense", "everything", "device", "everything", "everything")
     assert answers_of(METHODS["pqcache"]) == ("dense", "everything", "device", "product", "everything")
     assert answers_of(METHODS["chess"]) == ("dense", "everything", "device", "everything", "channels")
+
+
+def test_the_json_schema(keyhole):
+    result = keyhole("methods", "--json-schema")
+    assert result.exit_code == 0
+    described = json.loads(result.stdout)["$defs"]
+    assert set(described) == set(METHODS)
+    assert described["quest"]["properties"]["page"]["minimum"] == 1
+    assert described["quest"]["additionalProperties"] is False
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from keyhole.attention import Logits
 from keyhole.cache.layer import LayerCache
 from keyhole.core.layout import regions
 from keyhole.methods.base import Method, RetrievalMethod
-from keyhole.methods.recipe import Recipe
+from keyhole.methods.recipe import alone
 from keyhole.selection import Step
 from keyhole.storage import Footprint, make_storage
 
@@ -67,7 +67,7 @@ def measure(method: Method, shape: Shape, tokens: int = TOKENS) -> Sizes:
 
 def _filled(method: Method, shape: Shape, tokens: int) -> LayerCache:
     """The last of two layers, so that in methods whose layers differ it is one that selects."""
-    layer = Recipe((method,)).layers(2)[-1]
+    layer = alone(method).layers(2)[-1]
     generator = torch.Generator().manual_seed(0)
     keys = torch.rand(1, shape.kv_heads, tokens, shape.keys, generator=generator) - 0.5
     values = keys.new_zeros(*keys.shape[:3], shape.values)
@@ -99,9 +99,9 @@ class Placed(NamedTuple):
     held: dict[str, float]
 
 
-def measure_storage(place: str, keys: str, shape: Shape) -> Placed:
+def measure_storage(place: str, kv_dtype: str, shape: Shape) -> Placed:
     """What a storage holds for each token of a longer context, spare capacity left out."""
-    (row, first), (_, second) = (_stored(place, keys, shape, tokens) for tokens in (1024, 2048))
+    (row, first), (_, second) = (_stored(place, kv_dtype, shape, tokens) for tokens in (1024, 2048))
     held = {
         tier: (more - less) / 1024 / shape.kv_heads
         for tier, less, more in zip(Footprint._fields, first, second, strict=True)
@@ -110,8 +110,8 @@ def measure_storage(place: str, keys: str, shape: Shape) -> Placed:
     return Placed(row, held)
 
 
-def _stored(place: str, keys: str, shape: Shape, tokens: int) -> tuple[float, Footprint]:
-    storage = make_storage(place, keys)
+def _stored(place: str, kv_dtype: str, shape: Shape, tokens: int) -> tuple[float, Footprint]:
+    storage = make_storage(place, kv_dtype)
     storage.append(
         *(torch.zeros(1, shape.kv_heads, tokens, size).to(shape.dtype) for size in (shape.keys, shape.values))
     )

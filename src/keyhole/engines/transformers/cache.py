@@ -21,12 +21,15 @@ from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
+from keyhole.core.needs import Needs
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
+from keyhole.engines.transformers.hidden_states import HiddenStates, hidden_states_of
 from keyhole.engines.transformers.hybrid import HybridLayer
 from keyhole.engines.transformers.phase import generating
+from keyhole.engines.transformers.projections import LayerProjections
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.feedforward import Activated, FeedForward, Steps
@@ -37,13 +40,16 @@ from keyhole.storage import Footprint
 class KeyholeLayer(DynamicLayer):
     """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model.
 
-    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. From `update`
-    to the end of `attend` it is `unfinished`.
+    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. Where a part
+    of the layer asks for hidden states, `hidden_states` lives as long as the layer and shows them. From
+    `update` to the end of `attend` it is `unfinished`.
     """
 
-    def __init__(self, inner: LayerCache, steps: Steps | None = None) -> None:
+    def __init__(
+        self, inner: LayerCache, steps: Steps | None = None, hidden_states: HiddenStates | None = None
+    ) -> None:
         super().__init__()
-        self.inner, self.steps = inner, steps
+        self.inner, self.steps, self.hidden_states = inner, steps, hidden_states
         self.unfinished = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
@@ -124,8 +130,10 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     info = _setting(model, served, _break_even(recipe, model))
     inners, feedforward = recipe.layers(info), recipe.feedforward(info)
     steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
+    asked = any(Needs.HIDDEN_STATES in inner.needs for inner in inners)
+    hidden = hidden_states_of(model, served) if asked else None
     for index, inner in zip(served, inners, strict=True):
-        held, layers[index] = layers[index], _stand_in(layers[index], inner, steps)
+        held, layers[index] = layers[index], _stand_in(layers[index], inner, steps, hidden)
         if held.get_seq_length():
             inner.append(held.keys, held.values)  # not by `update`, after which queries are expected
             layers[index].is_initialized = True
@@ -160,6 +168,7 @@ def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS
         partial(layer_rope, model),
         partial(fingerprint, model),
         partial(stand_in_activations, model),
+        partial(LayerProjections, model),
         model.device,
     )
 
@@ -205,8 +214,10 @@ def _is_full(layer: object, kind: object) -> bool:
     return type(layer) is type(kind) and type(layer) in full
 
 
-def _stand_in(held: DynamicLayer, inner: LayerCache, steps: Steps | None) -> KeyholeLayer | HybridLayer:
-    layer = KeyholeLayer(inner, steps)
+def _stand_in(
+    held: DynamicLayer, inner: LayerCache, steps: Steps | None, hidden: HiddenStates | None
+) -> KeyholeLayer | HybridLayer:
+    layer = KeyholeLayer(inner, steps, hidden)
     return HybridLayer(held, layer) if isinstance(held, LinearAttentionAndFullAttentionLayer) else layer
 
 

@@ -24,7 +24,7 @@ from keyhole.engines.transformers.layer_state import check_finite, layer_state, 
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
-_PLACING = ("place", "cache", "eviction")  # options that may differ between a saved cache and a loaded one
+_PLACING = ("place", "block_cache", "block_eviction")  # options that may differ between a saved cache and a loaded one
 
 
 def _files(directory: str | Path) -> Generations:

@@ -76,7 +76,7 @@ class RetrievalMethod(Method):
         sinks: first tokens of the sequence that are always read.
         window: newest tokens that are always read, the current one included.
         dense_below: contexts shorter than that are read whole; "auto" is the length from which the method
-            pays on this machine, measured once (`keyhole.tuning.break_even`).
+            pays by the cost constants in use, shipped or of `keyhole tune`.
         place: where keys and values live: "device", "host" or "disk".
         keys: how they are stored: "full", "int8" or "int4", values alike.
         cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too. For
@@ -110,6 +110,10 @@ class RetrievalMethod(Method):
         object.__setattr__(self, "cache", _bytes(self.name, "cache", self.cache))
         if self.cache and self.place == "device":
             raise SpecError(f"{self.name}: cache={self.cache} goes with place=host or place=disk")
+
+    def letters(self, head_dim: int) -> dict[str, float]:  # noqa: ARG002
+        """What the formulas of `facts` call by letters of their own, at a head size."""
+        return {}
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:
         if (self.place, self.keys) == ("device", "full"):

@@ -9,6 +9,7 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_flag, check_range
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
+from keyhole.selection.product import default_subspaces
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ class PQCache(RetrievalMethod):
         check_range(self.name, "iterations", self.iterations, 1, 300)
         check_range(self.name, "sample", self.sample, 2**self.bits)
         check_flag(self.name, "rotate", self.rotate)
+
+    def letters(self, head_dim: int) -> dict[str, float]:
+        return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [

@@ -59,10 +59,9 @@ _SHARED = """\
 `mass`, `floor` and `cap` stand in place of `budget`: `mass=0.95` reads the fewest tokens that are estimated
 to hold 95% of the softmax, but at least `floor` and at most the share `cap` of the context.
 
-Selecting pays from some length on. `dense_below="auto"` measures it for the method, the sizes of the
-model's heads and the machine when a model is first served, and keeps the answer; `keyhole bench calibrate`
-shows it, and measures it for steps of several sequences (`--batch`). Not measured, since one layer does not
-show it: {known}.
+Selecting pays from some length on. `dense_below="auto"` computes it from cost constants, for the method, the
+sizes of the model's heads, the batch and the threads; they come with Keyhole, or from `keyhole tune`, which
+measures a machine. Where one layer does not show what a method saves, it states the length: {known}.
 
 Every method can be put on every tier, and every one but {refusing} into every form, that are listed at the
 end.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,17 +9,20 @@ from rich.table import Table
 
 from keyhole.cli.console import stderr
 from keyhole.cli.table import amount
+from keyhole.core.break_even import ALWAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import Cache
 
+    from keyhole.core.break_even import BreakEven
     from keyhole.generation.decoding import Token
 
 
 def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[Token]) -> None:
     from keyhole.engines.transformers import activated, footprint, usage
+    from keyhole.methods.pays import said
 
     read, held = usage(cache), footprint(cache)
     seconds = sum(token.seconds for token in tokens)
@@ -30,9 +32,9 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_row("method", method)
     table.add_row("read for each token", f"{per_step} ({read.read / read.tokens:.1%}), {per_token}")
-    if read.read == read.tokens and (pays := _pays_from(cache)) > read.tokens / read.steps:
+    if read.read == read.tokens and (pays := _pays(cache)).tokens > read.tokens / read.steps:
         table.add_row(
-            "", f"selecting pays from {_tokens(pays)} on this machine; dense_below=0 selects at once"
+            "", f"selecting pays from {said(pays.tokens)}, by {pays.source}; dense_below=0 selects at once"
         )
     table.add_row("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")
     table.add_row("cache and index kept", ", ".join(tiers))
@@ -47,13 +49,9 @@ def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[To
     stderr().print(table)
 
 
-def _pays_from(cache: Cache) -> int:
+def _pays(cache: Cache) -> BreakEven:
     """The context length below which the method reads everything."""
     from keyhole.engines.transformers import served_layers
 
-    readings = (layer.reading for layer in served_layers(cache))
-    return max((reading.dense_below.at(1) for reading in readings if reading), default=0)
-
-
-def _tokens(count: int) -> str:
-    return "no length" if count == sys.maxsize else f"{count:,} tokens"
+    readings = [layer.reading for layer in served_layers(cache) if layer.reading is not None]
+    return max((reading.dense_below for reading in readings), default=ALWAYS)

@@ -24,7 +24,8 @@ from keyhole.engines.transformers.layer_state import check_finite, layer_state, 
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
-_PLACING = ("place", "block_cache", "block_eviction")  # options that may differ between a saved cache and a loaded one
+# Options that may differ between a saved cache and a loaded one.
+_PLACING = ("place", "block_cache", "block_eviction")
 
 
 def _files(directory: str | Path) -> Generations:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         served_layers,
         usage,
     )
+    from keyhole.generation import Answer, generate
     from keyhole.methods import METHODS, Method, Recipe
     from keyhole.models import default_model
 
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Answer",
     "Budget",
     "DamagedStorageError",
     "KeyholeCache",
@@ -49,6 +51,7 @@ __all__ = [
     "default_model",
     "detach",
     "footprint",
+    "generate",
     "load_cache",
     "make_cache",
     "save_cache",
@@ -80,6 +83,7 @@ _HOMES = {
         "UnsupportedCacheError",
         "UnsupportedModelError",
     ),
+    "keyhole.generation": ("Answer", "generate"),
     "keyhole.methods": ("METHODS", "Method", "Recipe"),
     "keyhole.models": ("default_model",),
 }

@@ -39,5 +39,5 @@ EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionM
 FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
 FULL_BUDGET |= {
     "oracle-host-selected": replace(FULL_BUDGET["oracle-selected"], place="host"),
-    "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", cache="1MB"),
+    "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", block_cache="1MB"),
 }

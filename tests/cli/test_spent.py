@@ -34,7 +34,7 @@ def test_bytes_by_place(told):
 
 def test_share_of_reads_that_resident_blocks_answered(told):
     found = re.search(
-        r"found in resident blocks ([\d.]+)% of ([\d,]+) reads", told("place=disk, cache='2MB'")
+        r"found in resident blocks ([\d.]+)% of ([\d,]+) reads", told("place=disk, block_cache='2MB'")
     )
     assert 0 < float(found[1]) < 100
     assert int(found[2].replace(",", "")) > 0

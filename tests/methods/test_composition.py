@@ -180,9 +180,9 @@ def test_a_crop_into_what_was_dropped_from():
 
 
 @pytest.mark.parametrize("place", ["host", "disk"])
-@pytest.mark.parametrize("keys", ["full", "int8"])
-def test_kept_tokens_lie_where_the_selecting_stage_places_them(place, keys):
-    spec = f"{evicting('snapkv', 100)} + {selecting('quest', 9, place=place, keys=keys)}"
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_kept_tokens_lie_where_the_selecting_stage_places_them(place, kv_dtype):
+    spec = f"{evicting('snapkv', 100)} + {selecting('quest', 9, place=place, kv_dtype=kv_dtype)}"
     layer = Recipe.parse(spec).layers(1)[0]
     draw = torch.Generator().manual_seed(0)
     first, more = (torch.randn(1, 2, count, 16, generator=draw) for count in (400, 1))

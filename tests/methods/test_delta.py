@@ -101,10 +101,10 @@ def follow(model, method, prompts, steps=5):
 
 
 @pytest.mark.parametrize("place", ["host", "disk"])
-@pytest.mark.parametrize("keys", ["full", "int8"])
-def test_layers_read_whole_stay_on_the_device(place, keys):
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_layers_read_whole_stay_on_the_device(place, kv_dtype):
     """Whole reads of a slower tier in each step are what a method that reads little is to spare."""
-    caches = Recipe((Delta(full=(0, 3), place=place, keys=keys, dense_below=0),)).layers(5)
+    caches = Recipe((Delta(full=(0, 3), place=place, kv_dtype=kv_dtype, dense_below=0),)).layers(5)
     rows = torch.randn(1, 2, 300, 16)
     for cache in caches:
         cache.append(rows, rows)

@@ -65,16 +65,16 @@ def test_differing_options_exist_and_every_option_is_told(name):
     kind = METHODS[name]
     known = {field.name for field in fields(kind)}
     assert {differs.option for differs in kind.facts.differs} <= known
-    told = "".join(base.__doc__ or "" for base in kind.__mro__)
+    told = {option: declared.help for option, (declared, _) in kind.options().items()}
     for option in known:
-        assert f" {option}: " in told
+        assert told[option].endswith(".")
 
 
-@pytest.mark.parametrize("keys", FORMS)
+@pytest.mark.parametrize("kv_dtype", FORMS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shape", [Shape(2, 32, 16, torch.float32), Shape(3, 64, 64)], ids=str)
-def test_bytes_of_a_token_on_each_tier(place, keys, shape):
-    expected = eval(FORMS[keys], letters(shape))
-    found = measure_storage(place, keys, shape)
+def test_bytes_of_a_token_on_each_tier(place, kv_dtype, shape):
+    expected = eval(FORMS[kv_dtype], letters(shape))
+    found = measure_storage(place, kv_dtype, shape)
     assert found.row == expected
     assert found.held == {place: expected}

@@ -8,11 +8,11 @@ from keyhole.storage import DeviceStorage
 
 
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
-@pytest.mark.parametrize("keys", ["full", "int8", "int4"])
-def test_bare_words_are_read(place, keys):
-    spec = f"pqcache(place={place}, keys={keys})"
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "int4"])
+def test_bare_words_are_read(place, kv_dtype):
+    spec = f"pqcache(place={place}, kv_dtype={kv_dtype})"
     stage = Recipe.parse(spec).stages[0]
-    assert (stage.place, stage.keys) == (place, keys)
+    assert (stage.place, stage.kv_dtype) == (place, kv_dtype)
     assert Recipe.parse(str(stage)).stages == (stage,)
 
 
@@ -31,23 +31,23 @@ def test_bare_words_are_read(place, keys):
     ],
 )
 def test_sizes_of_the_cache(given, expected):
-    method = PQCache(place="disk", cache=given)
-    assert method.cache == expected
+    method = PQCache(place="disk", block_cache=given)
+    assert method.block_cache == expected
     assert Recipe.parse(str(method)).stages == (method,)
 
 
 @pytest.mark.parametrize("cache", [-1, "-1", "64 megs", "", "MB", True, 1.5, None, "1e6"])
 def test_sizes_that_are_none(cache):
     with pytest.raises(SpecError, match="bytes"):
-        PQCache(place="disk", cache=cache)
+        PQCache(place="disk", block_cache=cache)
 
 
 @pytest.mark.parametrize(
     ("option", "allowed"),
     [
         ("place=moon", "device, host, disk"),
-        ("keys=int2", "full, int8, int4"),
-        ("eviction=fifo", "lfu, lru"),
+        ("kv_dtype=int2", "auto, int8, int4"),
+        ("block_eviction=fifo", "lfu, lru"),
         ("place=1", "device, host, disk"),
     ],
 )
@@ -58,16 +58,16 @@ def test_other_words_are_refused_with_those_allowed(option, allowed):
 
 def test_a_cache_needs_something_slower_behind_it():
     with pytest.raises(SpecError, match="place=host or place=disk"):
-        PQCache(cache="64MB")
+        PQCache(block_cache="64MB")
 
 
 def test_the_plain_answer_is_left_to_other_stages():
-    assert Recipe.parse("pqcache(place=device, keys=full)").stages[0].storage(3) is None
+    assert Recipe.parse("pqcache(place=device, kv_dtype=auto)").stages[0].storage(3) is None
     assert all(isinstance(layer.storage, DeviceStorage) for layer in Recipe.parse("pqcache").layers(2))
 
 
 def test_the_cache_is_shared_out_to_the_layers():
-    layers = Recipe.parse("oracle(place=disk, cache=1000)").layers(3)
+    layers = Recipe.parse("oracle(place=disk, block_cache=1000)").layers(3)
     assert [layer.storage.resident._limit for layer in layers] == [334] * 3
     assert len({id(layer.storage.resident) for layer in layers}) == 3
 
@@ -77,7 +77,7 @@ def test_a_cache_too_small_for_a_block_serves_no_read():
 
     from keyhole.attention import Logits
 
-    layer = Recipe.parse("oracle(budget=4, sinks=1, window=4, place=host, cache=1000)").layers(1)[0]
+    layer = Recipe.parse("oracle(budget=4, sinks=1, window=4, place=host, block_cache=1000)").layers(1)[0]
     rows = torch.randn(1, 2, 300, 8)
     layer.append(rows, rows)
     for _ in range(2):

@@ -50,7 +50,7 @@ def serve(place, spare):
 
 def watch():
     """Write 256 MiB and read all of it in small parts; the memory this took at most."""
-    storage, before = make_storage("disk", "full"), status("VmRSS")
+    storage, before = make_storage("disk", "auto"), status("VmRSS")
     rows = torch.randn(1, 8, 256, 64)
     for _ in range(256):
         storage.append(rows, rows)

@@ -25,7 +25,7 @@ CAP = 400 << 20  # bytes beyond the model's
 @pytest.mark.parametrize("place", ["host", "disk"])
 @pytest.mark.parametrize("cache", [0, 200_000])
 def test_the_same_as_on_the_device(place, cache, device):
-    storages = [DeviceStorage(), make_storage(place, "full", cache, device=device)]
+    storages = [DeviceStorage(), make_storage(place, "auto", cache, device=device)]
     draw = drawing(heads=2, width=8)
     for count in (500, 1, 1, 300):
         keys, values = draw(count).cuda(), draw(count).cuda()

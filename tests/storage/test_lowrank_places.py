@@ -110,7 +110,9 @@ def test_the_file_goes_with_the_storage():
     assert not path.exists()
 
 
-@pytest.mark.parametrize("place", ["place=host", "place=disk", "place=disk, cache=400000, eviction=lru"])
+@pytest.mark.parametrize(
+    "place", ["place=host", "place=disk", "place=disk, block_cache=400000, block_eviction=lru"]
+)
 def test_a_method_that_loses_nothing_is_dense(place):
     spec = f"shadowkv(mass=1.0, floor=100000, window=5, chunk=4, rank=32, {place})"
     layer = Layer(spec, batch=2, padding=[0, 13])
@@ -130,7 +132,9 @@ def test_a_long_life(place):
 
 
 def test_resident_values_are_counted():
-    layer = Layer("shadowkv(budget=9, rank=8, chunk=4, dense_below=0, window=5, place=disk, cache=400000)")
+    layer = Layer(
+        "shadowkv(budget=9, rank=8, chunk=4, dense_below=0, window=5, place=disk, block_cache=400000)"
+    )
     layer.append(400)
     for _ in range(4):
         layer.append(1)
@@ -140,5 +144,5 @@ def test_resident_values_are_counted():
 
 @pytest.mark.parametrize("keys", ["int8", "int4"])
 def test_keys_of_few_bits_are_refused_with_the_way_out(keys):
-    with pytest.raises(SpecError, match=f"keys={keys}.*smaller rank"):
-        Recipe.parse(f"shadowkv(keys={keys})")
+    with pytest.raises(SpecError, match=f"kv_dtype={keys}.*smaller rank"):
+        Recipe.parse(f"shadowkv(kv_dtype={keys})")

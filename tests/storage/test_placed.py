@@ -15,13 +15,18 @@ from tests.lives import live_briefly
 from tests.storage.histories import drawing, histories, play
 
 MADE = {
-    "host": lambda: make_storage("host", "full"),
-    "disk": lambda: make_storage("disk", "full"),
-    "disk-lru": lambda: make_storage("disk", "full", 50_000, "lru"),
-    "host-hot": lambda: make_storage("host", "full", device=torch.device("cuda")),
-    "host-lfu": lambda: make_storage("host", "full", 50_000, "lfu"),
+    "host": lambda: make_storage("host", "auto"),
+    "disk": lambda: make_storage("disk", "auto"),
+    "disk-lru": lambda: make_storage("disk", "auto", 50_000, "lru"),
+    "host-hot": lambda: make_storage("host", "auto", device=torch.device("cuda")),
+    "host-lfu": lambda: make_storage("host", "auto", 50_000, "lfu"),
 }
-SPECS = ["place=host", "place=disk", "place=disk, cache=200000", "place=host, cache=200000, eviction=lru"]
+SPECS = [
+    "place=host",
+    "place=disk",
+    "place=disk, block_cache=200000",
+    "place=host, block_cache=200000, block_eviction=lru",
+]
 every_place = pytest.mark.parametrize("make", MADE.values(), ids=MADE)
 every_spec = pytest.mark.parametrize("spec", SPECS)
 
@@ -96,11 +101,11 @@ def test_state_goes_round_and_over_to_the_device(make):
 
 def test_bytes_are_counted_where_they_are():
     for place in ("host", "disk"):
-        storage, keys, values = filled(lambda place=place: make_storage(place, "full"), 300)
+        storage, keys, values = filled(lambda place=place: make_storage(place, "auto"), 300)
         held = storage.footprint
         assert getattr(held, place) >= keys.nbytes + values.nbytes
         assert sum(held) == getattr(held, place)
-    assert make_storage("disk", "full").footprint == Footprint()
+    assert make_storage("disk", "auto").footprint == Footprint()
 
 
 def test_the_cache_counts_as_memory_of_the_device():
@@ -113,7 +118,7 @@ def test_the_cache_counts_as_memory_of_the_device():
 def test_host_and_disk_are_read_in_place():
     """Reading everything must not copy it: it may be larger than memory."""
     for place in ("host", "disk"):
-        storage, _, _ = filled(lambda place=place: make_storage(place, "full"), 300)
+        storage, _, _ = filled(lambda place=place: make_storage(place, "auto"), 300)
         assert storage.keys().data_ptr() == storage.keys().data_ptr()
 
 

@@ -143,7 +143,7 @@ def test_settle_comes_first():
     [
         ("mass=0.9", "mass=0.9"),
         ("budget=7, place=host", "place=host"),
-        ("budget=7, keys=int8", "keys=int8"),
+        ("budget=7, kv_dtype=int8", "kv_dtype=int8"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options, says):

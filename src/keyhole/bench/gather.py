@@ -12,7 +12,7 @@ from keyhole.bench.checks import check_close
 from keyhole.bench.dense import dense_baselines
 from keyhole.bench.layers import layer_sizes, require_layer_memory
 from keyhole.bench.result import Result, compare
-from keyhole.storage import PRECISIONS, DeviceStorage, Storage, make_storage
+from keyhole.storage import KV_DTYPES, DeviceStorage, Storage, make_storage
 from keyhole.tuning.machine import implementation
 from keyhole.tuning.timing import CacheFlusher, Candidate
 
@@ -49,7 +49,7 @@ def gather(case: Case, *, rounds: int, flusher: CacheFlusher, impl: str = "auto"
     name = implementation() if impl == "auto" else impl
     moved = read * case.token_bytes + slots.nbytes
     candidates = [Candidate("gather_attention", name, lambda: attend(impl), moved, read)]
-    candidates += [_quantised(precision, case, storage, query, slots) for precision in PRECISIONS[1:]]
+    candidates += [_quantised(precision, case, storage, query, slots) for precision in KV_DTYPES[1:]]
     baselines = dense_baselines(query, keys, values, case.logits.scale)
     return [compare("gather", layer_sizes(case), candidates, baselines, rounds=rounds, flusher=flusher)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields
@@ -12,13 +11,13 @@ from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
-from keyhole.storage import PLACES, PRECISIONS
+from keyhole.storage import KV_DTYPES, PLACES
 from keyhole.storage.formats.quantised import Quantised
 from keyhole.storage.resident.blocks import BLOCK
 
 COMMAND = "keyhole methods --markdown > docs/methods.md"
 FORMS = {
-    "full": "(D + Dv) * e",
+    "auto": "(D + Dv) * e",
     "int8": "D + Dv + D / 8 + 8",
     "int4": "(D + Dv) / 2 + D / 8 + 8",
 }
@@ -95,10 +94,10 @@ Bytes of a token's keys and values for one KV head, on the tier and read from it
   (KIVI, arXiv 2402.02750). The newest {Quantised.group} to {2 * Quantised.group - 1} tokens stay as they
   are, on the device. An error of a number is at most half a step of its range; a full budget is dense
   attention over what is stored.
-- **cache=BYTES**: blocks of {BLOCK} tokens, all heads of them, that stay on the device in front of host or
-  disk. The bytes are shared out evenly to the layers; each needs room for a block. A block is fetched after
-  the read that missed it, so it serves the next ones. `eviction` says which goes: the one read least often,
-  or least recently. Hits and misses are counted with what was read.
+- **block_cache=BYTES**: blocks of {BLOCK} tokens, all heads of them, that stay on the device in front of host
+  or disk. The bytes are shared out evenly to the layers; each needs room for a block. A block is fetched
+  after the read that missed it, so it serves the next ones. `block_eviction` says which goes: the one read
+  least often, or least recently. Hits and misses are counted with what was read.
 
 The index stays on the device in every case. Prompts, steps below `dense_below` and layers that are read
 whole read all of the tier. So do `oracle` and `tokenselect` in every step for the keys they score: those gain
@@ -171,7 +170,7 @@ def _options(kind: type[Method]) -> Iterator[str]:
     """Rows for the options of a method that are its own, or that differ in its default or from the paper."""
     base = next((base for base in (RetrievalMethod, EvictionMethod) if issubclass(kind, base)), Method)
     common = {field.name: field for field in fields(base)}
-    meanings = {name: text for each in reversed(kind.__mro__) for name, text in _attributes(each).items()}
+    meanings = _attributes(kind)
     differing = {differs.option: differs for differs in kind.facts.differs}
     for field in fields(kind):
         own = field.name not in common or field.default != common[field.name].default
@@ -195,11 +194,9 @@ def _common_rows(base: type[Method]) -> Iterator[str]:
     return (_row(f"`{field.name}`", _default(field), texts[field.name]) for field in fields(base))
 
 
-def _attributes(kind: type) -> dict[str, str]:
-    """What a docstring says of each attribute."""
-    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+def _attributes(kind: type[Method]) -> dict[str, str]:
+    """What each option of a method does."""
+    return {name: option.help for name, (option, _) in kind.options().items()}
 
 
 def _prose(kind: type[Method]) -> Iterator[str]:
@@ -235,16 +232,16 @@ def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
 
 def _places() -> str:
     rows = (
-        _row(place, *(_number(measure_storage(place, keys, _SHAPE).row) for keys in PRECISIONS))
+        _row(place, *(_number(measure_storage(place, dtype, _SHAPE).row) for dtype in KV_DTYPES))
         for place in PLACES
     )
-    formulas = _row("formula", *(f"`{FORMS[keys]}`" for keys in PRECISIONS))
-    return _table(("place", *(f"keys={keys}" for keys in PRECISIONS)), (*rows, formulas)).rstrip("\n")
+    formulas = _row("formula", *(f"`{FORMS[dtype]}`" for dtype in KV_DTYPES))
+    return _table(("place", *(f"kv_dtype={dtype}" for dtype in KV_DTYPES)), (*rows, formulas)).rstrip("\n")
 
 
 def _refuses_forms(kind: type[RetrievalMethod]) -> bool:
     try:
-        kind(keys="int8")
+        kind(kv_dtype="int8")
     except SpecError:
         return True
     return False

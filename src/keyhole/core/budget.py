@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from keyhole.core.errors import SpecError
+from keyhole.core.numbers import MOST_TOKENS, shown
 
 _FLOOR = 16
 _FORMS = "give tokens (256), a share of the context (0.1 or 10%) or mass=0.95"
+
+# What `Budget.parse` reads, as a JSON schema.
+BUDGET_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": MOST_TOKENS},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"type": "string", "pattern": r"^(\d+|0?\.\d+|1\.0|\d+(\.\d+)?%|mass=\S+)$"},
+    ]
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Budget:
         if isinstance(value, str):
             return cls._parse_text(value.strip())
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise SpecError(f"budget {value!r} is not understood; {_FORMS}")
+            raise SpecError(f"budget {shown(value)} is not understood; {_FORMS}")
         return cls(tokens=value) if isinstance(value, int) else cls(fraction=value)
 
     @classmethod
@@ -69,7 +80,7 @@ class Budget:
         except SpecError:
             raise
         except ValueError as error:
-            raise SpecError(f"budget {text!r} is not understood; {_FORMS}") from error
+            raise SpecError(f"budget {shown(text)} is not understood; {_FORMS}") from error
 
     def limit(self, context: int) -> int:
         """The most tokens it allows at a context of so many tokens; at least one."""
@@ -93,15 +104,19 @@ def _check_count(what: str, value: int | None, low: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(f"{what} {value!r} is not a number of tokens; give a whole number, at least {low}")
-    if value < low:
-        raise SpecError(f"{what} of {value} tokens is out of range; give at least {low}")
+        raise SpecError(
+            f"{what} {shown(value)} is not a number of tokens; give a whole number, at least {low}"
+        )
+    if not low <= value <= MOST_TOKENS:
+        raise SpecError(
+            f"{what} of {shown(value)} tokens is out of range; give at least {low} and at most {MOST_TOKENS}"
+        )
 
 
 def _check_share(what: str, value: float | None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"{what} {value!r} is not a number; give a share in (0, 1]")
+        raise SpecError(f"{what} {shown(value)} is not a number; give a share in (0, 1]")
     if not 0 < value <= 1:
-        raise SpecError(f"{what} {value} is out of range; give a share in (0, 1]")
+        raise SpecError(f"{what} {shown(value)} is out of range; give a share in (0, 1]")

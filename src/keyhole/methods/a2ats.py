@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_choice, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ON_DEVICE, Differs, Facts
 from keyhole.selection import CodewordSelector, Selector
 from keyhole.selection.codewords import UNIONS
@@ -24,17 +25,6 @@ class A2ATS(RetrievalMethod):
 
     The paper gives each query head a budget of its own (0.03) and reads the union. Here a budget is what a KV
     head reads, so that methods can be compared; the union is cut to it.
-
-    Attributes:
-        codebook: directory that `keyhole calibrate a2ats` has written for the model. None fits codewords on
-            each prompt's own keys, all directions of queries taken alike: needs no calibration, but time.
-        distance: the constant relative position b at which what lies behind the window is ranked. It must be
-            within the context the model was trained at, and is the one the codebook was made for.
-        union: "share" reads the codewords of largest share of attention, a mean over the query heads of a
-            group; "turns" lets the heads name their next best in turns, the paper's union of their best.
-        codewords: without a codebook, at most so many for each head, and one for 8 keys.
-        iterations: without a codebook, Lloyd iterations.
-        sample: without a codebook, keys of each head that codewords are fitted on; all keys are then encoded.
     """
 
     name: ClassVar[str] = "a2ats"
@@ -69,22 +59,42 @@ class A2ATS(RetrievalMethod):
     )
 
     sinks: int = 8
-    codebook: str | None = None
-    distance: int = 2048
-    union: str = "share"
-    codewords: int = 4096
-    iterations: int = 10
-    sample: int = 8192
+    codebook: str | None = options.directory(
+        help="Written by `keyhole calibrate a2ats` for the model. None fits codewords on each prompt's own "
+        "keys, all directions of queries taken alike: needs no calibration, but time."
+    )
+    distance: int = options.integer(
+        2048,
+        ge=0,
+        unit="tokens",
+        help="The constant relative position b at which what lies behind the window is ranked. It must be "
+        "within the context the model was trained at, at least the window, and is the one the codebook was "
+        "made for.",
+    )
+    union: str = options.choice(
+        "share",
+        UNIONS,
+        help='"share" reads the codewords of largest share of attention, a mean over the query heads of a '
+        'group; "turns" lets the heads name their next best in turns, the paper\'s union of their best.',
+    )
+    codewords: int = options.integer(
+        4096, ge=1, le=_MOST, help="Without a codebook, at most so many for each head, and one for 8 keys."
+    )
+    iterations: int = options.integer(10, ge=1, le=300, help="Without a codebook, Lloyd iterations.")
+    sample: int = options.integer(
+        8192,
+        ge=1,
+        unit="tokens",
+        help="Without a codebook, keys of each head that codewords are fitted on; all keys are then encoded.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codebook is not None and not isinstance(self.codebook, str):
-            raise SpecError(f"{self.name}: codebook={self.codebook!r} is not the name of a directory")
-        check_choice(self.name, "union", self.union, UNIONS)
-        check_range(self.name, "distance", self.distance, self.window)
-        check_range(self.name, "codewords", self.codewords, 1, _MOST)
-        check_range(self.name, "iterations", self.iterations, 1, 300)
-        check_range(self.name, "sample", self.sample, 1)
+        if self.distance < self.window:
+            raise SpecError(
+                f"{self.name}: distance={self.distance} is out of range; give at least the window, "
+                f"{self.window}"
+            )
 
     @property
     def needs_positions(self) -> bool:

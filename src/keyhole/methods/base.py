@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, fields
-from math import isfinite
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward
+from keyhole.methods import options, placing
 from keyhole.methods.facts import Facts
+from keyhole.methods.options import Option, options_of
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
 from keyhole.selection import Selector
-from keyhole.storage import EVICTIONS, PLACES, PRECISIONS, Storage, make_storage
+from keyhole.storage import KV_DTYPES, Storage
 
 
 @dataclass(frozen=True)
 class Method:
     """A recipe without tensors: its fields are hyper-parameters, each factory answers one question.
 
+    Fields are declared by the functions of `keyhole.methods.options`, which says their types and ranges.
     A factory returns one answer for each served layer, made together since layers may share state. None
     leaves the question to the other stages of a pipeline, and in the end to the plain answer: dense prefill,
     keep everything, store on the device, read everything, activate everything.
+
+    Raises:
+        SpecError: an option is out of range, or has another name now.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
     facts: ClassVar[Facts]
+    # Options of former versions, and what they are called now.
+    renamed: ClassVar[dict[str, str]] = {}
+
+    def __new__(cls, *args: Any, **given: Any) -> Method:  # noqa: ARG004
+        for old in given:
+            if old in cls.renamed:
+                raise cls.renaming(old, given[old])
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, (option, _) in self.options().items():
+            object.__setattr__(self, name, option.read(self.name, name, getattr(self, name)))
+
+    @classmethod
+    def options(cls) -> dict[str, tuple[Option, Any]]:
+        """The method's options and their defaults, by name."""
+        return options_of(cls)
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """A JSON schema of the method's options."""
+        properties = {name: option.schema(default) for name, (option, default) in cls.options().items()}
+        if "budget" in properties and cls.options()["budget"][0].mass:
+            properties |= _MASS_SCHEMA
+        return {
+            "title": cls.name,
+            "description": f"{cls.paper}: {cls.summary}",
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": False,
+        }
+
+    @classmethod
+    def renaming(cls, old: str, value: Any) -> SpecError:
+        """The error for an option by its former name, with what to write instead."""
+        new = cls.renamed[old]
+        option = cls.options()[new][0]
+        value = dict(option.renamed).get(value, value)
+        return SpecError(f"{cls.name}: {old}= is now {new}=; write {_option(new, value)}")
 
     @property
     def needs_positions(self) -> bool:
@@ -62,103 +105,72 @@ class Method:
         return None
 
     def __str__(self) -> str:
-        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
-        options = ", ".join(_option(name, getattr(self, name)) for name in changed)
-        return f"{self.name}({options})" if options else self.name
+        changed = [name for name, (_, default) in self.options().items() if getattr(self, name) != default]
+        given = ", ".join(_option(name, getattr(self, name)) for name in changed)
+        return f"{self.name}({given})" if given else self.name
 
 
 @dataclass(frozen=True)
 class RetrievalMethod(Method):
-    """A method that keeps everything and reads little of it.
-
-    Attributes:
-        budget: tokens read beside the always-read ones.
-        sinks: first tokens of the sequence that are always read.
-        window: newest tokens that are always read, the current one included.
-        dense_below: contexts shorter than that are read whole; "auto" is the length from which the method
-            pays on this machine, measured once (`keyhole.tuning.break_even`).
-        place: where keys and values live: "device", "host" or "disk".
-        keys: how they are stored: "full", "int8" or "int4", values alike.
-        cache: bytes of resident blocks in front of host or disk, all layers together; "64MB" is read too. For
-            a model on a GPU, place=host with keys=full has single tokens at hand in their place; 0 is room
-            for twice as many as a step reads.
-        eviction: which resident block goes for another, the one read least often ("lfu") or least recently
-            ("lru"); of single tokens it is always the latter.
-    """
+    """A method that keeps everything and reads little of it."""
 
     # Tokens from which the method pays, where that does not show in the step of one layer alone.
     pays_from: ClassVar[int | None] = None
+    renamed: ClassVar[dict[str, str]] = {**placing.RENAMED, "keys": "kv_dtype"}
 
-    budget: Budget = Budget(fraction=0.1)  # noqa: RUF009 - immutable
-    sinks: int = 16
-    window: int = 64
-    dense_below: int | str = "auto"
-    place: str = "device"
-    keys: str = "full"
-    cache: int | str = 0
-    eviction: str = "lfu"
+    budget: Budget = options.budget(
+        Budget(fraction=0.1), unit="tokens", help="Tokens read beside the always-read ones."
+    )
+    sinks: int = options.integer(
+        16, ge=0, unit="tokens", help="First tokens of the sequence that are always read."
+    )
+    window: int = options.integer(
+        64, ge=1, unit="tokens", help="Newest tokens that are always read, the current one included."
+    )
+    dense_below: int | str = options.integer(
+        "auto",
+        ge=0,
+        words=("auto",),
+        unit="tokens",
+        help='Contexts shorter than that are read whole; "auto" is the length from which the method pays on '
+        "this machine, measured once (`keyhole.tuning.break_even`).",
+    )
+    place: str = placing.place()
+    kv_dtype: str = options.choice(
+        "auto",
+        KV_DTYPES,
+        renamed=(("full", "auto"),),
+        help='How keys and values are stored: "auto" is the type of the model; "int8" and "int4" quantise.',
+    )
+    block_cache: int | str = placing.block_cache()
+    block_eviction: str = placing.block_eviction()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", Budget.parse(self.budget))
-        check_range(self.name, "sinks", self.sinks, 0)
-        check_range(self.name, "window", self.window, 1)
-        if self.dense_below != "auto":
-            check_range(self.name, "dense_below", self.dense_below, 0)
-        check_choice(self.name, "place", self.place, PLACES)
-        check_choice(self.name, "keys", self.keys, PRECISIONS)
-        check_choice(self.name, "eviction", self.eviction, EVICTIONS)
-        object.__setattr__(self, "cache", _bytes(self.name, "cache", self.cache))
-        if self.cache and self.place == "device":
-            raise SpecError(f"{self.name}: cache={self.cache} goes with place=host or place=disk")
+        super().__post_init__()
+        placing.check_blocks(self)
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:
-        if (self.place, self.keys) == ("device", "full"):
+        if (self.place, self.kv_dtype) == ("device", "auto"):
             return None
-        share = info.share(int(self.cache))
-        return [
-            make_storage(self.place, self.keys, share, self.eviction, info.device, self.window)
-            for _ in info.layers
-        ]
+        return placing.storages(self, info, self.kv_dtype, self.window)
 
 
-def check_range(method: str, option: str, value: Any, low: int, high: int | None = None) -> None:
-    """Raise SpecError unless `value` is a whole number in [low, high]."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        raise SpecError(f"{method}: {option}={value!r} is out of range; give a whole number, {allowed}")
-
-
-def check_number(method: str, option: str, value: Any, low: float, high: float | None = None) -> None:
-    """Raise SpecError unless `value` is a finite number in [low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not number or value < low or (high is not None and value > high):
-        allowed = f"at least {low}" if high is None else f"{low} to {high}"
-        raise SpecError(f"{method}: {option}={value!r} is out of range; give a number, {allowed}")
-
-
-def check_flag(method: str, option: str, value: Any) -> None:
-    """Raise SpecError unless `value` is true or false."""
-    if not isinstance(value, bool):
-        raise SpecError(f"{method}: {option}={value!r} is neither true nor false")
-
-
-def check_choice(method: str, option: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raise SpecError unless `value` is one of the words allowed."""
-    if value not in allowed:
-        raise SpecError(f"{method}: {option}={value!r} is not one of {', '.join(allowed)}")
-
-
-def _bytes(method: str, option: str, value: Any) -> int:
-    """Read a number of bytes: 1000000, "64MB", "1.5GiB"."""
-    if isinstance(value, str) and (read := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", value.strip())):
-        base = 1024 if read[3] else 1000
-        return int(float(read[1]) * base ** " KMGT".index(read[2] or " "))
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SpecError(
-            f'{method}: {option}={value!r} is no number of bytes; write 1000000, "64MB" or "1GiB"'
-        )
-    return value
+# Options that stand in place of a budget, see `keyhole.methods.spec.make_method`.
+_MASS_SCHEMA = {
+    "mass": {
+        "description": "In place of budget: the share of attention mass to read.",
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+    },
+    "floor": {"description": "With mass: the fewest tokens to read.", "type": "integer", "minimum": 0},
+    "cap": {
+        "description": "With mass: the largest fraction of the context to read.",
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+    },
+}
 
 
 def _option(name: str, value: Any) -> str:

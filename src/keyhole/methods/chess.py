@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward, Rule
 from keyhole.feedforward.file import read_activations
 from keyhole.feedforward.fit import FIRST, WEIGHTINGS
-from keyhole.methods.base import Method, check_choice, check_flag
+from keyhole.methods import options
+from keyhole.methods.base import Method
 from keyhole.methods.facts import Differs, Facts
 
 
@@ -23,15 +23,6 @@ class Chess(Method):
     computed with all weights. A batch of several rows computes with all weights what each row alone gives.
 
     `chess(weighting=none, attention=false)` is CATS (arXiv 2404.08763): one threshold for all channels.
-
-    Attributes:
-        sparsity: share of channels that are skipped, a mean over tokens and over the channels of a layer.
-        attention: the projections of queries and of attention's output skip inputs, too.
-        file: directory that `keyhole calibrate chess` has written for the model; without it activations are
-            those of random tokens, found once, which is less accurate.
-        first: the factor that is computed for all channels, "gate" or "up".
-        weighting: a channel's importance is that factor times the "mean" magnitude of the other one, times
-            that and the "norm" of the channel's output weights, or "none" of them.
     """
 
     name: ClassVar[str] = "chess"
@@ -52,23 +43,28 @@ class Chess(Method):
         differs=(Differs("file", "always some", "works without; `keyhole calibrate chess` makes one"),),
     )
 
-    sparsity: float = 0.5
-    attention: bool = True
-    file: str | None = None
-    first: str = "gate"
-    weighting: str = "mean"
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.sparsity, int | float) and not isinstance(self.sparsity, bool)
-        if not number or not 0 <= self.sparsity < 1:
-            raise SpecError(
-                f"{self.name}: sparsity={self.sparsity!r} is out of range; give at least 0 and less than 1"
-            )
-        check_flag(self.name, "attention", self.attention)
-        if self.file is not None and not isinstance(self.file, str):
-            raise SpecError(f"{self.name}: file={self.file!r} is not the name of a directory")
-        check_choice(self.name, "first", self.first, FIRST)
-        check_choice(self.name, "weighting", self.weighting, WEIGHTINGS)
+    sparsity: float = options.number(
+        0.5,
+        ge=0,
+        lt=1,
+        help="Share of channels that are skipped, a mean over tokens and over the channels of a layer.",
+    )
+    attention: bool = options.flag(
+        True, help="The projections of queries and of attention's output skip inputs, too."
+    )
+    file: str | None = options.directory(
+        help="Written by `keyhole calibrate chess` for the model; without it activations are those of random "
+        "tokens, found once, which is less accurate."
+    )
+    first: str = options.choice(
+        "gate", FIRST, help='The factor that is computed for all channels, "gate" or "up".'
+    )
+    weighting: str = options.choice(
+        "mean",
+        WEIGHTINGS,
+        help='A channel\'s importance is that factor times the "mean" magnitude of the other one, times that '
+        'and the "norm" of the channel\'s output weights, or "none" of them.',
+    )
 
     @property
     def rule(self) -> Rule:

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.selection import Selector, SharedPageSelector
 from keyhole.selection.shared import Board, Role
@@ -27,11 +28,6 @@ class Delta(RetrievalMethod):
     Layers read whole do not keep to the budget; `keyhole calibrate delta` finds which they should be. They
     stay on the device, whatever the `place`: to fetch them whole in each step costs more than it saves. The
     paper counts its window of 8 pages among 64: `delta(budget=896, window=128, sinks=0)`.
-
-    Attributes:
-        page: tokens of a page.
-        full: layers that read everything, counted from 0 in the model; the last of each run of them leads the
-            layers behind it. None is `default_full` of the number of layers.
     """
 
     name: ClassVar[str] = "delta"
@@ -61,21 +57,11 @@ class Delta(RetrievalMethod):
     # nine layers it is overhead that decides, and that is paid for at a few thousand tokens.
     pays_from: ClassVar[int | None] = 4096
 
-    page: int = 16
-    full: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self.name, "page", self.page, 1)
-        if self.full is None:
-            return
-        if not isinstance(self.full, Sequence) or isinstance(self.full, str):
-            raise SpecError(
-                f"{self.name}: full={self.full!r} is no list of layers; give one, as (0, 1, 2, 14, 22)"
-            )
-        for layer in self.full:
-            check_range(self.name, "a layer of full", layer, 0)
-        object.__setattr__(self, "full", tuple(sorted(set(self.full))))
+    page: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a page.")
+    full: tuple[int, ...] | None = options.layers(
+        help="Layers that read everything, counted from 0 in the model; the last of each run of them leads "
+        "the layers behind it. None is `default_full` of the number of layers."
+    )
 
     @property
     def needs_positions(self) -> bool:
@@ -87,7 +73,7 @@ class Delta(RetrievalMethod):
             return placed
         full = self._full(info.layers)
         return [
-            make_storage("device", self.keys) if layer in full else storage
+            make_storage("device", self.kv_dtype) if layer in full else storage
             for layer, storage in zip(info.layers, placed, strict=True)
         ]
 

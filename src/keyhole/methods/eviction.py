@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from keyhole.core.budget import Budget
-from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import Method, check_choice, check_range
+from keyhole.methods import options
+from keyhole.methods.base import Method
 from keyhole.retention import (
     Allocator,
     BestOfLayer,
@@ -31,51 +30,52 @@ _FLOOR = 0.2  # Ada-KV: share of an equal part that each head has in any case
 
 @dataclass(frozen=True)
 class EvictionMethod(Method):
-    """A method that drops tokens for good.
+    """A method that drops tokens for good."""
 
-    Attributes:
-        budget: tokens kept for each head, sinks and window among them: a number, or a share of the context.
-        sinks: first tokens of the text that are always kept.
-        window: newest tokens that are always kept.
-        every: generated tokens after which tokens are dropped again; 0 keeps all that is generated.
-        prompt: drop after each of the "pieces" in which a prompt comes, which bounds memory to the budget and
-            one piece, or when the "whole" of it is there, by scores that know all of it.
-        layers: "uniform", or a "pyramid" in which lower layers keep more, at the same sum (PyramidKV).
-        heads: "uniform", or "adaptive": a layer's heads share its budget by their scores (Ada-KV).
-    """
-
-    least_window: ClassVar[int] = 1
-
-    budget: Budget = Budget(fraction=0.2)  # noqa: RUF009 - immutable
-    sinks: int = 4
-    window: int = 32
-    every: int = 0
-    prompt: str = "pieces"
-    layers: str = "uniform"
-    heads: str = "uniform"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", Budget.parse(self.budget))
-        if self.budget.mass is not None:
-            raise SpecError(
-                f"{self.name}: {self.budget} cannot be kept to by dropping tokens; give tokens or a share"
-            )
-        check_range(self.name, "sinks", self.sinks, 0)
-        check_range(self.name, "window", self.window, self.least_window)
-        check_range(self.name, "every", self.every, 0)
-        check_choice(self.name, "prompt", self.prompt, PROMPTS)
-        check_choice(self.name, "layers", self.layers, LAYERS)
-        check_choice(self.name, "heads", self.heads, HEADS)
+    budget: Budget = options.budget(
+        Budget(fraction=0.2),
+        mass=False,
+        refusal="cannot be kept to by dropping tokens",
+        unit="tokens",
+        help="Tokens kept for each head, sinks and window among them: a number, or a fraction of the "
+        "context.",
+    )
+    sinks: int = options.integer(
+        4, ge=0, unit="tokens", help="First tokens of the text that are always kept."
+    )
+    window: int = options.integer(32, ge=1, unit="tokens", help="Newest tokens that are always kept.")
+    every: int = options.integer(
+        0,
+        ge=0,
+        unit="tokens",
+        help="Generated tokens after which tokens are dropped again; 0 keeps all that is generated.",
+    )
+    prompt: str = options.choice(
+        "pieces",
+        PROMPTS,
+        help='Drop after each of the "pieces" in which a prompt comes, which bounds memory to the budget and '
+        'one piece, or when the "whole" of it is there, by scores that know all of it.',
+    )
+    layers: str = options.choice(
+        "uniform",
+        LAYERS,
+        help='"uniform", or a "pyramid" in which lower layers keep more, at the same sum (PyramidKV).',
+    )
+    heads: str = options.choice(
+        "uniform",
+        HEADS,
+        help='"uniform", or "adaptive": a layer\'s heads share its budget by their scores (Ada-KV).',
+    )
 
     def retention(self, info: ModelInfo) -> list[Retention]:
         return [
-            Retention(self.scorer(place), self.picker(), self.policy(share))
+            Retention(self.scorer(info, place), self.picker(), self.policy(share))
             for place, share in zip(info.layers, self.shares(len(info)), strict=True)
         ]
 
     @abstractmethod
-    def scorer(self, place: int) -> Scorer:
-        """What tokens of the layer at that place of the model are worth."""
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:
+        """How important the tokens of layer `place` of the model are."""
 
     def picker(self) -> Allocator:
         """How tokens are picked by their worth."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole import kernels
-from keyhole.methods.base import check_choice, check_flag, check_number, check_range
+from keyhole.core.model_info import ModelInfo
+from keyhole.methods import options
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import ALIKE, EVICTED, Differs, Facts
 from keyhole.retention import Accumulated, EvictionPolicy, LayerShare, NoiseSource, Schedule, Scorer
@@ -20,12 +21,6 @@ class H2O(EvictionMethod):
     NeurIPS 2023.
 
     The scores of the heads of a group are summed, so that a KV head keeps one set.
-
-    Attributes:
-        recent: share of the budget that the newest tokens have, where that is more than the window.
-        queries: of a prompt, or of a piece of it, only the newest so many count; 0 is all.
-        normalise: divide what a token got by the number of queries that could see it, which are more for
-            early ones.
     """
 
     name: ClassVar[str] = "h2o"
@@ -45,17 +40,25 @@ class H2O(EvictionMethod):
     )
 
     every: int = 1
-    recent: float = 0.5
-    queries: int = 0
-    normalise: bool = False
+    recent: float = options.number(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        help="Share of the budget that the newest tokens have, where that is more than the window.",
+    )
+    queries: int = options.integer(
+        0,
+        ge=0,
+        unit="tokens",
+        help="Of a prompt, or of a piece of it, only the newest so many count; 0 is all.",
+    )
+    normalise: bool = options.flag(
+        False,
+        help="Divide what a token got by the number of queries that could see it, which are more for early "
+        "ones.",
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.name, "recent", self.recent, 0.0, 1.0)
-        check_range(self.name, "queries", self.queries, 0)
-        check_flag(self.name, "normalise", self.normalise)
-
-    def scorer(self, place: int) -> Scorer:  # noqa: ARG002
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         return Accumulated(queries=self.queries, normalise=self.normalise)
 
     def policy(self, share: LayerShare) -> EvictionPolicy:
@@ -70,16 +73,6 @@ class Keyformer(H2O):
     H2O's scores, of logits with Gumbel noise and a temperature that grows while tokens are generated; neither
     touches the output. Without noise, and at temperature 1, it is H2O. Noise depends on the seed, the layer,
     the query head and the positions in the text, so that neither the batch nor the pieces of a prompt matter.
-
-    Attributes:
-        noise: "gumbel", "gaussian" of the same mean and variance, their mean as a "constant" (which changes
-            no softmax), or "none".
-        seed: of the noise.
-        tau_init: temperature for the prompt.
-        tau_end: temperature after `generate` generated tokens, and from then on.
-        generate: generated tokens in which the temperature moves from one to the other.
-        freeze_keys: as released: the tokens chosen at the end of a prompt stay; what leaves the window goes.
-        shared_selection: as released: batch rows, and so beams, choose by the sum of their scores.
     """
 
     name: ClassVar[str] = "keyformer"
@@ -91,25 +84,32 @@ class Keyformer(H2O):
     )
 
     recent: float = 0.3
-    noise: str = "gumbel"
-    seed: int = 0
-    tau_init: float = 1.0
-    tau_end: float = 2.0
-    generate: int = 128
-    freeze_keys: bool = False
-    shared_selection: bool = False
+    noise: str = options.choice(
+        "gumbel",
+        (*kernels.NOISES, "none"),
+        help='"gumbel", "gaussian" of the same mean and variance, their mean as a "constant" (which changes '
+        'no softmax), or "none".',
+    )
+    seed: int = options.integer(0, ge=0, le=2**63 - 1, help="Of the noise.")
+    tau_init: float = options.number(1.0, ge=0.01, le=100.0, help="Temperature for the prompt.")
+    tau_end: float = options.number(
+        2.0, ge=0.01, le=100.0, help="Temperature after `generate` generated tokens, and from then on."
+    )
+    generate: int = options.integer(
+        128,
+        ge=1,
+        unit="tokens",
+        help="Generated tokens in which the temperature moves from one to the other.",
+    )
+    freeze_keys: bool = options.flag(
+        False,
+        help="As released: the tokens chosen at the end of a prompt stay; what leaves the window goes.",
+    )
+    shared_selection: bool = options.flag(
+        False, help="As released: batch rows, and so beams, choose by the sum of their scores."
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self.name, "noise", self.noise, (*kernels.NOISES, "none"))
-        check_range(self.name, "seed", self.seed, 0)
-        for option in ("tau_init", "tau_end"):
-            check_number(self.name, option, getattr(self, option), 0.01, 100.0)
-        check_range(self.name, "generate", self.generate, 1)
-        check_flag(self.name, "freeze_keys", self.freeze_keys)
-        check_flag(self.name, "shared_selection", self.shared_selection)
-
-    def scorer(self, place: int) -> Scorer:
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         return Accumulated(
             None if self.noise == "none" else NoiseSource(self.noise, self.seed, place),
             Schedule(self.tau_init, self.tau_end, self.generate),

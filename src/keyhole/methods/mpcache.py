@@ -8,13 +8,15 @@ from typing import ClassVar
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.retention import BestTokens, Equal, EvictionPolicy, NewestShare, Retention, share
 from keyhole.selection import ClusterSelector, FollowingClusters, Selector
 
 _EVERYTHING = Budget(fraction=1.0)
 _ALONE = 2  # the first layers, which attend unlike each other
+_TELLS = "would make counts depend on the text"
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,6 @@ class MPCache(RetrievalMethod):
     When a prompt is complete, tokens that its newest fifth hardly attends to are dropped for good; generated
     tokens stay. A step reads clusters of what is left. How many tokens are kept and read follows from lengths
     alone, so that a secure computation could show it to all.
-
-    Attributes:
-        keep: tokens kept when a prompt is complete, sinks and window among them: a number, or a share of the
-            context. 1.0 keeps everything, so that another stage may drop tokens.
-        per_head: each KV head keeps tokens of its own; else all heads of a layer keep the same.
-        share: layers from the third on keep and read what the layer before them does, in pairs; else each
-            its own.
-        fine: tokens of a cluster that is read.
-        coarse: tokens of a cluster by which fine ones are passed over, a multiple of `fine`.
-        survivors: share of the coarse clusters whose fine ones are ranked; more if the budget asks for it.
-        alpha: share of the greatest number in a channel, against the least, in what represents a cluster.
     """
 
     name: ClassVar[str] = "mpcache"
@@ -63,31 +54,57 @@ class MPCache(RetrievalMethod):
             Differs("share", "clusters only, by layers that keep different tokens", "a list names tokens"),
         ),
     )
-    keep: Budget = Budget(fraction=0.4)  # noqa: RUF009 - immutable
-    per_head: bool = False
-    share: bool = True
-    fine: int = 16
-    coarse: int = 32
-    survivors: float = 0.5
-    alpha: float = 0.6
+
+    budget: Budget = options.budget(
+        Budget(fraction=0.1),
+        mass=False,
+        refusal=_TELLS,
+        unit="tokens",
+        help="Tokens read beside the always-read ones.",
+    )
+    keep: Budget = options.budget(
+        Budget(fraction=0.4),
+        mass=False,
+        refusal=_TELLS,
+        unit="tokens",
+        help="Tokens kept when a prompt is complete, sinks and window among them: a number, or a fraction of "
+        "the context. 1.0 keeps everything, so that another stage may drop tokens.",
+    )
+    per_head: bool = options.flag(
+        False, help="Each KV head keeps tokens of its own; else all heads of a layer keep the same."
+    )
+    share: bool = options.flag(
+        True,
+        help="Layers from the third on keep and read what the layer before them does, in pairs; else each "
+        "its own.",
+    )
+    fine: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a cluster that is read.")
+    coarse: int = options.integer(
+        32,
+        ge=1,
+        unit="tokens",
+        help="Tokens of a cluster by which fine ones are passed over, a multiple of `fine`.",
+    )
+    survivors: float = options.number(
+        0.5,
+        ge=0,
+        le=1,
+        help="Share of the coarse clusters whose fine ones are ranked; more if the budget asks for it.",
+    )
+    alpha: float = options.number(
+        0.6,
+        ge=0,
+        le=1,
+        help="Share of the greatest number in a channel, against the least, in what represents a cluster.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "keep", Budget.parse(self.keep))
-        for option in ("budget", "keep"):
-            if getattr(self, option).mass is not None:
-                raise SpecError(
-                    f"{self.name}: {option} of {getattr(self, option)} would make counts depend on the text; "
-                    "give tokens or a share"
-                )
-        for option in ("per_head", "share"):
-            check_flag(self.name, option, getattr(self, option))
-        check_range(self.name, "fine", self.fine, 1)
-        check_range(self.name, "coarse", self.coarse, self.fine)
         if self.coarse % self.fine:
-            raise SpecError(f"{self.name}: coarse={self.coarse} is not a multiple of fine={self.fine}")
-        for option in ("survivors", "alpha"):
-            check_number(self.name, option, getattr(self, option), 0, 1)
+            raise SpecError(
+                f"{self.name}: coarse={self.coarse} is not a multiple of fine={self.fine}; give at least "
+                f"{self.fine}, a multiple of it"
+            )
 
     @property
     def needs_positions(self) -> bool:

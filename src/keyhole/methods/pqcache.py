@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_flag, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
 
@@ -17,14 +19,6 @@ class PQCache(RetrievalMethod):
 
     The defaults are a preset of ours: 4-bit codes, which scan fastest, along learnt axes.
     The paper: `pqcache(subspaces=2, bits=6, rotate=false)`, and 4 by 8 at 128K tokens.
-
-    Attributes:
-        subspaces: parts a key is cut into; must divide the head size. None takes one bit a channel, at least
-            64 bits a key, with codes of 4 bits.
-        bits: bits of each part's code.
-        rotate: quantise along learnt axes (optimised product quantisation) in place of the channels.
-        iterations: Lloyd iterations.
-        sample: keys of each head that the codebooks are fitted on; all keys are then encoded.
     """
 
     name: ClassVar[str] = "pqcache"
@@ -62,20 +56,32 @@ class PQCache(RetrievalMethod):
     )
 
     sinks: int = 32
-    subspaces: int | None = None
-    bits: int = 4
-    rotate: bool = True
-    iterations: int = 10
-    sample: int = 8192
+    subspaces: int | None = options.integer(
+        None,
+        ge=1,
+        optional=True,
+        help="Parts a key is cut into; must divide the head size. None takes one bit a channel, at least 64 "
+        "bits a key, with codes of 4 bits.",
+    )
+    bits: int = options.integer(4, ge=1, le=8, unit="bits", help="Bits of each part's code.")
+    rotate: bool = options.flag(
+        True, help="Quantise along learnt axes (optimised product quantisation) in place of the channels."
+    )
+    iterations: int = options.integer(10, ge=1, le=300, help="Lloyd iterations.")
+    sample: int = options.integer(
+        8192,
+        ge=2,
+        unit="tokens",
+        help="Keys of each head that the codebooks are fitted on, at least `2**bits`; all keys are then "
+        "encoded.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.subspaces is not None:
-            check_range(self.name, "subspaces", self.subspaces, 1)
-        check_range(self.name, "bits", self.bits, 1, 8)
-        check_range(self.name, "iterations", self.iterations, 1, 300)
-        check_range(self.name, "sample", self.sample, 2**self.bits)
-        check_flag(self.name, "rotate", self.rotate)
+        if self.sample < 2**self.bits:
+            raise SpecError(
+                f"{self.name}: sample={self.sample} is out of range; give at least 2**bits, {2**self.bits}"
+            )
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import Facts
 from keyhole.selection import BoxSelector, Selector
 
@@ -17,9 +18,6 @@ class Quest(RetrievalMethod):
 
     The paper reads the first two layers whole, and one list of pages for each query head; here every layer
     selects, and the query heads of a group share a list.
-
-    Attributes:
-        page: tokens of a page.
     """
 
     name: ClassVar[str] = "quest"
@@ -39,11 +37,7 @@ class Quest(RetrievalMethod):
         products="4 * G * D * N / page",
     )
 
-    page: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self.name, "page", self.page, 1)
+    page: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a page.")
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [BoxSelector(self.page) for _ in info.layers]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.kernels import Reach
 from keyhole.kernels.sale.tiles import SHARING, WIDTHS
-from keyhole.methods.base import Method, check_flag, check_number, check_range
+from keyhole.methods import options
+from keyhole.methods.base import Method
 from keyhole.methods.facts import Differs, Facts
 from keyhole.prefill import Prefill, SalePrefill
 from keyhole.prefill.salefile import read_thresholds
@@ -22,19 +22,6 @@ class Sale(Method):
 
     It computes prompts and leaves steps to others: `sale + pqcache`. The paper:
     `sale(tile=32, pooled=false, rows=64, means=false)`.
-
-    Attributes:
-        thresholds: directory that `keyhole calibrate sale` has written for the model.
-        tau: without it, one threshold for all heads, a share of attention: keys are read that some query of a
-            tile may give more than that; 0 reads everything.
-        sinks: first tokens that are always read, whole blocks of 32.
-        window: tokens before a tile of 64 queries that are always read.
-        tile: keys that are read or left out together: 1, 2, 4, 8, 16 or 32.
-        pooled: shares are of the whole context, of which the means of blocks tell the least weight; else of
-            sinks and window alone, so that more is read.
-        rows: consecutive queries that choose keys together: 16, 32 or 64.
-        means: keys that are left out of 32 count as so many of their mean; else they count for nothing.
-        dense_below: contexts shorter than that are computed whole.
     """
 
     name: ClassVar[str] = "sale"
@@ -61,28 +48,37 @@ class Sale(Method):
         ),
     )
 
-    thresholds: str | None = None
-    tau: float = 0.008
-    sinks: int = 32
-    window: int = 128
-    tile: int = 1
-    pooled: bool = True
-    rows: int = 16
-    means: bool = True
-    dense_below: int = 4096
-
-    def __post_init__(self) -> None:
-        if self.thresholds is not None and not isinstance(self.thresholds, str):
-            raise SpecError(f"{self.name}: thresholds={self.thresholds!r} is not the name of a directory")
-        check_number(self.name, "tau", self.tau, 0)
-        for option in ("sinks", "window", "dense_below"):
-            check_range(self.name, option, getattr(self, option), 0)
-        if self.tile not in WIDTHS or isinstance(self.tile, bool):
-            raise SpecError(f"{self.name}: tile={self.tile!r} is not one of {', '.join(map(str, WIDTHS))}")
-        if self.rows not in SHARING:
-            raise SpecError(f"{self.name}: rows={self.rows!r} is not one of {', '.join(map(str, SHARING))}")
-        for option in ("pooled", "means"):
-            check_flag(self.name, option, getattr(self, option))
+    thresholds: str | None = options.directory(help="Written by `keyhole calibrate sale` for the model.")
+    tau: float = options.number(
+        0.008,
+        ge=0,
+        help="Without calibrated thresholds, one for all heads, a share of attention: keys are read that "
+        "some query of a tile may give more than that; 0 reads everything.",
+    )
+    sinks: int = options.integer(
+        32, ge=0, unit="tokens", help="First tokens that are always read, whole blocks of 32."
+    )
+    window: int = options.integer(
+        128, ge=0, unit="tokens", help="Tokens before a tile of 64 queries that are always read."
+    )
+    tile: int = options.choice(
+        1, WIDTHS, unit="tokens", help="Keys that are read or left out together: 1, 2, 4, 8, 16 or 32."
+    )
+    pooled: bool = options.flag(
+        True,
+        help="Shares are of the whole context, of which the means of blocks tell the least weight; else of "
+        "sinks and window alone, so that more is read.",
+    )
+    rows: int = options.choice(
+        16, SHARING, unit="tokens", help="Consecutive queries that choose keys together: 16, 32 or 64."
+    )
+    means: bool = options.flag(
+        True,
+        help="Keys that are left out of 32 count as so many of their mean; else they count for nothing.",
+    )
+    dense_below: int = options.integer(
+        4096, ge=0, unit="tokens", help="Contexts shorter than that are computed whole."
+    )
 
     @property
     def reach(self) -> Reach:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, ON_DEVICE, Differs, Facts
 from keyhole.selection import LandmarkSelector, Selector
 from keyhole.storage import LowRankStorage, Storage, make_rows
@@ -19,13 +20,7 @@ class ShadowKV(RetrievalMethod):
 
     Keys are kept as coefficients in a basis that is fitted on the prompt, before their rotation and for all
     heads together, so even a full budget is dense attention only up to what the rank leaves out. `place`,
-    `cache` and `eviction` are about the values; low-rank keys stay on the device.
-
-    Attributes:
-        rank: numbers that a key of all heads together is kept as.
-        chunk: tokens that are ranked by one landmark, the mean of their keys, and read together.
-        outliers: chunks of the prompt, for each KV head, that their landmark stands for worst: their keys
-            stay as they are, and they are read before others, within a quarter of the budget.
+    `block_cache` and `block_eviction` are about the values; low-rank keys stay on the device.
     """
 
     name: ClassVar[str] = "shadowkv"
@@ -60,19 +55,27 @@ class ShadowKV(RetrievalMethod):
     )
 
     window: int = 32
-    rank: int = 160
-    chunk: int = 8
-    outliers: int = 48
+    rank: int = options.integer(160, ge=1, help="Numbers that a key of all heads together is kept as.")
+    chunk: int = options.integer(
+        8,
+        ge=1,
+        unit="tokens",
+        help="Tokens that are ranked by one landmark, the mean of their keys, and read together.",
+    )
+    outliers: int = options.integer(
+        48,
+        ge=0,
+        unit="chunks",
+        help="Chunks of the prompt, for each KV head, that their landmark represents worst: their keys stay "
+        "as they are, and they are read before others, within a quarter of the budget.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "rank", self.rank, 1)
-        check_range(self.name, "chunk", self.chunk, 1)
-        check_range(self.name, "outliers", self.outliers, 0)
-        if self.keys != "full":
+        if self.kv_dtype != "auto":
             raise SpecError(
-                f"{self.name}: keys={self.keys} goes with other methods; here keys are kept as {self.rank} "
-                "numbers for all heads together, so give a smaller rank to make them smaller"
+                f"{self.name}: kv_dtype={self.kv_dtype} goes with other methods; here keys are kept as "
+                f"{self.rank} numbers for all heads together, so give a smaller rank to make them smaller"
             )
 
     @property
@@ -87,7 +90,11 @@ class ShadowKV(RetrievalMethod):
                 chunk=self.chunk,
                 outliers=self.outliers,
                 values=make_rows(
-                    self.place, info.share(int(self.cache)), self.eviction, info.device, self.window
+                    self.place,
+                    info.share(int(self.block_cache)),
+                    self.block_eviction,
+                    info.device,
+                    self.window,
                 ),
             )
             for place in info.layers

@@ -99,9 +99,9 @@ class Placed(NamedTuple):
     held: dict[str, float]
 
 
-def measure_storage(place: str, keys: str, shape: Shape) -> Placed:
+def measure_storage(place: str, kv_dtype: str, shape: Shape) -> Placed:
     """What a storage holds for each token of a longer context, spare capacity left out."""
-    (row, first), (_, second) = (_stored(place, keys, shape, tokens) for tokens in (1024, 2048))
+    (row, first), (_, second) = (_stored(place, kv_dtype, shape, tokens) for tokens in (1024, 2048))
     held = {
         tier: (more - less) / 1024 / shape.kv_heads
         for tier, less, more in zip(Footprint._fields, first, second, strict=True)
@@ -110,8 +110,8 @@ def measure_storage(place: str, keys: str, shape: Shape) -> Placed:
     return Placed(row, held)
 
 
-def _stored(place: str, keys: str, shape: Shape, tokens: int) -> tuple[float, Footprint]:
-    storage = make_storage(place, keys)
+def _stored(place: str, kv_dtype: str, shape: Shape, tokens: int) -> tuple[float, Footprint]:
+    storage = make_storage(place, kv_dtype)
     storage.append(
         *(torch.zeros(1, shape.kv_heads, tokens, size).to(shape.dtype) for size in (shape.keys, shape.values))
     )

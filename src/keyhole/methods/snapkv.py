@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from keyhole.core.errors import SpecError
-from keyhole.methods.base import check_range
+from keyhole.core.model_info import ModelInfo
+from keyhole.methods import options
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import EVICTED, Differs, Facts
 from keyhole.retention import Observed, Scorer
@@ -14,11 +15,7 @@ from keyhole.retention import Observed, Scorer
 
 @dataclass(frozen=True)
 class SnapKV(EvictionMethod):
-    """Li et al., "SnapKV: LLM Knows What You Are Looking for Before Generation", NeurIPS 2024.
-
-    Attributes:
-        kernel: tokens over which the attention that the window pays is pooled, an odd number.
-    """
+    """Li et al., "SnapKV: LLM Knows What You Are Looking for Before Generation", NeurIPS 2024."""
 
     name: ClassVar[str] = "snapkv"
     paper: ClassVar[str] = "SnapKV, arXiv 2404.14469"
@@ -35,15 +32,19 @@ class SnapKV(EvictionMethod):
         ),
     )
 
-    kernel: int = 7
+    kernel: int = options.integer(
+        7,
+        ge=1,
+        unit="tokens",
+        help="Tokens over which the attention that the window pays is pooled, an odd number.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "kernel", self.kernel, 1)
         if self.kernel % 2 == 0:
             raise SpecError(f"{self.name}: kernel={self.kernel} has no middle; give an odd number")
 
-    def scorer(self, place: int) -> Scorer:  # noqa: ARG002
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         return Observed(self.window, self.kernel)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-from dataclasses import fields
 from typing import Any
 
 from keyhole.core.budget import Budget
@@ -63,9 +62,11 @@ def _stage(node: ast.expr, spec: str) -> Method:
 def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
     """Build a method from options as users write them; `mass`, `floor` and `cap` belong to its budget."""
     options = dict(options)
-    known = [field.name for field in fields(kind)]
+    known = list(kind.options())
     allowed = known + (list(_BUDGET_OPTIONS) if "budget" in known else [])
-    for option in options:
+    for option, value in options.items():
+        if option in kind.renamed:
+            raise kind.renaming(option, value)
         if option not in allowed:
             raise SpecError(f"{kind.name} has no option {option!r}{_nearest(option, allowed)}")
     mass = {name: options.pop(name) for name in _BUDGET_OPTIONS if name in options}
@@ -75,10 +76,7 @@ def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
                 f"{kind.name}: mass stands in place of budget, floor and cap go with mass; give only those"
             )
         options["budget"] = Budget(**mass)
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise SpecError(f"{kind.name}: an option has a value of the wrong type: {options}") from error
+    return kind(**options)
 
 
 def _value(node: ast.expr, spec: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.model_info import ModelInfo
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import EVICTED, Facts
 from keyhole.retention import Recency, Scorer
@@ -30,5 +31,5 @@ class StreamingLLM(EvictionMethod):
 
     every: int = 1
 
-    def scorer(self, place: int) -> Scorer:  # noqa: ARG002
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         return Recency()

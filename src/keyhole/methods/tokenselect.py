@@ -8,7 +8,8 @@ from typing import ClassVar
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.core.rope import FixedDistance
-from keyhole.methods.base import RetrievalMethod, check_flag, check_number, check_range
+from keyhole.methods import options
+from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.prefill import ChunkedPrefill, Prefill
 from keyhole.selection import DistantVoteSelector, Selector, Vote, VoteSelector
@@ -23,17 +24,6 @@ class TokenSelect(RetrievalMethod):
     The paper: `tokenselect(budget=2048, sinks=128, window=512, distance=512, renumber=true,
     scaled_vote=false, sparse_prefill=true)`. It renumbers and scores from one distance because its contexts
     exceed the range of its models; where a model handles the length, true positions are what it has learnt.
-
-    Attributes:
-        per_head: each KV head reads tokens of its own; else a layer reads one list.
-        scaled_vote: votes are the softmax of attention; else of its logits before they are scaled down.
-        reuse: cosine of queries above which the last elected tokens are read again; None elects in each step.
-        sparse_prefill: elect for prompts too, once for each chunk of queries, within the same budget.
-        chunk: queries of such a chunk; the window is in addition.
-        renumber: move what is read to positions without gaps, up to the newest token's, for contexts beyond
-            the model's range. Prompts need `sparse_prefill` for that, too. Votes are not affected.
-        distance: score keys before RoPE, as if all lay so many positions back; None scores them where they
-            are. It must be within the range of the model.
     """
 
     name: ClassVar[str] = "tokenselect"
@@ -63,23 +53,47 @@ class TokenSelect(RetrievalMethod):
         ),
     )
 
-    per_head: bool = False
-    scaled_vote: bool = True
-    reuse: float | None = None
-    sparse_prefill: bool = False
-    chunk: int = 512
-    renumber: bool = False
-    distance: int | None = None
+    per_head: bool = options.flag(
+        False, help="Each KV head reads tokens of its own; else a layer reads one list."
+    )
+    scaled_vote: bool = options.flag(
+        True, help="Votes are the softmax of attention; else of its logits before they are scaled down."
+    )
+    reuse: float | None = options.number(
+        None,
+        ge=-1,
+        le=1,
+        optional=True,
+        help="Cosine of queries above which the last elected tokens are read again; None elects in each "
+        "step.",
+    )
+    sparse_prefill: bool = options.flag(
+        False, help="Elect for prompts too, once for each chunk of queries, within the same budget."
+    )
+    chunk: int = options.integer(
+        512, ge=1, unit="tokens", help="Queries of such a chunk; the window is in addition."
+    )
+    renumber: bool = options.flag(
+        False,
+        help="Move what is read to positions without gaps, up to the newest token's, for contexts beyond the "
+        "model's range. Prompts need `sparse_prefill` for that, too. Votes are not affected.",
+    )
+    distance: int | None = options.integer(
+        None,
+        ge=0,
+        optional=True,
+        unit="tokens",
+        help="Score keys before RoPE, as if all lay so many positions back; None scores them where they are. "
+        "It must be within the range of the model, and at least the window.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "chunk", self.chunk, 1)
-        for option in ("per_head", "scaled_vote", "sparse_prefill", "renumber"):
-            check_flag(self.name, option, getattr(self, option))
-        if self.reuse is not None:
-            check_number(self.name, "reuse", self.reuse, -1, 1)
-        if self.distance is not None:
-            check_range(self.name, "distance", self.distance, self.window)
+        if self.distance is not None and self.distance < self.window:
+            raise SpecError(
+                f"{self.name}: distance={self.distance} is out of range; give at least the window, "
+                f"{self.window}"
+            )
         if self.renumber:
             self._check_renumbering()
 
@@ -129,8 +143,8 @@ class TokenSelect(RetrievalMethod):
                 f"{self.name}: renumber=true needs to know how many tokens are read before they are "
                 f"elected; give a number or a share of them as budget, in place of mass={self.budget.mass}"
             )
-        if (self.place, self.keys) != ("device", "full"):
+        if (self.place, self.kv_dtype) != ("device", "auto"):
             raise SpecError(
-                f"{self.name}: renumber=true goes with place=device, keys=full: what is read is moved "
-                f"in each step; place={self.place}, keys={self.keys} go without it"
+                f"{self.name}: renumber=true goes with place=device, kv_dtype=auto: what is read is moved "
+                f"in each step; place={self.place}, kv_dtype={self.kv_dtype} go without it"
             )

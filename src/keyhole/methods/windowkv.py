@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import check_choice, check_flag, check_range
+from keyhole.methods import options
 from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.facts import EVICTED, Differs, Facts
 from keyhole.methods.prompt_task import AGGREGATION, LOCALISATION, classified, task_of
@@ -48,19 +48,6 @@ class WindowKV(EvictionMethod):
     For Qwen2.5-1.5B the paper has `windowkv(omega=32, p=32, window=4)` to find something and
     `windowkv(omega=32, p=16, window=16)` to make something of all; it names no p, half a window is
     the code's.
-
-    Attributes:
-        group: layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as it was
-            published for 28 and 32 layers.
-        task: what prompts ask for, "localisation" of something in a text or "aggregation" of all of it;
-            "auto" finds out, see `for_text`.
-        preset: values for each task by the "paper" or by the released "code".
-        window: newest tokens that are always kept, and whose attention counts; 0 is the preset's.
-        omega: tokens of a window; 0 is the preset's.
-        p: best tokens of a window whose mean it is worth; omega for all of them, 0 is the preset's.
-        per_head: each KV head keeps tokens of its own; else all heads of a layer keep the same.
-        classifier: with task=auto, directory of a Hugging Face sequence classifier of two labels; without
-            one, words of the instruction decide.
     """
 
     name: ClassVar[str] = "windowkv"
@@ -80,27 +67,50 @@ class WindowKV(EvictionMethod):
             Differs("task", "by a classifier", "it was not released; give task=auto for one of your own"),
         ),
     )
-    least_window: ClassVar[int] = 0
 
-    window: int = 0
+    window: int = options.integer(
+        0,
+        ge=0,
+        unit="tokens",
+        help="Newest tokens that are always kept, and whose attention counts; 0 is the preset's.",
+    )
     prompt: str = "whole"
     layers: str = "pyramid"
-    group: int = 0
-    task: str = LOCALISATION
-    preset: str = "paper"
-    omega: int = 0
-    p: int = 0
-    per_head: bool = False
-    classifier: str | None = None
+    group: int = options.integer(
+        0,
+        ge=0,
+        unit="layers",
+        help="Layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as it was "
+        "published for 28 and 32 layers.",
+    )
+    task: str = options.choice(
+        LOCALISATION,
+        (LOCALISATION, AGGREGATION, _AUTO),
+        help='What prompts ask for, "localisation" of something in a text or "aggregation" of all of it; '
+        '"auto" finds out, see `for_text`.',
+    )
+    preset: str = options.choice(
+        "paper",
+        ("paper", "code"),
+        help='Values for each task by the "paper" or by the released "code".',
+    )
+    omega: int = options.integer(0, ge=0, unit="tokens", help="Tokens of a window; 0 is the preset's.")
+    p: int = options.integer(
+        0,
+        ge=0,
+        unit="tokens",
+        help="Best tokens of a window whose mean is its score; omega for all of them, 0 is the preset's.",
+    )
+    per_head: bool = options.flag(
+        False, help="Each KV head keeps tokens of its own; else all heads of a layer keep the same."
+    )
+    classifier: str | None = options.directory(
+        help="With task=auto, a Hugging Face sequence classifier of two labels; without one, words of the "
+        "instruction decide."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "group", self.group, 0)
-        check_choice(self.name, "task", self.task, (LOCALISATION, AGGREGATION, _AUTO))
-        check_choice(self.name, "preset", self.preset, ("paper", "code"))
-        check_range(self.name, "omega", self.omega, 0)
-        check_range(self.name, "p", self.p, 0)
-        check_flag(self.name, "per_head", self.per_head)
         if self.ragged and not self.per_head:
             raise SpecError(f"{self.name}: heads=adaptive goes with per_head=true, else heads keep the same")
         if self.classifier is not None and self.task != _AUTO:
@@ -122,7 +132,7 @@ class WindowKV(EvictionMethod):
         leads = [layer % group == 0 for layer in range(len(info))]
         return share(super().retention(info), leads)
 
-    def scorer(self, place: int) -> Scorer:  # noqa: ARG002
+    def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         window, omega, p = self._sizes
         return WindowScores(window, self.sinks, omega, p, per_head=self.per_head)
 

@@ -5,17 +5,17 @@ from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.hot import HotStorage
 from keyhole.storage.lowrank import LowRankStorage
-from keyhole.storage.places import PLACES, PRECISIONS, make_rows, make_storage
+from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
 from keyhole.storage.renumbered import RenumberedStorage
-from keyhole.storage.resident.blocks import EVICTIONS
+from keyhole.storage.resident.blocks import BLOCK_EVICTIONS
 from keyhole.storage.resident.hot_rows import HotRows
 from keyhole.storage.tiers.buffer import GrowingBuffer
 
 __all__ = [
-    "EVICTIONS",
+    "BLOCK_EVICTIONS",
+    "KV_DTYPES",
     "PLACES",
-    "PRECISIONS",
     "ROOM",
     "CapturableStorage",
     "Chosen",

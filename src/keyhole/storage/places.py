@@ -16,43 +16,43 @@ from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer, HostBuffe
 from keyhole.storage.tiers.disk import DiskBuffer
 
 PLACES = ("device", "host", "disk")
-PRECISIONS = ("full", "int8", "int4")
+KV_DTYPES = ("auto", "int8", "int4")  # "auto" is the type of the model
 
 
 def make_storage(
     where: str,
-    precision: str,
-    cache: int = 0,
-    eviction: str = "lfu",
+    kv_dtype: str,
+    block_cache: int = 0,
+    block_eviction: str = "lfu",
     device: torch.device | None = None,
     window: int = 0,
 ) -> Storage:
-    """A storage on one of PLACES, in one of PRECISIONS, with `cache` bytes in front of another place's.
+    """A storage on one of PLACES, in one of KV_DTYPES, with `block_cache` bytes in front of another place's.
 
-    For keys in full precision of a GPU, host memory is read past a hot buffer of single tokens that the GPU
+    For unquantised keys of a GPU, host memory is read past a hot buffer of single tokens that the GPU
     runs (`HotRows`), `window` tokens of it the newest. Else there are resident blocks that the host chooses:
     fewer bytes than a block of 128 tokens takes, all heads and batch rows of it, serve no read.
 
     Args:
         device: where keys and values will come from; None is a CPU.
     """
-    if precision == "full" and _by_the_device(where, device):
-        return HotStorage(HotRows(cache, window))
-    form: Form = Full() if precision == "full" else Quantised(int(precision.removeprefix("int")))
-    return PlacedStorage(form, _buffer(where, form.group), _resident(cache, eviction, form.group))
+    if kv_dtype == "auto" and _by_the_device(where, device):
+        return HotStorage(HotRows(block_cache, window))
+    form: Form = Full() if kv_dtype == "auto" else Quantised(int(kv_dtype.removeprefix("int")))
+    return PlacedStorage(form, _buffer(where, form.group), _resident(block_cache, block_eviction, form.group))
 
 
 def make_rows(
     where: str,
-    cache: int = 0,
-    eviction: str = "lfu",
+    block_cache: int = 0,
+    block_eviction: str = "lfu",
     device: torch.device | None = None,
     window: int = 0,
 ) -> FetchedRows | HotRows:
     """Rows of single tokens on one of PLACES, with a hot buffer or resident blocks as in `make_storage`."""
     if _by_the_device(where, device):
-        return HotRows(cache, window)
-    return FetchedRows(_buffer(where, 1), _resident(cache, eviction, 1))
+        return HotRows(block_cache, window)
+    return FetchedRows(_buffer(where, 1), _resident(block_cache, block_eviction, 1))
 
 
 def _by_the_device(where: str, device: torch.device | None) -> bool:
@@ -66,5 +66,5 @@ def _buffer(where: str, group: int) -> Buffer:
     return kind(SPARE // group)
 
 
-def _resident(cache: int, eviction: str, group: int) -> ResidentBlocks | None:
-    return ResidentBlocks(cache, eviction, group) if cache else None
+def _resident(nbytes: int, eviction: str, group: int) -> ResidentBlocks | None:
+    return ResidentBlocks(nbytes, eviction, group) if nbytes else None

@@ -12,10 +12,10 @@ METHODS = ["oracle(budget=20, sinks=2, window=6{})", "pqcache(budget=20, sinks=2
 PLACES = [
     ", place=host",
     ", place=disk",
-    ", place=disk, cache='1MB'",
-    ", place=host, cache='200KB', eviction=lru",
+    ", place=disk, block_cache='1MB'",
+    ", place=host, block_cache='200KB', block_eviction=lru",
 ]
-ROUNDED = [", keys=int8", ", place=disk, keys=int4", ", place=disk, keys=int8, cache='1MB'"]
+ROUNDED = [", kv_dtype=int8", ", place=disk, kv_dtype=int4", ", place=disk, kv_dtype=int8, block_cache='1MB'"]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_8_bits_answer_nearly_the_same(model):
     ids = prompt(400)
     with keyhole.attach(model, "dense"):
         wanted = answer(model, ids, steps=5)
-    with keyhole.attach(model, "oracle(budget=1.0, keys=int8)"):
+    with keyhole.attach(model, "oracle(budget=1.0, kv_dtype=int8)"):
         found = answer(model, ids, steps=5)
     scale = wanted.logits.std()
     assert (found.logits[0] - wanted.logits[0]).abs().max() < 0.1 * scale

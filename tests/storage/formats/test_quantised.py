@@ -179,7 +179,7 @@ def test_state_goes_round(bits, place, length):
 @pytest.mark.parametrize("padding", [None, [0, 70]])
 def test_steps_of_a_layer(bits, budget, padding):
     layer = Rounded(
-        f"oracle({budget}, sinks=2, window=6, place=disk, keys=int{bits})", batch=2, padding=padding
+        f"oracle({budget}, sinks=2, window=6, place=disk, kv_dtype=int{bits})", batch=2, padding=padding
     )
     layer.append(200)
     for _ in range(70):
@@ -194,7 +194,7 @@ def test_steps_of_a_layer(bits, budget, padding):
 
 
 def test_a_full_budget_is_dense_over_what_is_held():
-    layer = Rounded("oracle(mass=1.0, floor=1000000, sinks=2, window=6, keys=int4)", batch=2)
+    layer = Rounded("oracle(mass=1.0, floor=1000000, sinks=2, window=6, kv_dtype=int4)", batch=2)
     layer.append(500)
     layer.append(1)
     out = layer.attend()
@@ -204,7 +204,9 @@ def test_a_full_budget_is_dense_over_what_is_held():
 
 def test_8_bits_are_nearly_dense():
     """A wrong axis or an offset by a token would be far off."""
-    plain, rounded = (Recipe.parse(spec).layers(1)[0] for spec in ("dense", "oracle(budget=1.0, keys=int8)"))
+    plain, rounded = (
+        Recipe.parse(spec).layers(1)[0] for spec in ("dense", "oracle(budget=1.0, kv_dtype=int8)")
+    )
     keys, values = drawing(0, width=32)(600), drawing(1, width=32)(600)
     query = torch.randn(2, 6, 1, 32)
     outs = []

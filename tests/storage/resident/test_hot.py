@@ -205,7 +205,7 @@ def hot(monkeypatch):
 @pytest.mark.parametrize("method", ["oracle(", "pqcache(subspaces=4, bits=3, ", "quest(page=4, "])
 @pytest.mark.parametrize("cache", [0, 100_000])
 def test_steps_of_a_layer(hot, method, cache):
-    spec = f"{method}budget=20, sinks=2, window=6, place=host, cache={cache})"
+    spec = f"{method}budget=20, sinks=2, window=6, place=host, block_cache={cache})"
     layer = Layer(spec, batch=2, padding=[0, 70], value_size=24)
     live_briefly(layer)
     assert layer.cache.usage.hits > 0
@@ -229,7 +229,7 @@ def test_tokens_of_a_model_with_a_tiny_hot_buffer(hot):
     """The fewest places a step can do with: nearly every read is a miss, and every token the same."""
     model, tokens = tiny_model("llama"), prompt(150, rows=2)
     found = []
-    for place in ("device", "host, cache=30000"):
+    for place in ("device", "host, block_cache=30000"):
         method = f"pqcache(budget=24, sinks=4, window=16, place={place})"
         with keyhole.attach(model, method) as attached:
             found.append(model.generate(tokens, max_new_tokens=24, do_sample=False, prefill_chunk_size=64))

@@ -17,7 +17,7 @@ from keyhole.storage.tiers.buffer import Buffer
 from keyhole.storage.tiers.memory import empty
 
 BLOCK = 128  # tokens that come and go together, all heads of them
-EVICTIONS = ("lfu", "lru")
+BLOCK_EVICTIONS = ("lfu", "lru")
 _ADMITTED = 32  # blocks fetched after one read at most
 _NOWHERE = -1
 

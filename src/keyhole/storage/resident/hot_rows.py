@@ -202,8 +202,8 @@ class HotRows:
         if places < width:
             raise ValueError(
                 f"a hot buffer of {self._limit} bytes has {places} places for each of {len(pool)} heads, and "
-                f"a step reads {width} tokens at once; give cache= at least {width * place_bytes} bytes a "
-                "layer, or a smaller budget"
+                f"a step reads {width} tokens at once; give block_cache= at least {width * place_bytes} "
+                "bytes a layer, or a smaller budget"
             )
         self._resize(places)
 

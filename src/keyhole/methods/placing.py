@@ -1,0 +1,67 @@
+"""The options of methods that say where keys and values live, and the storages that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
+from keyhole.methods import options
+from keyhole.storage import BLOCK_EVICTIONS, PLACES, Storage, make_storage
+
+RENAMED = {"cache": "block_cache", "eviction": "block_eviction"}
+
+
+class Placing(Protocol):
+    """A method with these options."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def block_cache(self) -> int | str: ...
+    @property
+    def block_eviction(self) -> str: ...
+
+
+def place() -> Any:
+    """The option `place`."""
+    return options.choice(
+        "device", PLACES, help='Where keys and values live: memory of the "device", of the "host", or "disk".'
+    )
+
+
+def block_cache() -> Any:
+    """The option `block_cache`."""
+    return options.nbytes(
+        0,
+        help='Resident blocks in front of host or disk, all layers together; "64MB" is read too. For a model '
+        "on a GPU, place=host with unquantised keys and values has a cache of single tokens on the GPU "
+        "instead; 0 is room for twice as many tokens as a step reads.",
+    )
+
+
+def block_eviction() -> Any:
+    """The option `block_eviction`."""
+    return options.choice(
+        "lfu",
+        BLOCK_EVICTIONS,
+        help='Which resident block makes room for another: the one read least often ("lfu") or least '
+        'recently ("lru"). Single tokens always go by "lru".',
+    )
+
+
+def check_blocks(method: Placing) -> None:
+    """Raise SpecError for a block cache in front of nothing."""
+    if method.block_cache and method.place == "device":
+        raise SpecError(f"{method.name}: block_cache={method.block_cache} goes with place=host or place=disk")
+
+
+def storages(method: Placing, info: ModelInfo, kv_dtype: str, window: int = 0) -> list[Storage]:
+    """A storage for each served layer, whose `window` newest tokens are always read."""
+    share = info.share(int(method.block_cache))
+    return [
+        make_storage(method.place, kv_dtype, share, method.block_eviction, info.device, window)
+        for _ in info.layers
+    ]

@@ -1,8 +1,5 @@
 """What the command line checks before it imports anything agrees with the methods themselves."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +7,8 @@ from hypothesis import strategies as st
 from keyhole import METHODS, SpecError
 from keyhole.cli import early
 from keyhole.methods import Recipe
+from tests.docs import DOCS, script
 
-ROOT = Path(__file__).parents[2]
 VALUES = [
     "0",
     "1",
@@ -36,11 +33,9 @@ CALLS = st.sampled_from(sorted(METHODS)).flatmap(
 
 
 def test_the_table_is_what_the_code_says():
-    spec = importlib.util.spec_from_file_location("option_table", ROOT / "docs/gen/option_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    held = (ROOT / "src/keyhole/cli/methods.json").read_text(encoding="utf-8")
-    assert held == module.table(), "run: python docs/gen/option_table.py > src/keyhole/cli/methods.json"
+    held = (DOCS.parent / "src/keyhole/cli/methods.json").read_text(encoding="utf-8")
+    made = script("option_table").table()
+    assert held == made, "run: python docs/gen/option_table.py > src/keyhole/cli/methods.json"
 
 
 @given(CALLS)

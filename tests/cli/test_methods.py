@@ -1,12 +1,5 @@
-from pathlib import Path
-
-import pytest
-
-from keyhole.cli.markdown import COMMAND
 from keyhole.cli.methods import answers_of
 from keyhole.methods import METHODS
-
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 def test_every_method_with_paper_and_answers(keyhole):
@@ -22,11 +15,3 @@ def test_the_answers():
     assert answers_of(METHODS["dense"]) == ("dense", "everything", "device", "everything", "everything")
     assert answers_of(METHODS["pqcache"]) == ("dense", "everything", "device", "product", "everything")
     assert answers_of(METHODS["chess"]) == ("dense", "everything", "device", "everything", "channels")
-
-
-@pytest.mark.slow
-def test_the_page_of_methods_is_up_to_date(keyhole):
-    result = keyhole("methods", "--markdown")
-    assert result.exit_code == 0, result.output
-    told = f"{PAGE.name} is not what the code says; make it anew: {COMMAND}"
-    assert result.stdout == PAGE.read_text(encoding="utf-8"), told

@@ -6,10 +6,12 @@ from math import ceil
 import pytest
 import torch
 
-from keyhole.cli.markdown import FORMS
 from keyhole.methods import METHODS
 from keyhole.methods.sizes import Shape, measure, measure_storage
 from keyhole.storage import PLACES
+from tests.docs import script
+
+FORMS = script("methods").FORMS
 
 _SMALL = {"sample": 512, "rank": 24, "subspaces": 8}
 _ODD = {"sample": 256, "bits": 6, "rotate": False, "rank": 40, "chunk": 4, "page": 32, "outliers": 3}

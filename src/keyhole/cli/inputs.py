@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +55,9 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_model(source)
+    # Progress bars of its own, which would break ours.
+    with redirect_stderr(StringIO()):
+        return load_model(source)
 
 
 def training_context(model: PreTrainedModel) -> int:

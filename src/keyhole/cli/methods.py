@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keyhole.methods import Method
 
 
-def methods(
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="All about each of them, as docs/methods.md has it.")
-    ] = False,
-) -> None:
-    """List the methods, each with its paper and its answers to the questions."""
-    if markdown:
-        from keyhole.cli.markdown import methods_markdown
-
-        typer.echo(methods_markdown(), nl=False)
-        return
+def methods() -> None:
+    """List the methods, each with its paper and its answers to the five questions."""
     from rich import box
     from rich.table import Table
 

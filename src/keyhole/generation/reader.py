@@ -60,6 +60,11 @@ class Answer:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def read_fraction(self) -> float:
+        """Tokens that decoding read, of those in the context."""
+        return self.usage.read / self.usage.tokens if self.usage.tokens else 1.0
+
 
 @dataclass(frozen=True)
 class Options:

@@ -36,8 +36,10 @@ def _sections(name: str, command: Any) -> Iterator[str]:
 def _section(name: str, command: Any) -> str:
     level = "#" * min(len(name.split()), 3)
     text = " ".join((command.help or "").split())
-    lines = [f"{level} {name}", "", text, "", "| option | default | |", "|---|---|---|"]
-    return "\n".join([*lines, *map(_option, command.params), ""])
+    lines = [f"{level} {name}", "", text, ""]
+    if command.params:
+        lines += ["| option | default | |", "|---|---|---|", *map(_option, command.params), ""]
+    return "\n".join(lines)
 
 
 def _option(parameter: Any) -> str:

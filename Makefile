@@ -1,21 +1,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/test_captured.py -k "(triton or gpu or captured) and not fit"
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/test_graphs.py -m "" \
+	-k "(triton or gpu or captured) and not fit"
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-oldest sanitize sanitize-gpu pure gpu check install format clean
+.PHONY: demo test test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
 	$(BIN)/keyhole compare --samples 6 --json demo/compare.json --plot demo/compare.png
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+# With slow tests, and every case of the Triton kernels in Triton's interpreter.
+test-all: install
+	$(PYTEST) -m ""
+
+# Small changes of the code that no test would notice, named.
+mutants: install
+	$(BIN)/python tools/mutants.py
 
 # The engine on the oldest supported transformers, put in front of the installed one.
 test-oldest: $(VENV)-oldest/.installed
-	PYTHONPATH=$(CURDIR)/$(VENV)-oldest $(BIN)/python -m pytest tests/engines
+	PYTHONPATH=$(CURDIR)/$(VENV)-oldest $(PYTEST) tests/engines
 
 $(VENV)-oldest/.installed: constraints-oldest.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-oldest --upgrade -r $<
@@ -27,7 +37,7 @@ sanitize: install
 	cmake --build build/sanitize -j 2
 	KEYHOLE_TEST_LIBRARIES=build/sanitize ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest tests/kernels --ignore tests/kernels/gpu -k "not triton"
+		$(PYTEST) tests/kernels --ignore tests/kernels/gpu -k "not triton"
 
 # Tests and benchmarks of the kernels on a GPU, in at most nine minutes and from the source tree: torch, Triton,
 # transformers and pytest are those of the machine's own PYTHON.
@@ -39,7 +49,7 @@ gpu:
 # The kernels' tests on a GPU under compute-sanitizer, which stops at the first access out of bounds.
 sanitize-gpu:
 	PYTHONPATH=src PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
-		$(PYTHON) -m pytest -x tests/kernels -k "(triton or gpu) and not compiles and not fit"
+		$(PYTHON) -m pytest -x tests/kernels -m "" -k "(triton or gpu) and not compiles and not fit"
 
 # A wheel made where there is no compiler has no native code, and works. (-S: not the editable install.)
 pure: install
@@ -53,6 +63,12 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# The site, warnings as errors.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 install: $(STAMP)
 

@@ -3,10 +3,11 @@
 from keyhole.kernels.attention.columns import add_columns
 from keyhole.kernels.attention.gather import gather_attention
 from keyhole.kernels.attention.merge import merge_attention
-from keyhole.kernels.attention.packed import Codes, Layout, packed_attention
+from keyhole.kernels.attention.packed import packed_attention
 from keyhole.kernels.attention.paged import paged_gather_attention
-from keyhole.kernels.attention.pooled import Pooled, Pooling, Span, pooled_attention
+from keyhole.kernels.attention.pooled import pooled_attention
 from keyhole.kernels.attention.reference import Attended
+from keyhole.kernels.attention.types import Codes, Layout, Pooled, Pooling, Span
 from keyhole.kernels.backend.library import cpu_level, cpu_levels, describe, native_available
 from keyhole.kernels.ffn.matvec import matvec_skip_columns, matvec_skip_rows, matvec_skips
 from keyhole.kernels.hot_rows.api import hot_append, hot_directory, hot_fill, hot_lookup, read_rows
@@ -14,14 +15,15 @@ from keyhole.kernels.hot_rows.reference import Extent, HotFound, HotState
 from keyhole.kernels.lowrank.rebuild_keys import RotaryFrequencies, apply_rotary, rebuild_keys
 from keyhole.kernels.pq.codes import allocate_codes, read_codes, write_codes
 from keyhole.kernels.pq.encode import kmeans_assign, pq_encode
-from keyhole.kernels.pq.reference import Picked
 from keyhole.kernels.pq.scores import pq_scores
 from keyhole.kernels.pq.select import pq_select
+from keyhole.kernels.pq.types import Picked
 from keyhole.kernels.ranking.drop_slots import drop_slots
 from keyhole.kernels.ranking.exact_scores import exact_scores
 from keyhole.kernels.ranking.noise import NOISES, Noise, head_words, query_words
-from keyhole.kernels.ranking.page_slots import Allowed, Paged, page_slots
+from keyhole.kernels.ranking.page_slots import page_slots
 from keyhole.kernels.ranking.top_slots import top_slots
+from keyhole.kernels.ranking.types import Allowed, Paged
 from keyhole.kernels.sale.attention import sale_attention, sale_pays
 from keyhole.kernels.sale.tiles import ROWS as TILE_ROWS
 from keyhole.kernels.sale.tiles import Reach, SparseAttended

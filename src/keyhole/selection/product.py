@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.core.layout import Regions
-from keyhole.kernels.pq.codes import BLOCK
+from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.quantisers.drift import DriftWatch
 from keyhole.selection.quantisers.product import Codes, Quantiser, decode, fit, fit_rotated

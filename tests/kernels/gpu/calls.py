@@ -6,27 +6,26 @@ The tensors lie on the CPU: `compiling.py` compiles what the calls launch, and l
 import torch
 
 from keyhole.kernels import Reach
-from keyhole.kernels.attention.packed import Codes, Layout
-from keyhole.kernels.attention.pooled import Pooling, Span
 from keyhole.kernels.attention.triton.gather import gather_attention, paged_gather_attention
 from keyhole.kernels.attention.triton.merge import merge_attention
 from keyhole.kernels.attention.triton.packed import packed_attention
 from keyhole.kernels.attention.triton.pooled import pooled_attention
+from keyhole.kernels.attention.types import Codes, Layout, Pooling, Span
 from keyhole.kernels.ffn.triton.matvec import matvec_skip_columns, matvec_skip_rows
 from keyhole.kernels.hot_rows.api import Extent, HotFound, HotState, hot_directory
 from keyhole.kernels.hot_rows.triton.copy import hot_append, hot_fill, read_rows
 from keyhole.kernels.hot_rows.triton.lookup import hot_lookup
 from keyhole.kernels.lowrank.triton.rebuild_keys import rebuild_keys
 from keyhole.kernels.pq.codes import allocate_codes
-from keyhole.kernels.pq.reference import Budget
 from keyhole.kernels.pq.triton.assign import assign
 from keyhole.kernels.pq.triton.codes import write_codes
 from keyhole.kernels.pq.triton.scores import pq_scores
 from keyhole.kernels.pq.triton.select import pq_select
-from keyhole.kernels.ranking.page_slots import Allowed, Paged
+from keyhole.kernels.pq.types import Budget
 from keyhole.kernels.ranking.triton.exact_scores import exact_scores
 from keyhole.kernels.ranking.triton.page_slots import page_slots
 from keyhole.kernels.ranking.triton.top_slots import top_slots
+from keyhole.kernels.ranking.types import Allowed, Paged
 from keyhole.kernels.sale.triton.attention import sale_attention
 
 BF16 = torch.bfloat16

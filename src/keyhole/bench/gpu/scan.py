@@ -9,7 +9,7 @@ from keyhole.bench.case import Case
 from keyhole.bench.gpu.graphs import graphed
 from keyhole.bench.layers import filled_layer, layer_sizes
 from keyhole.bench.result import Result, compare
-from keyhole.kernels.pq.codes import BLOCK
+from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection import ProductSelector
 from keyhole.tuning.machine import implementation
 from keyhole.tuning.timing import CacheFlusher, Candidate

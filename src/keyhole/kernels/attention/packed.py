@@ -5,39 +5,17 @@ tokens, S selected, W bytes of a token's codes.
 """
 
 import ctypes
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keyhole.kernels.attention.gather import check_operands, fits_triton
 from keyhole.kernels.attention.reference import Attended, attend, valid_slots
+from keyhole.kernels.attention.types import Codes, Layout
 from keyhole.kernels.backend.dispatch import use_native, use_triton
 from keyhole.kernels.backend.native import call
 from keyhole.kernels.backend.rows import at
 from keyhole.kernels.backend.signatures import CodeSide
-
-
-class Codes(NamedTuple):
-    """Numbers low + scale * code; two codes of 4 bits share a byte, the even channel's in its low half.
-
-    Attributes:
-        codes: uint8 `[B, Hkv, n, g, W]`.
-        scale: float32, of keys `[B, Hkv, n, D]` for each channel, of values `[B, Hkv, n, g]` for each token.
-        low: as `scale`.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    low: Tensor
-
-
-class Layout(NamedTuple):
-    """Bits of a code; numbers of a key and of a value."""
-
-    bits: int
-    keys: int
-    values: int
 
 
 def packed_attention(

@@ -5,54 +5,18 @@ P pages, L lists of scores: Hkv, or 1 for all heads.
 """
 
 import ctypes
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole.kernels.attention.reference import page_sums
+from keyhole.kernels.attention.types import Pooled, Pooling, Span
 from keyhole.kernels.backend.dispatch import at_hand, use_native, use_triton
 from keyhole.kernels.backend.native import FLOATS, TYPES, call
 from keyhole.kernels.backend.signatures import PoolingCall
 from keyhole.kernels.pq.tables import softcapped
 
 _Extras = tuple[Tensor | None, Tensor | None]
-
-
-class Span(NamedTuple):
-    """Slots in [begin[b], end[b]) make the denominators, those in [first[b], stop[b]) are pooled."""
-
-    begin: Tensor  # int [B]
-    end: Tensor  # int [B]
-    first: Tensor  # int [B]
-    stop: Tensor  # int [B]
-    last: int  # no stop lies behind it
-
-
-class Pooling(NamedTuple):
-    """What a weight is, and how weights become scores.
-
-    Attributes:
-        scale: what products of query and key are multiplied by.
-        softcap: logits become `softcap * tanh(logits / softcap)`, where given.
-        sharpness: scores are made of the softmax of logits times this.
-        page: slots of a page; page u is the slots [u * page, (u + 1) * page).
-        per_head: scores for each KV head, of its own query heads; else one list, of all heads.
-        largest: a slot's score is the largest weight any head gives it; else the mean over the heads.
-    """
-
-    scale: float
-    softcap: float | None = None
-    sharpness: float = 1.0
-    page: int = 1
-    per_head: bool = False
-    largest: bool = False
-
-
-class Pooled(NamedTuple):
-    scores: Tensor  # float32 [B, L, P], sums over the slots of a page; zero for slots that are not pooled
-    shares: Tensor  # float32 [B, Hkv, P], mean over the query heads of a KV head
-    lse: Tensor  # float32 [B, H], log-sum-exp of the logits in [begin, end)
 
 
 def pooled_attention(
@@ -159,9 +123,3 @@ def _within(begin: Tensor, end: Tensor, slots: int) -> Tensor:
     """Which of so many slots lie in [begin[b], end[b]), bool [B, 1, 1, slots]."""
     slot = torch.arange(slots, device=begin.device)
     return ((slot >= begin.view(-1, 1)) & (slot < end.view(-1, 1)))[:, None, None]
-
-
-def page_sums(values: Tensor, page: int) -> Tensor:
-    """Sums over the pages of `values [..., N]`."""
-    padded = F.pad(values, (0, -values.shape[-1] % page))
-    return padded.unflatten(-1, (padded.shape[-1] // page, page)).sum(-1)

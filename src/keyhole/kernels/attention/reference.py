@@ -6,6 +6,7 @@ Shapes: R rows (batch x KV heads), G query heads of a KV head, D head size, S se
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.kernels.pq.tables import softcapped
@@ -61,3 +62,9 @@ def attend(
     weights = (logits - lse[..., None]).exp().masked_fill(logits == -torch.inf, 0)
     out = weights[..., : keys.shape[1]] @ values.masked_fill(~valid[..., None], 0)
     return Attended(out.to(query.dtype), lse, told)
+
+
+def page_sums(values: Tensor, page: int) -> Tensor:
+    """Sums over the pages of `values [..., N]`."""
+    padded = F.pad(values, (0, -values.shape[-1] % page))
+    return padded.unflatten(-1, (padded.shape[-1] // page, page)).sum(-1)

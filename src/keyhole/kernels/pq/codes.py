@@ -13,8 +13,7 @@ from torch import Tensor
 
 from keyhole.kernels.backend.dispatch import use_native, use_triton
 from keyhole.kernels.backend.native import call
-
-BLOCK = 64
+from keyhole.kernels.pq.types import BLOCK
 
 
 def row_bytes(subspaces: int, bits: int) -> int:

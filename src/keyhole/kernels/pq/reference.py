@@ -1,27 +1,13 @@
 """The definition of `pq_select`, in plain torch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keyhole.kernels.pq.scores import table_sums
 from keyhole.kernels.pq.tables import pq_tables, softcapped
-
-
-class Picked(NamedTuple):
-    slots: Tensor  # int32 [R, width], ascending in slots[r, :counts[r]], 0 beyond
-    counts: Tensor  # int32 [R]
-    mass: Tensor  # float32 [R]: estimated share of attention mass in the picked slots and the anchors
-
-
-class Budget(NamedTuple):
-    """Between `floor` and `cap` slots: as few as reach the mass. A fixed number is floor = cap, mass 0."""
-
-    floor: int
-    cap: int
-    mass: float
+from keyhole.kernels.pq.types import Budget, Picked
 
 
 def reference(

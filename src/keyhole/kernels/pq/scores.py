@@ -8,8 +8,9 @@ from torch import Tensor
 
 from keyhole.kernels.backend.dispatch import use_native, use_triton
 from keyhole.kernels.backend.native import call
-from keyhole.kernels.pq.codes import BLOCK, read_as_words, read_codes, row_bytes
+from keyhole.kernels.pq.codes import read_as_words, read_codes, row_bytes
 from keyhole.kernels.pq.tables import Tables, check_query, pq_tables, softcapped
+from keyhole.kernels.pq.types import BLOCK
 
 
 def pq_scores(

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from keyhole.kernels.backend.dispatch import use_native, use_triton
 from keyhole.kernels.backend.native import call
-from keyhole.kernels.pq.codes import BLOCK, read_as_words
-from keyhole.kernels.pq.reference import Budget, Picked, reference
+from keyhole.kernels.pq.codes import read_as_words
+from keyhole.kernels.pq.reference import reference
 from keyhole.kernels.pq.scores import check_buffer
 from keyhole.kernels.pq.tables import check_query
+from keyhole.kernels.pq.types import BLOCK, Budget, Picked
 
 Bounds = int | Sequence[int] | Tensor
 

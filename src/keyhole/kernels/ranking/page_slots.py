@@ -5,40 +5,14 @@ Page u is the slots [u * page, (u + 1) * page), of which those in [first, stop) 
 Shapes: B batch, Hkv KV heads, L lists of pages, Hkv or 1 for all heads, P pages, K of them that may be read.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from keyhole.kernels.backend.dispatch import at_hand, use_triton
-from keyhole.kernels.pq.reference import Picked
+from keyhole.kernels.pq.types import Picked
+from keyhole.kernels.ranking.types import Allowed, Paged
 
 _MOST_COMPARED = 4096  # pages; beyond, sorting them is faster than comparing each with each
-
-
-class Paged(NamedTuple):
-    """What competes: slots in [first[b], stop[b]), by pages of so many."""
-
-    first: Tensor  # int [B]
-    stop: Tensor  # int [B]
-    last: int  # no stop lies behind it
-    page: int
-
-
-class Allowed(NamedTuple):
-    """What may be read of each list.
-
-    Attributes:
-        limits: int64 [B], slots at most.
-        most: the greatest of the limits.
-        mass: pages are read until their shares and what is always read reach it; None reads to the limit.
-        floor: slots at least, where there is a mass.
-    """
-
-    limits: Tensor
-    most: int
-    mass: float | None = None
-    floor: int = 0
 
 
 def page_slots(

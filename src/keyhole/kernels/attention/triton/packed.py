@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keyhole.kernels.attention.packed import Codes, Layout
 from keyhole.kernels.attention.reference import Attended
 from keyhole.kernels.attention.triton.tiles import (
     STAGES,
@@ -24,6 +23,7 @@ from keyhole.kernels.attention.triton.tiles import (
     warps,
     workspace,
 )
+from keyhole.kernels.attention.types import Codes, Layout
 from keyhole.kernels.backend.triton import bound, capped, padded, product, rows_first
 
 

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keyhole.kernels.attention.pooled import Pooled, Pooling, Span, page_sums
+from keyhole.kernels.attention.reference import page_sums
+from keyhole.kernels.attention.types import Pooled, Pooling, Span
 from keyhole.kernels.backend.triton import LEAST, bound, capped, padded, products, rows_first
 
 _TILE = 32 << 10  # bytes of the keys that a program reads

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import padded
-from keyhole.kernels.pq.codes import BLOCK
+from keyhole.kernels.pq.types import BLOCK
 
 _TILE = 64  # tokens of a program
 

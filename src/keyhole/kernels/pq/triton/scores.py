@@ -6,9 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import capped
-from keyhole.kernels.pq.codes import BLOCK
 from keyhole.kernels.pq.triton.scan import SLOTS, head_sums, slot_of_lane, tile_lanes, tiles_of
 from keyhole.kernels.pq.triton.tables import heads_of_word, packed_tables
+from keyhole.kernels.pq.types import BLOCK
 
 
 def pq_scores(

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import bound, padded
-from keyhole.kernels.pq.reference import Budget, Picked
 from keyhole.kernels.pq.triton.shares import BINS, TILE, UNIT, WARPS, Range, bin_of, bounds, shares
+from keyhole.kernels.pq.types import Budget, Picked
 
 _LISTED = 1024  # shares that the program of a row holds at a time
 

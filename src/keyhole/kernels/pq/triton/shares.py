@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import bound, capped, padded
-from keyhole.kernels.pq.codes import BLOCK
 from keyhole.kernels.pq.triton.scan import (
     SLOTS,
     head_sums,
@@ -24,6 +23,7 @@ from keyhole.kernels.pq.triton.scan import (
     tiles_of,
 )
 from keyhole.kernels.pq.triton.tables import heads_of_word, packed_tables
+from keyhole.kernels.pq.types import BLOCK
 
 BINS = 256
 UNIT = 1 << 40  # a share of 1 as an integer, so that adding shares knows no order

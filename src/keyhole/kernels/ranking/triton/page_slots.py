@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import bound
-from keyhole.kernels.pq.reference import Picked
-from keyhole.kernels.ranking.page_slots import Allowed, Paged
+from keyhole.kernels.pq.types import Picked
+from keyhole.kernels.ranking.types import Allowed, Paged
 
 _TILE = 64  # pages that are compared with as many
 _SLOTS = 32  # of a page, written at once

@@ -2,11 +2,8 @@
 
 import os
 
-import pytest
 import torch
 from hypothesis import settings
-
-from keyhole.core.break_even import ALWAYS
 
 settings.register_profile("keyhole", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keyhole")
@@ -16,11 +13,8 @@ settings.load_profile("keyhole")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Tests are short: `dense_below="auto"` selects at any length, in this process and in those it starts.
+os.environ["KEYHOLE_COSTS"] = "zero"
+
 # Tensors are tiny here: handing them to several threads takes longer than the work.
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _select_at_any_length(monkeypatch):
-    """Tests are short and time nothing: `dense_below="auto"` means 0 in them."""
-    monkeypatch.setattr("keyhole.engines.transformers.cache._break_even", lambda *_: ALWAYS)

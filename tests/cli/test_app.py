@@ -20,7 +20,7 @@ def test_version(keyhole):
     assert (result.exit_code, result.stdout) == (0, f"keyhole {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["compare", "generate", "methods", "train"])
+@pytest.mark.parametrize("command", ["compare", "generate", "methods", "train", "tune"])
 def test_each_command_has_help(keyhole, command):
     assert command in keyhole("--help").stdout
     assert keyhole(command, "--help").exit_code == 0

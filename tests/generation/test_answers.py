@@ -92,7 +92,7 @@ def test_usage_counts_what_was_read():
     assert answer.usage.steps == 2 * 6
     assert 0 < answer.usage.read < answer.usage.tokens
     assert answer.footprint.device > 0
-    assert answer.selects_from == 0
+    assert answer.selects.tokens == 0
     assert not answer.ended
     assert str(answer) == answer.text
 

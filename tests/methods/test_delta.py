@@ -10,7 +10,6 @@ from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import Delta, Recipe
 from keyhole.methods.delta import default_full, roles
-from keyhole.tuning import break_even as calibration
 from tests import oracles_pages
 from tests.tiny import prompt, tiny_model
 
@@ -67,9 +66,8 @@ def test_refuses_layers_that_are_none(full):
         Delta(full=full)
 
 
-def test_pays_from_a_length_that_one_layer_cannot_show(monkeypatch):
-    monkeypatch.setattr(calibration, "search", None)
-    assert calibration.break_even("delta", query_heads=4, kv_heads=2, head_dim=16) == 4096
+def test_pays_from_a_length_that_one_layer_cannot_show():
+    assert Delta().pays_from == 4096
 
 
 def test_as_text():

@@ -1,12 +1,12 @@
 """What methods say of themselves, against what their layers hold and read."""
 
 from dataclasses import fields, replace
-from math import ceil
 
 import pytest
 import torch
 
-from keyhole.methods import METHODS
+from keyhole.methods import METHODS, RetrievalMethod
+from keyhole.methods.facts import value as facts_value
 from keyhole.methods.sizes import Shape, measure, measure_storage
 from keyhole.storage import PLACES
 from tests.docs import script
@@ -23,7 +23,7 @@ _SHAPES = {
 
 def letters(shape, **more):
     known = {"D": shape.keys, "Dv": shape.values, "e": shape.dtype.itemsize, "Hkv": shape.kv_heads}
-    return {"ceil": ceil} | known | more
+    return known | more
 
 
 def with_options(kind, options):
@@ -37,13 +37,11 @@ def test_formulas_are_what_is_measured(name, case):
     shape, options = _SHAPES[case]
     method = with_options(METHODS[name], options)
     own = {field.name: getattr(method, field.name) for field in fields(method)}
-    if name == "pqcache":
-        own |= {"M": own["subspaces"] or 16, "C": 2 ** own["bits"]}
-    if name == "a2ats":
-        own["C"] = own["sample"] // 8
+    if isinstance(method, RetrievalMethod):
+        own |= method.letters(shape.keys)
 
     def value(formula, tokens=0):
-        return eval(formula, letters(shape, N=tokens, **own))
+        return facts_value(formula, letters(shape, N=tokens, **own))
 
     found = measure(method, shape, tokens=1024)
     facts = method.facts
@@ -58,8 +56,10 @@ def test_formulas_are_what_is_measured(name, case):
 def test_formulas_of_products_can_be_read(name):
     method = METHODS[name]()
     own = {field.name: getattr(method, field.name) for field in fields(method)}
-    known = letters(Shape(), N=4096, R=500, G=4, M=32, C=16)
-    assert eval(method.facts.products, known | own) >= 0
+    known = letters(Shape(), N=4096, R=500, G=4)
+    if isinstance(method, RetrievalMethod):
+        known |= method.letters(128)
+    assert facts_value(method.facts.products, known | own) >= 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -76,7 +76,7 @@ def test_differing_options_exist_and_every_option_is_told(name):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shape", [Shape(2, 32, 16, torch.float32), Shape(3, 64, 64)], ids=str)
 def test_bytes_of_a_token_on_each_tier(place, kv_dtype, shape):
-    expected = eval(FORMS[kv_dtype], letters(shape))
+    expected = facts_value(FORMS[kv_dtype], letters(shape))
     found = measure_storage(place, kv_dtype, shape)
     assert found.row == expected
     assert found.held == {place: expected}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from keyhole.core.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,6 @@ class Row:
 
 
 _KEYS = {field.name for field in fields(Row)}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it: nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: list[Row], conditions: dict[str, Any]) -> None:

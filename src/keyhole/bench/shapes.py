@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from keyhole.engines.transformers.sizes import Attention, attention_sizes
 
 _SPARE_POSITIONS = 1024
-
-
-class Attention(NamedTuple):
-    """The sizes of an attention layer."""
-
-    query_heads: int
-    kv_heads: int
-    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -107,17 +100,6 @@ def attention_of(name: str) -> Attention:
     if sizes is None:
         raise ValueError(f"the model {name!r} has no attention heads; give one with attention layers")
     return sizes
-
-
-def attention_sizes(config: PreTrainedConfig) -> Attention | None:
-    """The attention sizes of a configuration's text model; None without attention heads."""
-    config = config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", None)
-    if not heads:
-        return None
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Attention(heads, kv_heads, head_dim)
 
 
 def cut(shape: Shape, layers: int) -> Shape:

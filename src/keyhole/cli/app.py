@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from keyhole import __version__
-from keyhole.cli import bench, calibrate, compare, generate, methods, train
+from keyhole.cli import bench, calibrate, compare, generate, methods, train, tune
 from keyhole.cli.errors import guarded
 
 
@@ -46,7 +46,7 @@ def root(
     """The options of `keyhole` itself; `traceback` is read where errors are handled."""
 
 
-for command in (compare.compare, generate.generate, methods.methods, train.train):
+for command in (compare.compare, generate.generate, methods.methods, train.train, tune.tune):
     app.command()(command)
 app.add_typer(bench.app)
 app.add_typer(calibrate.app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,6 +11,7 @@ from keyhole.cli.console import stderr
 from keyhole.cli.table import amount
 
 if TYPE_CHECKING:
+    from keyhole.core.break_even import BreakEven
     from keyhole.generation import Answer
 
 
@@ -44,12 +44,12 @@ def _read_rows(answer: Answer) -> list[tuple[str, str]]:
     tokens = f"{read.read / read.steps:,.0f} of {read.tokens / read.steps:,.0f} tokens"
     bytes_ = amount(read.bytes / len(answer.tokens))
     rows = [("read per generated token", f"{tokens} ({read.read / read.tokens:.1%}), {bytes_}")]
-    if read.read == read.tokens and answer.selects_from > read.tokens / read.steps:
-        rows.append(("", f"{_length(answer.selects_from)}; dense_below=0 selects at any length"))
+    if read.read == read.tokens and answer.selects.tokens > read.tokens / read.steps:
+        rows.append(("", f"{_said(answer.selects)}; dense_below=0 selects at any length"))
     return [*rows, ("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")]
 
 
-def _length(tokens: int) -> str:
-    if tokens == sys.maxsize:
-        return "selecting does not pay at any length here"
-    return f"the method selects from {tokens:,} tokens on"
+def _said(pays: BreakEven) -> str:
+    from keyhole.methods.pays import said
+
+    return f"selecting pays from {said(pays.tokens)}, by {pays.source}"

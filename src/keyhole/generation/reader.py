@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keyhole.cache.usage import Usage
+from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.engines.transformers import KeyholeCache, attach, served_layers
 from keyhole.feedforward import Activated
 from keyhole.generation.decoding import CHUNK, Token, build_index, decode, prefill
@@ -41,7 +42,8 @@ class Answer:
         prompt_seconds: reading and indexing the context, and reading the question. Answers that share a
             context all have its time.
         seconds: of the decode steps.
-        selects_from: context length from which the method selects; below it everything is read.
+        selects: from which context length on the method selects, and what that follows from; below it
+            everything is read.
     """
 
     question: str
@@ -55,7 +57,7 @@ class Answer:
     prompt_tokens: int
     prompt_seconds: float
     seconds: float
-    selects_from: int
+    selects: BreakEven
 
     def __str__(self) -> str:
         return self.text
@@ -146,7 +148,7 @@ class Reader:
             prompt_tokens=prompt.length,
             prompt_seconds=read,
             seconds=sum(token.seconds for token in tokens),
-            selects_from=_selects_from(cache),
+            selects=_selects(cache),
         )
 
 
@@ -159,6 +161,6 @@ def _ahead(prompt: Asked, question_aware: bool) -> Tensor:
     return _all(prompt)[:, :-1] if question_aware else prompt.context
 
 
-def _selects_from(cache: KeyholeCache) -> int:
+def _selects(cache: KeyholeCache) -> BreakEven:
     readings = (layer.reading for layer in served_layers(cache))
-    return max((reading.dense_below.at(1) for reading in readings if reading), default=0)
+    return max((reading.dense_below for reading in readings if reading), default=ALWAYS)

@@ -132,8 +132,8 @@ class RetrievalMethod(Method):
         ge=0,
         words=("auto",),
         unit="tokens",
-        help='Contexts shorter than that are read whole; "auto" is the length from which the method pays on '
-        "this machine, measured once (`keyhole.tuning.break_even`).",
+        help='Contexts shorter than that are read whole; "auto" is the length from which the method pays by '
+        "the cost constants in use, shipped or of `keyhole tune`.",
     )
     place: str = placing.place()
     kv_dtype: str = options.choice(
@@ -148,6 +148,10 @@ class RetrievalMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         placing.check_blocks(self)
+
+    def letters(self, head_dim: int) -> dict[str, float]:  # noqa: ARG002
+        """What the formulas of `facts` call by letters of their own, at a head size."""
+        return {}
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:
         if (self.place, self.kv_dtype) == ("device", "auto"):

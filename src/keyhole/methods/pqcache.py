@@ -11,6 +11,7 @@ from keyhole.methods import options
 from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.selection import ProductSelector, Selector
+from keyhole.selection.product import default_subspaces
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class PQCache(RetrievalMethod):
             raise SpecError(
                 f"{self.name}: sample={self.sample} is out of range; give at least 2**bits, {2**self.bits}"
             )
+
+    def letters(self, head_dim: int) -> dict[str, float]:
+        return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [

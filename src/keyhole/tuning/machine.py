@@ -8,13 +8,13 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 from keyhole import __version__
 from keyhole.kernels.backend import dispatch, library
 
 _CPUINFO = Path("/proc/cpuinfo")
-_MEMINFO = Path("/proc/meminfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU = torch.device("cpu")
 _LARGE = 256 << 20
@@ -34,8 +34,7 @@ def cpu_model() -> str:
 
 def isa_level() -> str:
     """The instruction-set level of the native kernels in use, or `none`."""
-    current = library.current()
-    return "none" if current is None else library.level_of(current)
+    return library.level()
 
 
 def implementation(device: torch.device = _CPU) -> str:
@@ -85,14 +84,10 @@ def gpu_model(device: torch.device) -> str:
 
 
 def free_bytes(device: torch.device = _CPU) -> int:
-    """Memory that can be had without swapping, or all there is where the system does not tell."""
+    """Memory that can be had without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().available
 
 
 def require_memory(what: str, needed: float, device: torch.device = _CPU) -> None:

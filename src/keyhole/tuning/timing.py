@@ -86,7 +86,28 @@ class CacheFlusher:
         return self._pieces[0].nbytes / (min(median(seconds) for seconds in self._seconds) * 1e3)
 
 
-def interleave(candidates: Sequence[Candidate], *, rounds: int, flusher: CacheFlusher) -> list[Times]:
+Clock = Callable[[Callable[[], object], torch.device], float]
+
+
+def clock(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """Seconds of one run; on a GPU from the moment it can begin to the end of the last work queued."""
+    if device is not None and device.type == "cuda":
+        return _clock_gpu(run)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def cpu_clock(run: Callable[[], object], device: torch.device) -> float:  # noqa: ARG001
+    """Seconds that this thread computed for one run; what other processes took of the processor is not in."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def interleave(
+    candidates: Sequence[Candidate], *, rounds: int, flusher: CacheFlusher, clock: Clock = clock
+) -> list[Times]:
     """Time the candidates in turn, each round starting with another one, after one round that does not count.
 
     Raises:
@@ -106,15 +127,6 @@ def interleave(candidates: Sequence[Candidate], *, rounds: int, flusher: CacheFl
             if number:
                 seconds[index].append(elapsed)
     return [Times(median(runs) * 1e3, min(runs) * 1e3) for runs in seconds]
-
-
-def clock(run: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds of one run; on a GPU from the moment it can begin to the end of the last work queued."""
-    if device is not None and device.type == "cuda":
-        return _clock_gpu(run)
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from keyhole.cli.bench.calibrate import calibrate
 from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, scan
 from keyhole.cli.bench.matrix import gemv
@@ -20,5 +19,11 @@ app = typer.Typer(
     "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
 )
 
-for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, calibrate, report):
+for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, report):
     app.command()(command)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def calibrate() -> None:
+    """Refused: it has another name now."""
+    raise ValueError("`keyhole bench calibrate` is now `keyhole tune`, which takes no method or shape")

@@ -34,9 +34,9 @@ def memory(
     import torch
 
     from keyhole.bench.memory import memory as measure
-    from keyhole.bench.rows import write_whole
     from keyhole.bench.shapes import cut, shape_named
     from keyhole.cli.console import stdout
+    from keyhole.core.files import write_whole
 
     taken = cut(shape_named(shape), layers)
     count = threads or torch.get_num_threads()

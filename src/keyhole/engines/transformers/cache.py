@@ -13,14 +13,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from keyhole.cache.layer import LayerCache
 from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
+from keyhole.core.costs import Heads
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.rope import layer_rope
+from keyhole.engines.transformers.sizes import attention_sizes
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.feedforward import Activated, FeedForward, Steps
+from keyhole.methods.pays import break_evens
 from keyhole.methods.recipe import Recipe
 from keyhole.storage import Footprint
 
@@ -137,16 +140,10 @@ def _break_even(recipe: Recipe, model: PreTrainedModel) -> BreakEven:
     """Tokens from which on the recipe pays on this model; 0 where it does not ask for that."""
     if recipe.retrieval is None or recipe.retrieval.dense_below != "auto":
         return ALWAYS
-    # Only needed here, and it brings the benchmarks with it.
-    from keyhole.bench.shapes import attention_sizes
-    from keyhole.tuning.break_even import break_evens
-    from keyhole.tuning.search import Heads
-
     sizes = attention_sizes(model.config)
     if sizes is None:
         return ALWAYS
-    heads = Heads(*sizes, sizes.head_dim, model.dtype, model.device)
-    return break_evens(Recipe((recipe.retrieval,)), heads)
+    return break_evens(recipe, Heads(*sizes, sizes.head_dim, model.dtype), model.device)
 
 
 def layer_kinds(model: PreTrainedModel) -> list[Any]:

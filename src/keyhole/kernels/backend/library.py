@@ -31,6 +31,12 @@ def describe() -> str:
     return f"native kernels: {level_of(library)}, {library._name}"
 
 
+def level() -> str:
+    """The instruction-set level in use, or `none`."""
+    library = current()
+    return "none" if library is None else level_of(library)
+
+
 def missing_reason() -> str:
     return f"no native library for this machine in {DIRECTORY} (built without a C++ compiler?)"
 

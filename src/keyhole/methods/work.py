@@ -1,0 +1,66 @@
+"""What a decode step of a method moves and computes, by the formulas of its facts."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from keyhole.core.budget import Budget
+from keyhole.core.costs import Heads, Work
+from keyhole.methods.base import RetrievalMethod
+from keyhole.methods.facts import value
+
+_BYTES = {"int8": 1.0, "int4": 0.5}
+_MASS = 0.25  # of the context, that a budget of attention mass is taken to read where its cap allows more
+
+
+def form_of(method: RetrievalMethod, dtype: torch.dtype) -> str:
+    """The form keys and values are read in, as cost constants name it."""
+    if method.keys in _BYTES:
+        return method.keys
+    return "bfloat16" if dtype.itemsize < 4 else "float32"
+
+
+def dense_work(heads: Heads, form: str, tokens: float) -> Work:
+    """A step that reads all of so many tokens."""
+    row = (heads.head_dim + heads.value_dim) * _BYTES.get(form, heads.dtype.itemsize)
+    return _reading(heads, tokens, row)
+
+
+def selecting_work(method: RetrievalMethod, heads: Heads, tokens: int, context: float) -> Work:
+    """A step that selects among so many `tokens`, of a `context` that is longer where others were dropped."""
+    form, rows = form_of(method, heads.dtype), heads.batch * heads.kv_heads
+    read = min(tokens, method.sinks + method.window + _budgeted(method.budget, round(context)))
+    known = _letters(method, heads) | {"N": tokens, "R": read}
+    facts = method.facts
+    row = value(facts.row, known | {"e": _BYTES.get(form, heads.dtype.itemsize)})
+    return _reading(heads, read, row)._replace(
+        scanned=rows * value(facts.scan, known),
+        ranked=rows * tokens,
+        products=rows * value(facts.products, known),
+    )
+
+
+def _reading(heads: Heads, tokens: float, row: float) -> Work:
+    rows = heads.batch * heads.kv_heads
+    products = heads.batch * heads.query_heads * (heads.head_dim + heads.value_dim)
+    return Work(heads=rows, read=rows * tokens * row, attended=products * tokens)
+
+
+def _budgeted(budget: Budget, context: int) -> int:
+    if budget.mass is None:
+        return budget.limit(context)
+    return max(budget.floor, round(min(budget.cap, _MASS) * context))
+
+
+def _letters(method: RetrievalMethod, heads: Heads) -> dict[str, object]:
+    options = {field.name: getattr(method, field.name) for field in fields(method)}
+    general = {
+        "D": heads.head_dim,
+        "Dv": heads.value_dim,
+        "e": heads.dtype.itemsize,
+        "Hkv": heads.kv_heads,
+        "G": heads.query_heads // heads.kv_heads,
+    }
+    return options | general | method.letters(heads.head_dim)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         served_layers,
         usage,
     )
+    from keyhole.generation import Answer, generate
     from keyhole.methods import METHODS, Method, Recipe, register
     from keyhole.models import default_model
 
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Answer",
     "Budget",
     "DamagedStorageError",
     "KeyholeCache",
@@ -51,6 +53,7 @@ __all__ = [
     "default_model",
     "detach",
     "footprint",
+    "generate",
     "load_cache",
     "make_cache",
     "register",
@@ -84,6 +87,7 @@ _HOMES = {
         "UnsupportedCacheError",
         "UnsupportedModelError",
     ),
+    "keyhole.generation": ("Answer", "generate"),
     "keyhole.methods": ("METHODS", "Method", "Recipe", "register"),
     "keyhole.models": ("default_model",),
 }

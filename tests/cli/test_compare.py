@@ -70,7 +70,7 @@ def test_every_task_when_asked(keyhole, arguments):
         ({"--context": 30}, "needs at least"),
         ({"--context": 5000}, "the model has 1024"),
         ({"--samples": 0}, "--samples"),
-        ({"--model": "/nowhere/model"}, "no model directory '/nowhere/model'"),
+        ({"--model": "/nowhere/model"}, "no model directory or file '/nowhere/model'"),
         ({"--haystack": "/nowhere/text"}, "/nowhere/text"),
         ({"--plot": "plot.bmp"}, "plot.bmp"),
     ],

@@ -6,11 +6,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import keyhole as library
-from keyhole.cli.inputs import Loaded
-from keyhole.cli.prompt import build_prompt
-from keyhole.evaluation.prompts import start
-from keyhole.generation.decoding import decode, text_of
-from keyhole.methods import Recipe
 from tests.evaluation.small_text import byte_model, byte_tokenizer
 
 METHOD = "oracle(budget=0.2, sinks=2, window=6)"
@@ -30,19 +25,23 @@ def arguments(model_folder, prompt_file):
 
 def answer(prompt_file, question, method):
     """The same by the library."""
-    model, tokenizer = byte_model(), byte_tokenizer()
-    tokens = build_prompt(Loaded(model, tokenizer), prompt_file.read_text(), question, 6)
-    begun = start(model, Recipe.parse(method), tokens)
-    text = text_of(tokenizer, list(decode(model, int(tokens[0, -1]), begun.cache, limit=6)))
-    library.detach(model)
-    return text
+    found = library.generate(
+        byte_model(),
+        byte_tokenizer(),
+        context=prompt_file.read_text(),
+        questions=question,
+        method=method,
+        question_aware=True,
+        max_new_tokens=6,
+    )
+    return found.text
 
 
 def test_only_the_text_goes_to_stdout(arguments, prompt_file):
     command = [sys.executable, "-c", "from keyhole.cli import main; main()", *map(str, arguments())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == answer(prompt_file, "The sea is", METHOD) + "\n"
-    for word in (METHOD, "tokens (", "(estimated)", "on device", "on disk", "prompt", "ms each"):
+    for word in (METHOD, "tokens (", "(estimated)", "on device", "on disk", "prompt", "ms per token"):
         assert word in done.stderr
 
 
@@ -69,11 +68,39 @@ def test_stdin(keyhole, arguments, prompt_file):
     assert piped.stdout == keyhole(*arguments(), "--quiet").stdout
 
 
-def test_a_chat_model_is_asked_in_its_form():
-    tokenizer = byte_tokenizer().__class__(tokenizer_object=byte_tokenizer().backend_tokenizer)
-    tokenizer.chat_template = "[{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}] I say:"
-    tokens = build_prompt(Loaded(byte_model(), tokenizer), "A text.\n", "What?", 6)
-    assert tokenizer.decode(tokens[0]) == "[user: A text.\nWhat?] I say:"
+def test_text_in_place_of_a_file(keyhole, arguments, prompt_file):
+    asked = arguments()
+    at = asked.index("--prompt-file")
+    asked[at : at + 2] = ["--prompt", prompt_file.read_text()]
+    assert keyhole(*asked, "--quiet").stdout == keyhole(*arguments(), "--quiet").stdout
+
+
+def test_one_text_is_wanted(refused, arguments):
+    assert "--prompt TEXT or --prompt-file FILE" in refused(*arguments(), "--prompt", "a")
+    assert "--prompt TEXT or --prompt-file FILE" in refused("generate")
+    assert "--prompt is empty" in refused("generate", "--prompt", " ")
+
+
+def test_home_is_expanded(keyhole, arguments, prompt_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(prompt_file.parent))
+    result = keyhole(*arguments(**{"--prompt-file": f"~/{prompt_file.name}"}), "--quiet")
+    assert result.stdout == keyhole(*arguments(), "--quiet").stdout
+
+
+def test_stop_strings_end_the_answer(keyhole, arguments):
+    free = keyhole(*arguments(), "--quiet").stdout
+    stopped = keyhole(*arguments(), "--quiet", "--stop", free[2], "--stop", free[3])
+    assert stopped.stdout == free[: min(free.index(free[2]), free.index(free[3]))] + "\n"
+
+
+def test_raw_leaves_the_chat_template_out(keyhole, arguments, model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("[{{ messages[0].content }}] I say:")
+    chat, raw, plain = (
+        keyhole(*arguments(**{"--model": model}), "--quiet", *options).stdout
+        for model, options in ((folder, ()), (folder, ("--raw",)), (model_folder, ()))
+    )
+    assert raw == plain != chat
 
 
 @pytest.mark.parametrize(
@@ -81,15 +108,63 @@ def test_a_chat_model_is_asked_in_its_form():
     [
         ({"--method": "pqcach"}, "did you mean 'pqcache'"),
         ({"--method": "oracle(budget=2.0)"}, "2.0"),
-        ({"--temperature": -1}, "temperature -1"),
+        ({"--method": "windowkv(budget=0.5) + snapkv"}, "both answer the question"),
         ({"--max-new-tokens": 0}, "--max-new-tokens"),
-        ({"--max-new-tokens": 1000}, "the model's range of 1024"),
+        ({"--max-new-tokens": 1000}, "the model's range of 1,024 positions; shorten"),
         ({"--prompt-file": "/nowhere/text"}, "/nowhere/text"),
         ({"--model": "/nowhere/model"}, "/nowhere/model"),
     ],
 )
 def test_bad_input(refused, arguments, changes, said):
     assert said in " ".join(refused(*arguments(**changes)).split())
+
+
+LONG = "1" * 310
+
+
+# Before torch is imported, so that nobody waits for a typing error.
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"--method": "pqcach"}, "did you mean 'pqcache'"),
+        ({"--method": "pqcache(bit=3)"}, "did you mean 'bits'"),
+        ({"--method": "pqcache(bits=99)"}, "1 to 8"),
+        ({"--method": "pqcache(rotate=2)"}, "true or false"),
+        ({"--method": "quest(place=disk, eviction=lru)"}, "block_eviction"),
+        ({"--method": "quest + quest("}, "cannot read the method"),
+        ({"--method": f"oracle(budget={LONG})"}, "out of range"),
+        ({"--method": f"quest(page={LONG})"}, "out of range"),
+        ({"--method": f"sale(tau={LONG})"}, "out of range"),
+        ({"--temperature": "inf"}, "inf is not in the range"),
+        ({"--temperature": "nan"}, "nan is not in the range"),
+        ({"--temperature": "-1"}, "-1 is not in the range"),
+        ({"--temperature": LONG}, "is not in the range"),
+        ({"--top-p": 0}, "0 is not in the range"),
+        ({"--top-p": "nan"}, "nan is not in the range"),
+        ({"--seed": LONG}, "--seed"),
+        ({"--max-new-tokens": LONG}, "--max-new-tokens"),
+        ({"--chunk": LONG}, "--chunk"),
+        ({"--threads": 99999999999}, "--threads"),
+        ({"--model": "/nowhere/model"}, "/nowhere/model"),
+        ({"--model": "weights.gguf"}, "weights.gguf"),
+        ({"--prompt-file": "/nowhere/text"}, "/nowhere/text"),
+    ],
+)
+def test_told_at_once(refused, arguments, monkeypatch, changes, said):
+    monkeypatch.setattr("keyhole.cli.generate.load", None)
+    monkeypatch.setattr("keyhole.generation.generate", None)
+    told = " ".join(refused(*arguments(**changes)).replace("│", " ").split())
+    assert said in told
+
+
+def test_nothing_heavy_is_imported_for_a_bad_method():
+    code = (
+        "import sys; from typer.testing import CliRunner; from keyhole.cli import app\n"
+        "for command in (['generate', '--prompt', 'a', '--method'], ['compare', '--methods']):\n"
+        "    assert CliRunner().invoke(app, [*command, 'pqcache(bits=99)']).exit_code == 2\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_prompt_of_one_token(refused, arguments, tmp_path):

@@ -24,7 +24,7 @@ def test_loads_a_folder(model_folder):
 
 
 def test_no_such_folder():
-    with pytest.raises(ValueError, match="no model directory"):
+    with pytest.raises(ValueError, match="no model directory or file"):
         load("./nowhere")
 
 
@@ -118,3 +118,37 @@ def test_the_context_a_model_was_trained_at():
     assert training_context(model) == 4096
     model.config.keyhole = {"training_context": 777}
     assert training_context(model) == 777
+
+
+def test_home_is_expanded(monkeypatch, tmp_path, model_folder):
+    (tmp_path / "text").write_text("sea")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_text("~/text") == "sea"
+    shutil.copytree(model_folder, tmp_path / "model")
+    assert load("~/model").model.config.hidden_size == 48
+    with pytest.raises(ValueError, match=str(tmp_path / "none")):
+        read_text("~/none")
+
+
+def gguf(path, data=b"GGUF"):
+    path.write_bytes(data)
+    return path
+
+
+def test_a_gguf_file_needs_its_package(monkeypatch, tmp_path):
+    monkeypatch.setattr("keyhole.core.model_files.find_spec", lambda _: None)
+    for name in (gguf(tmp_path / "a.gguf"), tmp_path):
+        with pytest.raises(ValueError, match=r"a\.gguf' is a GGUF file, .* pip install 'keyhole\[gguf\]'"):
+            load(str(name))
+
+
+def test_gguf_files_that_cannot_be_read(tmp_path):
+    pytest.importorskip("gguf")
+    with pytest.raises(ValueError, match="is no GGUF file"):
+        load(str(gguf(tmp_path / "a.gguf", b"PK")))
+    with pytest.raises(ValueError, match=r"cannot load the model .*b\.gguf"):
+        load(str(gguf(tmp_path / "b.gguf", b"GGUF" + bytes(100))))
+    with pytest.raises(ValueError, match=r"several GGUF files \(a\.gguf, b\.gguf\)"):
+        load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"no model directory or file .*none\.gguf"):
+        load(str(tmp_path / "none.gguf"))

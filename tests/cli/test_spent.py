@@ -29,12 +29,10 @@ def told(keyhole, model_folder, tmp_path):
 def test_bytes_by_place(told):
     words = told("place=disk")
     assert re.search(r"0 on device, 0 on host, [1-9][\d.]* [KM]iB on disk", words)
-    assert "resident" not in words
+    assert "block cache" not in words
 
 
 def test_share_of_reads_that_resident_blocks_answered(told):
-    found = re.search(
-        r"found in resident blocks ([\d.]+)% of ([\d,]+) reads", told("place=disk, block_cache='2MB'")
-    )
+    found = re.search(r"block cache hits ([\d.]+)% of ([\d,]+) reads", told("place=disk, block_cache='2MB'"))
     assert 0 < float(found[1]) < 100
     assert int(found[2].replace(",", "")) > 0

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 import keyhole
-from keyhole.generation.decoding import decode, greedy, prefill, sampler, stop_tokens, text_of
+from keyhole.generation.decoding import Token, decode, prefill
+from keyhole.generation.sampling import greedy, sampler
+from keyhole.generation.text import stop_tokens, text_of
 from tests.evaluation.small_text import byte_model, byte_tokenizer
 from tests.tiny import prompt, tiny_model
 
@@ -52,8 +54,6 @@ def test_stop_tokens_of_model_and_tokenizer():
 def test_text_leaves_the_end_out():
     tokenizer = byte_tokenizer()
     tokens = tokenizer("ab").input_ids
-    from keyhole.generation.decoding import Token
-
     assert text_of(tokenizer, [Token(tokens[0], False, 0.0), Token(tokens[1], True, 0.0)]) == "a"
 
 

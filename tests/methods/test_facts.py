@@ -5,11 +5,13 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from keyhole.cli.markdown import FORMS
 from keyhole.methods import METHODS, RetrievalMethod
 from keyhole.methods.facts import value as facts_value
 from keyhole.methods.sizes import Shape, measure, measure_storage
 from keyhole.storage import PLACES
+from tests.docs import script
+
+FORMS = script("methods").FORMS
 
 _SMALL = {"sample": 512, "rank": 24, "subspaces": 8, "block": 32}
 _ODD = {

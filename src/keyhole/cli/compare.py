@@ -10,9 +10,12 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import Report, progress, stderr
+from keyhole.cli.early import check_budgets, check_method
+from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.cli.table import print_rows
 from keyhole.core.files import write_text, write_whole
+from keyhole.core.method_text import split_specs
 
 if TYPE_CHECKING:
     from keyhole.evaluation import Row
@@ -25,38 +28,45 @@ SAMPLES = 10
 def compare(
     model: options.Model = None,
     methods: Annotated[
-        str, typer.Option(help="Separated by commas; options in parentheses: pqcache(bits=6).")
+        str, typer.Option(help="Methods, separated by commas, with options: pqcache(bits=6).")
     ] = METHODS,
     budgets: Annotated[
-        str, typer.Option(help="Tokens (256), shares of the context (0.1), or of attention mass (mass=0.95).")
+        str, typer.Option(help="Tokens (256), fractions of the context (0.1), or attention mass (mass=0.95).")
     ] = BUDGETS,
     tasks: Annotated[
         str, typer.Option(help="Task names, separated by commas.", show_default="all of one turn")
     ] = "",
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of a prompt.", show_default="what the model was trained at"),
+        typer.Option(
+            min=1, max=2**31 - 1, help="Prompt length in tokens.", show_default="the training context"
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Prompts for each task.")] = SAMPLES,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Prompts per task.")] = SAMPLES,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the prompts.")] = 0,
     haystack: Annotated[
         Path | None,
         typer.Option(
-            help="Text file to hide the needles in.", show_default="documentation of this environment"
+            help="Text file to hide the needles in.", show_default="documentation of installed packages"
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw accuracy against bytes read into this file (png, pdf or svg).")
     ] = None,
-    by_task: Annotated[bool, typer.Option("--by-task", help="Show each task, not only the mean.")] = False,
+    by_task: Annotated[bool, typer.Option("--by-task", help="Show every task, not only the mean.")] = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare methods over budgets and tasks: what each reads, keeps, costs, and gets right."""
+    """Compare methods over budgets and tasks: accuracy, bytes read, bytes held, time."""
+    json_file, plot, haystack = (None if p is None else p.expanduser() for p in (json_file, plot, haystack))
     check_writable(json_file, "--json")
     check_writable(plot, "--plot")
     check_plot(plot)
+    for method in split_specs(methods):
+        check_method(method)
+    check_budgets(split_specs(budgets))
+    find_source(model)
     with progress(quiet) as report:
         report("loading", 0, None)
         rows = _run(model, methods, budgets, tasks, context, samples, seed, haystack, threads, report)
@@ -79,7 +89,7 @@ def _run(
     from keyhole.cli.inputs import load, training_context
     from keyhole.evaluation import Haystack
     from keyhole.evaluation import compare as run
-    from keyhole.evaluation.candidates import candidates, split_specs
+    from keyhole.evaluation.candidates import candidates
     from keyhole.evaluation.comparison import find_tasks
     from keyhole.evaluation.tasks import SINGLE_TURN
 

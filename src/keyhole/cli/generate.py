@@ -2,81 +2,101 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import sys
+from typing import Annotated
 
 import typer
 
 from keyhole.cli import options
-from keyhole.cli.console import Report, progress
-from keyhole.cli.inputs import load, read_text
+from keyhole.cli.console import progress
+from keyhole.cli.early import check_method, within
+from keyhole.cli.inputs import find_source, load, read_text
 from keyhole.cli.spent import print_spent
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from keyhole.evaluation.prompts import Start
-    from keyhole.generation.decoding import Token
-    from keyhole.methods import Recipe
+_MOST = 2**31 - 1
 
 
 def generate(
-    prompt_file: Annotated[str, typer.Option(help="Text file to read; - for stdin.")],
-    question: Annotated[str, typer.Option(help="What to ask about it; goes behind the text.")] = "",
+    prompt: Annotated[str | None, typer.Option(help="The text to read.")] = None,
+    prompt_file: Annotated[str | None, typer.Option(help="A text file to read; - is stdin.")] = None,
+    question: Annotated[str, typer.Option(help="What to ask about it; follows the text.")] = "",
     model: options.Model = None,
-    method: Annotated[str, typer.Option(help="As `keyhole methods` lists them, with options.")] = "pqcache",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    chunk: Annotated[int, typer.Option(min=2, help="Tokens of the prompt computed at once.")] = 8192,
+    method: Annotated[
+        str, typer.Option(help="A method of `keyhole methods`, with options: pqcache(budget=0.1).")
+    ] = "pqcache",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=_MOST, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(callback=within(0, 1e6), help="Sampling temperature; 0 is greedy decoding.")
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            callback=within(0, 1, above=True),
+            help="Sample from the smallest set of tokens with this probability.",
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Do not use the model's chat template: the model continues the text."),
+    ] = False,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=_MOST,
+            help="Prompt tokens computed at once.",
+            show_default="1,024 on a CPU, 8,192 on a GPU or for methods that drop tokens",
+        ),
+    ] = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer over a document: the text goes to stdout, what was read, kept and spent to stderr."""
-    text = read_text(prompt_file)
+    """Answer a question about a text: the answer goes to stdout, what was read and spent to stderr."""
+    check_method(method)
+    text = _text(prompt, prompt_file)
+    find_source(model)
     with progress(quiet) as report:
         report("loading", 0, None)
-        from keyhole.cli.prompt import build_prompt
-        from keyhole.generation.decoding import decode, sampler, stop_tokens
-        from keyhole.methods import Recipe
+        from keyhole.generation import generate as answer
 
-        recipe, pick = Recipe.parse(method).for_text(f"{text}\n{question}"), sampler(temperature, seed)
         loaded = load(model, threads)
-        tokens = build_prompt(loaded, text, question, max_new_tokens)
-        begun = _read(loaded.model, recipe, tokens, chunk, report)
-    stops, last = stop_tokens(*loaded), int(tokens[0, -1])
-    new = decode(loaded.model, last, begun.cache, limit=max_new_tokens, stops=stops, pick=pick)
-    answer = _stream(loaded.tokenizer, new)
+        found = answer(
+            loaded.model,
+            loaded.tokenizer,
+            context=text,
+            questions=question,
+            method=method,
+            # There is one question, so methods that drop tokens may know it.
+            question_aware=True,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or (),
+            chat=False if raw else None,
+            chunk=chunk,
+            stream=_write,
+            progress=report,
+        )
+    _write("\n")
     if not quiet:
-        print_spent(str(recipe), begun.cache, begun.seconds, answer)
+        print_spent(found)
 
 
-def _read(model: PreTrainedModel, recipe: Recipe, tokens: Tensor, chunk: int, report: Report) -> Start:
-    from keyhole.evaluation.prompts import start
-
-    done, total = 0, tokens.shape[1] - 1
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report("reading the prompt" if done < total else "indexing", done, total)
-
-    advance(0)
-    return start(model, recipe, tokens, chunk=chunk, progress=advance)
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
-def _stream(tokenizer: PreTrainedTokenizerBase, new: Iterable[Token]) -> list[Token]:
-    """Print words as they are complete; returns all tokens."""
-    import torch
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True)  # type: ignore[arg-type]
-    tokens = []
-    for token in new:
-        tokens.append(token)
-        if not token.ends:
-            streamer.put(torch.tensor([token.id]))
-    streamer.end()
-    return tokens
+def _text(prompt: str | None, prompt_file: str | None) -> str:
+    if (prompt is None) == (prompt_file is None):
+        raise ValueError("give the text by --prompt TEXT or --prompt-file FILE, one of them")
+    if prompt_file is not None:
+        return read_text(prompt_file)
+    if not (prompt or "").strip():
+        raise ValueError("--prompt is empty; give some text")
+    return prompt or ""

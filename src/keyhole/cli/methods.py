@@ -13,23 +13,15 @@ if TYPE_CHECKING:
 
 
 def methods(
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="All about each of them, as docs/methods.md has it.")
-    ] = False,
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="The options of each of them, as a JSON schema.")
+        bool, typer.Option("--json-schema", help="Print the options of each method as a JSON schema.")
     ] = False,
 ) -> None:
-    """List the methods, each with its paper and its answers to the questions."""
+    """List the methods, each with its paper and its answers to the five questions."""
     if json_schema:
         from keyhole.methods.registry import json_schema as schema
 
         typer.echo(json.dumps(schema(), indent=2))
-        return
-    if markdown:
-        from keyhole.cli.markdown import methods_markdown
-
-        typer.echo(methods_markdown(), nl=False)
         return
     from rich import box
     from rich.table import Table

@@ -8,7 +8,7 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Hugging Face model directory or hub name.", show_default="the shipped model"),
+    typer.Option(help="Hugging Face directory, hub name, or GGUF file.", show_default="the embedded model"),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all cores")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]

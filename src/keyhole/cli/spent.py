@@ -1,4 +1,4 @@
-"""What an answer read, kept and took, told on stderr."""
+"""What an answer read, kept and took, on stderr."""
 
 from __future__ import annotations
 
@@ -9,49 +9,47 @@ from rich.table import Table
 
 from keyhole.cli.console import stderr
 from keyhole.cli.table import amount
-from keyhole.core.break_even import ALWAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import Cache
-
     from keyhole.core.break_even import BreakEven
-    from keyhole.generation.decoding import Token
+    from keyhole.generation import Answer
 
 
-def print_spent(method: str, cache: Cache, prefill_s: float, tokens: Sequence[Token]) -> None:
-    from keyhole.engines.transformers import activated, footprint, usage
-    from keyhole.methods.pays import said
-
-    read, held = usage(cache), footprint(cache)
-    seconds = sum(token.seconds for token in tokens)
-    per_step = f"{read.read / read.steps:,.0f} of {read.tokens / read.steps:,.0f} tokens"
-    per_token = amount(read.bytes / len(tokens))
-    tiers = (f"{amount(size)} on {tier}" for tier, size in held._asdict().items())
+def print_spent(answer: Answer) -> None:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_row("method", method)
-    table.add_row("read for each token", f"{per_step} ({read.read / read.tokens:.1%}), {per_token}")
-    if read.read == read.tokens and (pays := _pays(cache)).tokens > read.tokens / read.steps:
-        table.add_row(
-            "", f"selecting pays from {said(pays.tokens)}, by {pays.source}; dense_below=0 selects at once"
-        )
-    table.add_row("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")
-    table.add_row("cache and index kept", ", ".join(tiers))
-    if lookups := read.hits + read.misses:
-        table.add_row("found in resident blocks", f"{read.hits / lookups:.1%} of {lookups:,} reads")
-    if (share := activated(cache).share) < 1:
-        table.add_row("weights read for each token", f"{share:.1%}")
-    table.add_row("prompt", f"{prefill_s:.2f} s")
-    table.add_row(
-        "answer", f"{len(tokens)} tokens, {seconds:.2f} s, {1000 * seconds / len(tokens):.1f} ms each"
-    )
+    for label, text in _rows(answer):
+        table.add_row(label, text)
     stderr().print(table)
 
 
-def _pays(cache: Cache) -> BreakEven:
-    """The context length below which the method reads everything."""
-    from keyhole.engines.transformers import served_layers
+def _rows(answer: Answer) -> list[tuple[str, str]]:
+    read, count = answer.usage, len(answer.tokens)
+    rows = [("method", answer.method)]
+    if read.steps:
+        rows += _read_rows(answer)
+    tiers = (f"{amount(size)} on {tier}" for tier, size in answer.footprint._asdict().items())
+    rows.append(("cache and index size", ", ".join(tiers)))
+    if lookups := read.hits + read.misses:
+        rows.append(("block cache hits", f"{read.hits / lookups:.1%} of {lookups:,} reads"))
+    if (share := answer.activated.share) < 1:
+        rows.append(("weights read per token", f"{share:.1%}"))
+    rows.append(("prompt", f"{answer.prompt_tokens:,} tokens, {answer.prompt_seconds:.2f} s"))
+    each = 1000 * answer.seconds / count
+    rows.append(("answer", f"{count} tokens, {answer.seconds:.2f} s, {each:.1f} ms per token"))
+    return rows
 
-    readings = [layer.reading for layer in served_layers(cache) if layer.reading is not None]
-    return max((reading.dense_below for reading in readings), default=ALWAYS)
+
+def _read_rows(answer: Answer) -> list[tuple[str, str]]:
+    read = answer.usage
+    tokens = f"{read.read / read.steps:,.0f} of {read.tokens / read.steps:,.0f} tokens"
+    bytes_ = amount(read.bytes / len(answer.tokens))
+    rows = [("read per generated token", f"{tokens} ({read.read / read.tokens:.1%}), {bytes_}")]
+    if read.read == read.tokens and answer.selects.tokens > read.tokens / read.steps:
+        rows.append(("", f"{_said(answer.selects)}; dense_below=0 selects at any length"))
+    return [*rows, ("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")]
+
+
+def _said(pays: BreakEven) -> str:
+    from keyhole.methods.pays import said
+
+    return f"selecting pays from {said(pays.tokens)}, by {pays.source}"

@@ -58,11 +58,6 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
-def split_specs(text: str) -> list[str]:
-    """The parts of a comma-separated list; commas within parentheses do not separate."""
-    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
-
-
 def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
     """A recipe whose stages have budgets of their own."""
     named = Candidate(str(recipe), " + ".join(map(str, budgets)), _always_selecting(recipe))

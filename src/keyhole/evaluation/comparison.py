@@ -19,7 +19,8 @@ from keyhole.evaluation.mass import MassMeter
 from keyhole.evaluation.prompts import Prompt, Start
 from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
 from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, Task, Turn, score
-from keyhole.generation.decoding import Token, decode, position_range, prefill, stop_tokens, text_of
+from keyhole.generation.decoding import Token, decode, position_range, prefill
+from keyhole.generation.text import stop_tokens, text_of
 from keyhole.methods import Method, Recipe
 
 Progress = Callable[[str, int, int], None]  # what is being done, samples done, samples in all

@@ -15,7 +15,7 @@ from keyhole.cache.layer import SHOWN
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers import make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer
-from keyhole.generation.decoding import prefill, synchronize
+from keyhole.generation.decoding import build_index, prefill
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
 
@@ -64,7 +64,7 @@ class Prompt:
         for layer in served_layers(cache):
             layer.crop(self.tokens.shape[1] - 1)
         dropping = time.perf_counter() - started if evicts else 0.0
-        return Start(cache, source.seconds + dropping + _index(self.model, cache))
+        return Start(cache, source.seconds + dropping + build_index(self.model, cache))
 
     @cached_property
     def _whole(self) -> Start:
@@ -111,13 +111,4 @@ def start(
     for layer in served_layers(cache):
         layer.remember = remember
     seconds = prefill(model, tokens[:, :-1], cache, chunk=chunk, progress=progress)
-    return Start(cache, seconds + _index(model, cache))
-
-
-def _index(model: PreTrainedModel, cache: DynamicCache) -> float:
-    """Build the indexes now, not at the first decode step; returns the seconds."""
-    started = time.perf_counter()
-    for layer in served_layers(cache):
-        layer.prepare()
-    synchronize(model.device)
-    return time.perf_counter() - started
+    return Start(cache, seconds + build_index(model, cache))

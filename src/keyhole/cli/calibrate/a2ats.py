@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
 _SETTINGS = "codebooks.json"
@@ -31,6 +32,8 @@ def a2ats(
     quiet: options.Quiet = False,
 ) -> None:
     """Fit the codebooks of a model for the method a2ats, on text like that it will read."""
+    find_source(model)
+    out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
 _SETTINGS = "activations.json"
@@ -32,6 +33,8 @@ def chess(
     quiet: options.Quiet = False,
 ) -> None:
     """Find how large a model's activations usually are, for chess, on text like that it will read."""
+    find_source(model)
+    out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from keyhole.cli.inputs import Loaded
+    from keyhole.generation import Loaded
 
 
 def delta(
@@ -29,7 +29,9 @@ def delta(
     quiet: options.Quiet = False,
 ) -> None:
     """Find the layers that should read everything and choose pages for the others, print the method."""
-    from keyhole.cli.inputs import load, read_text
+    from keyhole.cli.inputs import find_source, load, read_text
+
+    find_source(model)
 
     texts = [read_text(str(path)) for path in text]
     with progress(quiet) as report:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from keyhole.cli.inputs import Loaded
+    from keyhole.generation import Loaded
 
 
 def prompts_of(loaded: Loaded, texts: list[str], tokens: int, context: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
 _SETTINGS = "thresholds.json"
@@ -38,6 +39,8 @@ def sale(
     quiet: options.Quiet = False,
 ) -> None:
     """Find the thresholds of a model's heads for the method sale, on text like that it will read."""
+    find_source(model)
+    out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout

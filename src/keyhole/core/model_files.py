@@ -1,0 +1,47 @@
+"""What the name of a model stands for: a directory, a GGUF file, or a name on the hub."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+GGUF = ".gguf"
+
+
+def find_model(name: str | Path) -> str | Path:
+    """What to load: a directory or a name on the hub as text, a GGUF file as a path.
+
+    Raises:
+        ValueError: neither is there, or it cannot be read without a package that is not installed.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = [] if (path / "config.json").exists() else sorted(path.glob(f"*{GGUF}"))
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise ValueError(
+                f"the directory {str(path)!r} has several GGUF files ({names}); name one of them"
+            )
+        return _readable(files[0]) if files else str(path)
+    if path.exists():
+        if path.suffix.lower() == GGUF:
+            return _readable(path)
+        raise ValueError(
+            f"the model {str(path)!r} is a file; give a Hugging Face directory, a GGUF file, or a hub name"
+        )
+    if path.suffix.lower() == GGUF or not _HUB_NAME.fullmatch(str(name)):
+        raise ValueError(f"there is no model directory or file {str(path)!r}")
+    return str(name)
+
+
+def _readable(path: Path) -> Path:
+    if find_spec("gguf") is None:
+        raise ValueError(
+            f"the model {str(path)!r} is a GGUF file, which needs gguf; pip install 'keyhole[gguf]'"
+        )
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"the model {str(path)!r} is no GGUF file: it does not begin with GGUF")
+    return path

@@ -1,0 +1,162 @@
+"""Questions about a context, which is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import overload
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keyhole.generation.loading import Loaded, load_model
+from keyhole.generation.prompt import Asked, PromptForm, check_range, wants_chat
+from keyhole.generation.reader import Answer, Options, Progress, Reader
+from keyhole.generation.sampling import check_sampling
+from keyhole.generation.text import check_stop
+from keyhole.methods.base import Method
+from keyhole.methods.recipe import Recipe
+
+
+@overload
+def generate(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = ...,
+    *,
+    context: str,
+    questions: str,
+    method: str | Method | Recipe = ...,
+    question_aware: bool = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    stop: str | Sequence[str] = ...,
+    chat: bool | None = ...,
+    chunk: int | None = ...,
+    stream: Callable[[str], object] | None = ...,
+    progress: Progress | None = ...,
+) -> Answer: ...
+
+
+@overload
+def generate(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = ...,
+    *,
+    context: str,
+    questions: Sequence[str],
+    method: str | Method | Recipe = ...,
+    question_aware: bool = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    stop: str | Sequence[str] = ...,
+    chat: bool | None = ...,
+    chunk: int | None = ...,
+    stream: Callable[[str], object] | None = ...,
+    progress: Progress | None = ...,
+) -> list[Answer]: ...
+
+
+def generate(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    context: str,
+    questions: str | Sequence[str],
+    method: str | Method | Recipe = "pqcache",
+    question_aware: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: str | Sequence[str] = (),
+    chat: bool | None = None,
+    chunk: int | None = None,
+    stream: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
+) -> Answer | list[Answer]:
+    """Answer questions about a context, which is read once and asked again and again.
+
+    Each question follows the context alone, so its answer does not depend on the others.
+
+    Args:
+        model: a model, or what `keyhole.generation.load_model` takes: a directory, a hub name or a GGUF file.
+        tokenizer: needed where `model` is a model.
+        context: the document.
+        questions: one question, or several; an empty one lets the model continue the context.
+        method: how the context is kept and read.
+        question_aware: read the context again for each question, together with it. Methods that drop tokens
+            then know the question when they choose what to keep.
+        temperature: 0 is greedy decoding.
+        top_p: sample from the smallest set of tokens that has this probability.
+        seed: of the sampling, for each question anew.
+        stop: strings that end an answer; they are no part of it.
+        chat: ask in the tokenizer's chat form; by default where it has one.
+        chunk: prompt tokens computed at once; 1,024 on a CPU, 8,192 elsewhere and for methods that drop
+            tokens.
+        stream: called with pieces of text as they are generated.
+        progress: called while the prompt is read.
+
+    Returns:
+        An `Answer`, or a list of them where `questions` is a sequence.
+
+    Raises:
+        ValueError: an option is out of range, or the prompt is longer than the model's range.
+        SpecError: the method cannot be read.
+        UnsupportedModelError: the model cannot be served, with the reason.
+    """
+    recipe = Recipe.parse(method)
+    options = _options(max_new_tokens, temperature, top_p, seed, stop, chunk, stream)
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    loaded = _loaded(model, tokenizer)
+    form = PromptForm(loaded.tokenizer, context, chat=wants_chat(loaded.tokenizer, chat))
+    prompts = [form.ask(question) for question in asked]
+    for prompt in prompts:
+        check_range(loaded.model, prompt, max_new_tokens)
+    recipes = [recipe.for_text(f"{context}\n{question}") for question in asked]
+    answers: dict[int, Answer] = {}
+    for numbers in _together(recipes, prompts, question_aware):
+        reader = Reader(loaded, recipes[numbers[0]], options, chunk, progress)
+        group = [(asked[number], prompts[number]) for number in numbers]
+        answers |= zip(numbers, reader.answers(group, question_aware), strict=True)
+    return answers[0] if isinstance(questions, str) else [answers[number] for number in range(len(asked))]
+
+
+def _options(
+    limit: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop: str | Sequence[str],
+    chunk: int | None,
+    stream: Callable[[str], object] | None,
+) -> Options:
+    check_sampling(temperature, seed, top_p)
+    if limit < 1:
+        raise ValueError(f"max_new_tokens {limit} is out of range; give at least 1")
+    if chunk is not None and chunk < 2:
+        raise ValueError(f"chunk {chunk} is out of range; give at least 2 tokens")
+    return Options(limit, temperature, top_p, seed, check_stop(stop), stream)
+
+
+def _loaded(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:
+    if isinstance(model, (str, Path)):
+        loaded = load_model(model)
+        return loaded if tokenizer is None else Loaded(loaded.model, tokenizer)
+    if tokenizer is None:
+        raise ValueError(
+            "a model needs its tokenizer; give `tokenizer`, or the model's directory or name as `model`"
+        )
+    return Loaded(model, tokenizer)
+
+
+def _together(recipes: list[Recipe], prompts: list[Asked], question_aware: bool) -> list[list[int]]:
+    """Numbers of the questions that one reading of the context serves."""
+    if question_aware:
+        return [[number] for number in range(len(recipes))]
+    groups: dict[tuple, list[int]] = {}
+    for number, (recipe, prompt) in enumerate(zip(recipes, prompts, strict=True)):
+        groups.setdefault((recipe, tuple(prompt.context[0].tolist())), []).append(number)
+    return list(groups.values())

@@ -1,0 +1,66 @@
+"""What the command line checks before it imports anything agrees with the methods themselves."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyhole import METHODS, SpecError
+from keyhole.cli import early
+from keyhole.methods import Recipe
+from tests.docs import DOCS, script
+
+VALUES = [
+    "0",
+    "1",
+    "-1",
+    "7",
+    "0.5",
+    "1e39",
+    "true",
+    "false",
+    "auto",
+    "None",
+    "x",
+    "(1, 2)",
+    "'64MB'",
+    "1" * 310,
+]
+CALLS = st.sampled_from(sorted(METHODS)).flatmap(
+    lambda name: st.tuples(
+        st.just(name), st.sampled_from([*METHODS[name].options(), "nosuch"]), st.sampled_from(VALUES)
+    )
+)
+
+
+def test_the_table_is_what_the_code_says():
+    held = (DOCS.parent / "src/keyhole/cli/methods.json").read_text(encoding="utf-8")
+    made = script("option_table").table()
+    assert held == made, "run: python docs/gen/option_table.py > src/keyhole/cli/methods.json"
+
+
+@given(CALLS)
+def test_nothing_is_refused_that_the_method_takes(call):
+    name, option, value = call
+    try:
+        Recipe.parse(f"{name}({option}={value})")
+    except SpecError:
+        return
+    early.check_method(f"{name}({option}={value})")
+
+
+@pytest.mark.parametrize(
+    "method", ["pqcach", "quest(page=0)", "quest(page=true)", "oracle(budget=1.5)", "sale(tau=nan)"]
+)
+def test_the_messages_begin_alike(method):
+    with pytest.raises(SpecError) as really:
+        Recipe.parse(method)
+    with pytest.raises(SpecError) as before:
+        early.check_method(method)
+    assert str(before.value).split(";")[0] == str(really.value).split(";")[0]
+
+
+def test_methods_of_other_packages_are_checked_by_themselves(monkeypatch):
+    monkeypatch.setattr(early, "_plugins", lambda: ("other",))
+    early.check_method("other(option=1) + pqcache")
+    with pytest.raises(SpecError, match="unknown method 'othr'; did you mean 'other'"):
+        early.check_method("othr")

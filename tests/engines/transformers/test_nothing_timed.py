@@ -62,6 +62,7 @@ def beside_a_busy_loop(home):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_same_seed_same_text_beside_a_busy_loop(tmp_path, monkeypatch):
     monkeypatch.delenv("KEYHOLE_COSTS")
     monkeypatch.setenv("KEYHOLE_HOME", str(tmp_path / "none"))

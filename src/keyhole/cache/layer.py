@@ -57,8 +57,9 @@ class LayerCache:
         self.prefill, self.storage, self.selector = prefill, storage, selector
         self.reading = reading
         self.request, self.place = Request() if request is None else request, place
-        reads = selector is not None and reading is not None
-        self._reader = Reader(selector, reading, self.request) if reads else None
+        self._reader: Reader | None = None
+        if selector is not None and reading is not None:
+            self._reader = Reader(selector, reading, self.request)
         self.usage = Usage()
         self.remember = SHOWN
         self.method = "the method"

@@ -194,12 +194,12 @@ def test_a_mask_for_each_head_is_refused(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("key", FULL_BUDGET)
-@pytest.mark.parametrize("hole", [slice(0, 1), slice(3, 9), slice(40, 60), slice(84, 88)], ids=str)
-def test_steps_that_hide_tokens_inside(key, hole):
+def test_steps_that_hide_tokens_inside(key):
     """A decode step of each row reads all that its mask shows, and nothing else; or is refused."""
     model, ids = tiny_model("llama"), prompt(TOKENS, rows=2)
     shown = torch.ones(2, TOKENS + 4, dtype=torch.bool)
-    shown[1, hole] = False
+    for hole in (slice(0, 1), slice(3, 9), slice(40, 60), slice(84, 88)):
+        shown[1, hole] = False
 
     def steps(cache):
         out = [model(input_ids=ids, past_key_values=cache).logits[:, -1]]
@@ -211,15 +211,17 @@ def test_steps_that_hide_tokens_inside(key, hole):
 
     wanted = steps(DynamicCache())
     with keyhole.attach(model, FULL_BUDGET[key]):
-        if key in EVICTING and hole.start:
+        if key in EVICTING:
             with pytest.raises(ValueError, match="not causal"):
                 steps(DynamicCache())
             return
         torch.testing.assert_close(steps(DynamicCache()), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("key", [key for key in FULL_BUDGET if key not in EVICTING])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("llama", key) for key in FULL_BUDGET if key not in EVICTING] + [("gemma3", "oracle-selected")],
+)
 def test_later_turns_of_rows_of_other_lengths(family, key):
     """Each turn of a batch is padded on the left, so padding lies between the turns of a row."""
     model, generator = tiny_model(family), torch.Generator().manual_seed(5)

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, TextIteratorStreamer
 
 import keyhole
+from keyhole.engines.transformers.cache import end_prompt
 from tests.engines.transformers.running import answer, assert_same, left_padded
 from tests.tiny import fresh_model, prompt, tiny_model
 
@@ -131,6 +132,8 @@ def interleaved(models, ids, steps):
     for _ in range(steps):
         for i, model in enumerate(models):
             out = model(tokens[i], past_key_values=caches[i], use_cache=True)
+            if caches[i] is None:
+                end_prompt(out.past_key_values)
             caches[i], tokens[i] = out.past_key_values, out.logits[:, -1:].argmax(-1)
             logits[i].append(out.logits[:, -1])
     return [torch.stack(rows) for rows in logits]
@@ -146,6 +149,8 @@ def test_two_requests_of_one_model_interleaved():
         for _ in range(6):
             for i in (0, 1):
                 out = model(tokens[i], past_key_values=caches[i], use_cache=True)
+                if caches[i] is None:
+                    end_prompt(out.past_key_values)
                 caches[i], tokens[i] = out.past_key_values, out.logits[:, -1:].argmax(-1)
                 logits[i].append(out.logits[:, -1])
     for found, want in zip(logits, wanted, strict=True):

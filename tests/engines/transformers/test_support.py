@@ -21,8 +21,9 @@ from transformers.models.llama.modeling_llama import (
 )
 
 import keyhole
+from keyhole.engines.transformers.compat import given_cache
 from keyhole.engines.transformers.handle import KVHandle
-from tests.engines.transformers.running import answer, attention_of, left_padded
+from tests.engines.transformers.running import answer, attention_of, given, left_padded
 from tests.tiny import FAMILIES, fresh_model, prompt, tiny_model
 
 PART = "oracle(budget=12, sinks=2, window=6)"
@@ -56,15 +57,14 @@ class Changed(LlamaAttention):
     def extras(self):
         return {}
 
-    def forward(
-        self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        cache = given_cache(kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (part(hidden_states).view(shape).transpose(1, 2) for part in projections)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
             key = self.touch(key)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
         extras = {"scaling": self.scaling} | self.extras()
@@ -184,7 +184,7 @@ def test_values_that_stop_being_finite_are_not_stored():
         model(prompt(60))
         model.model.layers[0].self_attn.v_proj.weight.data[0] = torch.inf
         with pytest.raises(keyhole.NonFiniteError, match="values of tokens from 60 on"):
-            model(prompt(1), past_key_values=attached.cache)
+            model(prompt(1), **given(attached.cache))
         assert attached.layers[0].length == 60
     assert attention_of(model) == ["sdpa"]
 

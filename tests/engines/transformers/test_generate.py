@@ -164,13 +164,21 @@ def test_two_models_with_two_methods_step_by_step():
     assert other.usage.read == other.usage.tokens
 
 
+def ends_prompt(cache, tokens):
+    """What `generate` knows: several tokens were the prompt, and those that come next are generated."""
+    if tokens.shape[1] > 1:
+        cache.prompt_length = tokens.shape[1]
+    return cache
+
+
 @torch.no_grad()
 def interleaved(models, ids, steps):
     caches, tokens, logits = [None, None], [ids, ids], ([], [])
     for _ in range(steps):
         for i, model in enumerate(models):
             out = model(tokens[i], **given(caches[i]), use_cache=True)
-            caches[i], tokens[i] = returned_cache(out), out.logits[:, -1:].argmax(-1)
+            caches[i] = ends_prompt(returned_cache(out), tokens[i])
+            tokens[i] = out.logits[:, -1:].argmax(-1)
             logits[i].append(out.logits[:, -1])
     return [torch.stack(rows) for rows in logits]
 
@@ -185,7 +193,8 @@ def test_two_requests_of_one_model_interleaved():
         for _ in range(6):
             for i in (0, 1):
                 out = model(tokens[i], **given(caches[i]), use_cache=True)
-                caches[i], tokens[i] = returned_cache(out), out.logits[:, -1:].argmax(-1)
+                caches[i] = ends_prompt(returned_cache(out), tokens[i])
+                tokens[i] = out.logits[:, -1:].argmax(-1)
                 logits[i].append(out.logits[:, -1])
     for found, want in zip(logits, wanted, strict=True):
         torch.testing.assert_close(torch.stack(found), want, rtol=1e-4, atol=1e-4)

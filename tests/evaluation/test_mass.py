@@ -9,6 +9,7 @@ from keyhole.attention import Logits, Part
 from keyhole.cache.base import Observation
 from keyhole.cache.decode_step import Read
 from keyhole.core.layout import regions
+from keyhole.engines.transformers.cache import end_prompt
 from keyhole.evaluation.mass import MassMeter, exact
 from keyhole.selection import Selection
 from tests import oracles
@@ -85,6 +86,7 @@ def run(method, tokens=80, target=None):
     with torch.no_grad():
         ids = prompt(tokens)
         model(ids[:, :-1], past_key_values=cache)
+        end_prompt(cache)
         for _ in range(3):
             model(ids[:, -1:], past_key_values=cache)
             meter.settle()

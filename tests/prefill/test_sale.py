@@ -6,6 +6,7 @@ import torch
 import keyhole
 from keyhole import kernels
 from keyhole.attention import Logits, dense_attention
+from keyhole.cache.layer import LayerCache
 from keyhole.core.errors import SpecError
 from keyhole.kernels import Reach
 from keyhole.methods import Recipe, Sale
@@ -77,15 +78,15 @@ def test_dense_to_the_bit_where_logits_are_changed(options):
     assert torch.equal(found, exact(query, storage, **options))
 
 
-def test_dense_to_the_bit_where_a_mask_hides_tokens_inside():
+@pytest.mark.parametrize("rows", [slice(None), slice(250, 350)], ids=str)
+def test_a_layer_is_dense_to_the_bit_where_a_mask_hides_tokens_inside(rows):
+    """From the newest query, or from others only."""
     storage, query = filled(400)
     mask = causal(400, 400)[None, None].clone()
-    mask[..., 100:200] = False
-    found = sale().attend(query, storage, Logits(SCALE), mask)
-    assert torch.equal(found[:, :, 300:], exact(query, storage, mask)[:, :, 300:])
-    mask = mask.expand(1, 2, -1, -1)
-    query = query[:, :2]
-    found = sale().attend(query, storage, Logits(SCALE), mask)
+    mask[..., rows, 100:200] = False
+    layer = LayerCache(sale(), DeviceStorage())
+    layer.append(storage.keys(), storage.values())
+    found = layer.attend(query, Logits(SCALE), mask=mask)
     assert torch.equal(found[:, :, 300:], exact(query, storage, mask)[:, :, 300:])
 
 

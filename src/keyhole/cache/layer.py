@@ -57,8 +57,9 @@ class LayerCache:
         self.prefill, self.storage, self.selector = prefill, storage, selector
         self.reading = reading
         self.request, self.place = Request() if request is None else request, place
-        reads = selector is not None and reading is not None
-        self._reader = Reader(selector, reading, self.request) if reads else None
+        self._reader: Reader | None = None
+        if selector is not None and reading is not None:
+            self._reader = Reader(selector, reading, self.request)
         self.usage = Usage()
         self.remember = SHOWN
         self.method = "the method"
@@ -307,10 +308,17 @@ class LayerCache:
 
     @outside_inference_mode()
     def prepare(self, mask: Tensor | None = None) -> None:
-        """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
+        """Bring the index up to date now, before the next step asks: the prompt is complete.
+
+        Args:
+            mask: as in `attend`, for one query.
+        """
         self._check_whole()
-        if self.length:
-            self._prepare(self.request.look(mask, len(self.newest)))
+        if not self.length:
+            return
+        if self.place == 0:
+            self.request.prompt_length = self.length
+        self._prepare(self.request.look(mask, len(self.newest)))
 
     def _prepare(self, seen: Visible) -> None:
         if self._reader is not None and self.selects:

@@ -48,7 +48,7 @@ class Visible:
     def causal(self) -> bool:
         """Whether each query sees the tokens from its row's padding to itself, all of them and no others.
 
-        Queries that are padding do not matter: nothing is made of what they see.
+        Queries that are padding see nothing, or, as some versions of transformers have it, everything.
         """
         if self.mask is None:
             return True
@@ -68,8 +68,9 @@ class Visible:
         starts = torch.tensor(self.padding[: len(self.mask)], device=device).view(-1, 1, 1)
         slots = torch.arange(tokens, device=device)
         expected = (slots <= own) & (slots >= starts)
-        same = (self.mask[:, 0, start:stop] == expected).all(-1)
-        return bool((same | (own.squeeze(-1) < starts.squeeze(-1))).all())
+        shown = self.mask[:, 0, start:stop]
+        padding = own.squeeze(-1) < starts.squeeze(-1)
+        return bool(((shown == expected).all(-1) | (padding & shown.all(-1))).all())
 
 
 def left_padding(mask: Tensor, batch: int) -> tuple[int, ...]:

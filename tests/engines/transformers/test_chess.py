@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
 
 import keyhole
+from keyhole.engines.transformers.cache import end_prompt
 from keyhole.engines.transformers.calibrate.activations import fit_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.sparse_ffn.sites import decoder_of, gated_sites, input_sites
@@ -36,6 +37,7 @@ def steps(model, cache, ids=None):
     cache = DynamicCache(config=model.config) if cache is None else cache
     with torch.no_grad():
         model(input_ids=ids[:, :12], past_key_values=cache)
+        end_prompt(cache)
         found = [
             model(input_ids=token, past_key_values=cache).logits for token in ids[:, 12:].split(1, dim=1)
         ]
@@ -171,6 +173,7 @@ def test_an_error_within_a_step_leaves_the_next_call_dense():
     with torch.no_grad():
         dense = decoder(input_ids=prompt(1)).last_hidden_state
         cache = keyhole.make_cache(model, "chess")
+        cache.prompt_length = 0
         with patch.object(model.lm_head, "forward", side_effect=ZeroDivisionError):
             for _ in range(2):
                 with pytest.raises(ZeroDivisionError):

@@ -5,6 +5,7 @@ import torch
 
 import keyhole
 from keyhole.core.errors import NonFiniteError, UnsupportedCacheError
+from keyhole.engines.transformers.cache import end_prompt
 from tests.engines.transformers.running import given
 from tests.steps import indexed_one_by_one
 from tests.tiny import fresh_model, prompt, tiny_model
@@ -98,6 +99,7 @@ def test_an_ordinary_cache_is_left(spec):
         told += steps(model, cache, ids[:, 1:2], 3)
         assert cache.get_seq_length() == 88
         told.append(model(input_ids=turn, **given(cache), use_cache=True).logits[:, -1])
+        end_prompt(cache)
         told += greedy(model, cache, turn[:, :1], 4)
         cache.crop(-10)
         told += greedy(model, cache, turn[:, :1], 4)

@@ -8,7 +8,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import keyhole
-from tests.engines.transformers.running import answer, assert_same, attention_of
+from keyhole.engines.transformers.compat import returned_cache
+from tests.engines.transformers.running import answer, assert_same, attention_of, given
 from tests.tiny import fresh_model, prompt, tiny_model
 
 EVERYTHING = "oracle(mass=1.0, floor=1000000, sinks=2, window=6)"
@@ -148,8 +149,8 @@ def test_arguments_by_position(model):
     with keyhole.attach(model, EVERYTHING) as attached:
         torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-4)
         out = model(ids[:, :40], torch.ones(1, 40, dtype=torch.long))
-        assert out.past_key_values is attached.cache
-        rest = model(ids[:, 40:], torch.ones(1, 50, dtype=torch.long), None, out.past_key_values)
+        assert returned_cache(out) is attached.cache
+        rest = model(ids[:, 40:], torch.ones(1, 50, dtype=torch.long), None, returned_cache(out))
         assert attached.layers[0].length == 50
     torch.testing.assert_close(rest.logits, wanted[:, 40:], rtol=1e-4, atol=1e-4)
 
@@ -164,7 +165,7 @@ def test_without_a_cache_nothing_is_kept(model, where):
     with keyhole.attach(model, PART) as attached:
         out = model(ids, **options)
         answered = model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=False)
-    assert out.past_key_values is None
+    assert returned_cache(out) is None
     assert attached.cache is None
     assert answered.shape == (1, 53)
     torch.testing.assert_close(out.logits, wanted, rtol=1e-4, atol=1e-4)
@@ -189,7 +190,7 @@ def test_gradients_are_right_or_refused(model):
 def test_decode_steps_refuse_gradients_too(model):
     with keyhole.attach(model, PART) as attached:
         model(prompt(60))
-        out = model(prompt(1), past_key_values=attached.cache)
+        out = model(prompt(1), **given(attached.cache))
     with pytest.raises(ValueError, match="no gradient passes"):
         out.logits.sum().backward()
 

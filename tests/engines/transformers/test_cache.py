@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Qu
 
 import keyhole
 from keyhole.engines.transformers.cache import KeyholeLayer
-from tests.engines.transformers.running import answer, assert_same, attention_of
+from keyhole.engines.transformers.compat import CACHE, returned_cache
+from tests.engines.transformers.running import answer, assert_same, attention_of, given
 from tests.small import SELECTIVE, small
 from tests.tiny import fresh_model, prompt, tiny_model
 
@@ -32,7 +33,7 @@ def test_a_cache_made_and_passed(model, method):
     wanted = answer(model, ids)
     cache = keyhole.make_cache(model, method)
     assert attention_of(model) == ["keyhole"]
-    assert_same(answer(model, ids, past_key_values=cache), wanted)
+    assert_same(answer(model, ids, **given(cache)), wanted)
     assert keyhole.usage(cache).steps == 5
     assert keyhole.footprint(cache).device > 0
 
@@ -58,7 +59,7 @@ def test_a_kept_switch_outlives_a_block(model):
     with keyhole.attach(model, PART):
         pass
     assert attention_of(model) == ["keyhole"]
-    answer(model, prompt(60), past_key_values=cache)
+    answer(model, prompt(60), **given(cache))
 
 
 def test_detach_is_harmless_where_there_is_nothing_to_do():
@@ -71,7 +72,7 @@ def test_detach_is_harmless_where_there_is_nothing_to_do():
 def test_a_cache_keeps_its_method_in_a_block_of_another(model):
     cache = keyhole.make_cache(model, EVERYTHING)
     with keyhole.attach(model, PART) as attached:
-        answer(model, prompt(90), past_key_values=cache)
+        answer(model, prompt(90), **given(cache))
     assert attached.usage == keyhole.usage(cache)
     assert attached.usage.read == attached.usage.tokens
 
@@ -83,7 +84,7 @@ def test_an_empty_cache_is_taken_over(family, configured):
     wanted = answer(model, ids)
     cache = DynamicCache(config=model.config) if configured else DynamicCache()
     with keyhole.attach(model, EVERYTHING) as attached:
-        assert_same(answer(model, ids, past_key_values=cache), wanted)
+        assert_same(answer(model, ids, **given(cache)), wanted)
         assert attached.cache is cache
     assert len(attached.layers) == sum(isinstance(layer, KeyholeLayer) for layer in cache.layers) > 0
 
@@ -95,9 +96,9 @@ def test_a_cache_that_holds_tokens_is_taken_over(family, configured):
     model, ids = tiny_model(family), prompt(90)
     wanted = answer(model, ids)
     cache = DynamicCache(config=model.config) if configured else DynamicCache()
-    model(ids[:, :70], past_key_values=cache)
+    model(ids[:, :70], **given(cache))
     with keyhole.attach(model, EVERYTHING) as attached:
-        assert_same(answer(model, ids, past_key_values=cache), wanted)
+        assert_same(answer(model, ids, **given(cache)), wanted)
     assert [layer.length for layer in attached.layers] == [95] * len(attached.layers)
     kinds = [type(layer) for layer in DynamicCache(config=model.config).layers]
     served = [isinstance(layer, KeyholeLayer) for layer in cache.layers]
@@ -107,11 +108,11 @@ def test_a_cache_that_holds_tokens_is_taken_over(family, configured):
 @torch.no_grad()
 def test_a_cache_that_cannot_be_taken_over_is_left_as_it_was(model):
     cache = DynamicCache(config=model.config)
-    model(prompt(70), past_key_values=cache)
+    model(prompt(70), **given(cache))
     cache.layers[-1].keys[0, 0, 3] = torch.nan
     layers = list(cache.layers)
     with keyhole.attach(model, PART), pytest.raises(keyhole.NonFiniteError):
-        model(prompt(1), past_key_values=cache)
+        model(prompt(1), **given(cache))
     assert cache.layers == layers
 
 
@@ -140,9 +141,9 @@ REFUSED = {
 def test_refuses_caches_it_cannot_take_over(name):
     model = tiny_model("llama")
     cache = REFUSED[name](model)
-    message = f"cannot take over a {name}; leave out past_key_values and .* or pass keyhole.make_cache"
+    message = f"cannot take over a {name}; leave out {CACHE} and .* or pass keyhole.KeyholeCache"
     with keyhole.attach(model, PART), pytest.raises(keyhole.UnsupportedCacheError, match=message):
-        model(prompt(20), past_key_values=cache)
+        model(prompt(20), **given(cache))
     assert attention_of(model) == ["sdpa"]
 
 
@@ -204,11 +205,11 @@ def test_a_copy_of_a_prompt_serves_many_questions(method):
     questions = [torch.cat([ids, prompt(9, seed=seed)], dim=1) for seed in (1, 2)]
     with keyhole.attach(model, method) as attached:
         held = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        held.past_key_values.crop(-3)
+        returned_cache(held).crop(-3)
         before = [layer.length for layer in attached.layers]
-        found = [answer(model, ask, past_key_values=deepcopy(held.past_key_values)) for ask in questions]
-        again = [answer(model, ask, past_key_values=deepcopy(held.past_key_values)) for ask in questions]
-    assert [layer.length for layer in keyhole.served_layers(held.past_key_values)] == before == [100, 100]
+        found = [answer(model, ask, **given(deepcopy(returned_cache(held)))) for ask in questions]
+        again = [answer(model, ask, **given(deepcopy(returned_cache(held)))) for ask in questions]
+    assert [layer.length for layer in keyhole.served_layers(returned_cache(held))] == before == [100, 100]
     for one, other in zip(found, again, strict=True):
         assert_same(one, other)
 

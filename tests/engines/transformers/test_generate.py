@@ -1,5 +1,7 @@
 """Ways of generating: assisted, sampled, streamed, at a part of the budget, with several models at once."""
 
+from contextvars import copy_context
+from functools import partial
 from threading import Thread
 
 import pytest
@@ -7,8 +9,8 @@ import torch
 from transformers import DynamicCache, TextIteratorStreamer
 
 import keyhole
-from keyhole.engines.transformers.cache import end_prompt
-from tests.engines.transformers.running import answer, assert_same, left_padded
+from keyhole.engines.transformers.compat import returned_cache
+from tests.engines.transformers.running import answer, assert_same, given, left_padded
 from tests.tiny import fresh_model, prompt, tiny_model
 
 EVERYTHING = "oracle(mass=1.0, floor=1000000, sinks=2, window=6)"
@@ -53,7 +55,7 @@ def test_a_cache_made_without_configuration_can_be_assisted():
     ids = prompt(40).repeat(1, 3)
     wanted = answer(model, ids, steps=8)
     with keyhole.attach(model, EVERYTHING):
-        options = {"prompt_lookup_num_tokens": 4, "past_key_values": DynamicCache()}
+        options = {"prompt_lookup_num_tokens": 4, **given(DynamicCache())}
         assert_same(answer(model, ids, steps=8, **options), wanted)
 
 
@@ -68,25 +70,61 @@ def test_sampling(method):
         assert_same(answer(model, ids, **options), wanted)
 
 
+class Ids:
+    """Stands for a tokenizer: words are token ids."""
+
+    def decode(self, ids, **_options):
+        return "".join(f"{int(i)} " for i in ids)
+
+
+def streamed(model, ids, start, **options):
+    """The tokens that a thread generates, of which `start` says how it runs."""
+    streamer = TextIteratorStreamer(Ids(), skip_prompt=True, timeout=60)
+    options |= {"max_new_tokens": 5, "do_sample": False, "streamer": streamer}
+    worker = Thread(target=start, args=(partial(model.generate, ids, **options),))
+    worker.start()
+    text = "".join(streamer)
+    worker.join()
+    return [int(word) for word in text.split()]
+
+
 def test_streaming_from_a_thread():
     model, ids = tiny_model("llama"), prompt(60)
-    wanted = model.generate(ids, max_new_tokens=5, do_sample=False)
-
-    class Ids:
-        """Stands for a tokenizer: words are token ids."""
-
-        def decode(self, ids, **_options):
-            return "".join(f"{int(i)} " for i in ids)
-
-    streamer = TextIteratorStreamer(Ids(), skip_prompt=True)
+    wanted = model.generate(ids, max_new_tokens=5, do_sample=False)[0, 60:].tolist()
     with keyhole.attach(model, EVERYTHING) as attached:
-        options = {"max_new_tokens": 5, "do_sample": False, "streamer": streamer}
-        worker = Thread(target=model.generate, args=(ids,), kwargs=options)
-        worker.start()
-        text = "".join(streamer)
-        worker.join()
-    assert text.split() == [str(i) for i in wanted[0, 60:].tolist()]
+        assert streamed(model, ids, copy_context().run) == wanted
     assert attached.usage.steps == 4 * 2
+    with keyhole.attach(model):
+        cache = keyhole.KeyholeCache(model, EVERYTHING)
+        assert streamed(model, ids, lambda work: work(), **given(cache)) == wanted
+    assert cache.usage.steps == 4 * 2
+
+
+def test_a_thread_without_a_block_is_not_served_in_silence():
+    model, ids = tiny_model("llama"), prompt(60)
+    wanted = model.generate(ids, max_new_tokens=5, do_sample=False)[0, 60:].tolist()
+    with (
+        pytest.raises(keyhole.NotServedError, match=r"contextvars.copy_context\(\).run"),
+        keyhole.attach(model, PART) as attached,
+    ):
+        assert streamed(model, ids, lambda work: work()) == wanted
+    assert attached.cache is None
+
+
+@pytest.mark.parametrize("new_tokens", [2, 7])
+def test_two_branches_of_a_request(new_tokens):
+    """What is reported under `guidance_scale` is the branch that `generate` returns."""
+    model, ids = tiny_model("llama"), prompt(60)
+    asked = {"max_new_tokens": new_tokens, "do_sample": False, "return_dict_in_generate": True}
+    with keyhole.attach(model, PART) as attached:
+        model.generate(ids, **asked)
+        alone = attached.usage, attached.footprint
+        for _ in range(2):
+            out = model.generate(ids, guidance_scale=1.5, **asked)
+            assert attached.cache is returned_cache(out)
+            assert attached.cache.get_seq_length() == 60 + new_tokens - 1
+            assert (attached.usage.steps, attached.usage.tokens) == (alone[0].steps, alone[0].tokens)
+            assert attached.footprint == alone[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt_oss", "qwen3_next"])
@@ -126,15 +164,21 @@ def test_two_models_with_two_methods_step_by_step():
     assert other.usage.read == other.usage.tokens
 
 
+def ends_prompt(cache, tokens):
+    """What `generate` knows: several tokens were the prompt, and those that come next are generated."""
+    if tokens.shape[1] > 1:
+        cache.prompt_length = tokens.shape[1]
+    return cache
+
+
 @torch.no_grad()
 def interleaved(models, ids, steps):
     caches, tokens, logits = [None, None], [ids, ids], ([], [])
     for _ in range(steps):
         for i, model in enumerate(models):
-            out = model(tokens[i], past_key_values=caches[i], use_cache=True)
-            if caches[i] is None:
-                end_prompt(out.past_key_values)
-            caches[i], tokens[i] = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            out = model(tokens[i], **given(caches[i]), use_cache=True)
+            caches[i] = ends_prompt(returned_cache(out), tokens[i])
+            tokens[i] = out.logits[:, -1:].argmax(-1)
             logits[i].append(out.logits[:, -1])
     return [torch.stack(rows) for rows in logits]
 
@@ -148,10 +192,9 @@ def test_two_requests_of_one_model_interleaved():
         caches, tokens, logits = [None, None], list(requests), ([], [])
         for _ in range(6):
             for i in (0, 1):
-                out = model(tokens[i], past_key_values=caches[i], use_cache=True)
-                if caches[i] is None:
-                    end_prompt(out.past_key_values)
-                caches[i], tokens[i] = out.past_key_values, out.logits[:, -1:].argmax(-1)
+                out = model(tokens[i], **given(caches[i]), use_cache=True)
+                caches[i] = ends_prompt(returned_cache(out), tokens[i])
+                tokens[i] = out.logits[:, -1:].argmax(-1)
                 logits[i].append(out.logits[:, -1])
     for found, want in zip(logits, wanted, strict=True):
         torch.testing.assert_close(torch.stack(found), want, rtol=1e-4, atol=1e-4)

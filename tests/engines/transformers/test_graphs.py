@@ -6,6 +6,7 @@ import torch
 import keyhole
 from keyhole.core.errors import NonFiniteError, UnsupportedCacheError
 from keyhole.engines.transformers.cache import end_prompt
+from tests.engines.transformers.running import given
 from tests.steps import indexed_one_by_one
 from tests.tiny import fresh_model, prompt, tiny_model
 from tests.waiting import as_if_on_gpu, without_waiting
@@ -35,7 +36,7 @@ def greedy(model, cache, tokens, count):
     """Ordinary steps; the logits of each."""
     found = []
     for _ in range(count):
-        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(input_ids=tokens, **given(cache), use_cache=True).logits[:, -1]
         found.append(logits)
         tokens = logits.argmax(-1, keepdim=True)
     return found
@@ -55,7 +56,7 @@ def filled(model, spec, tokens, **options):
     cache = keyhole.make_cache(model, spec)
     cache.prompt_length = tokens.shape[1]
     with torch.no_grad():
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+        model(input_ids=tokens, **given(cache), use_cache=True, **options)
         for layer in keyhole.served_layers(cache):
             layer.prepare()  # or else an ordinary step's index would know the first new token
     indexed_one_by_one(keyhole.served_layers(cache))
@@ -97,7 +98,7 @@ def test_an_ordinary_cache_is_left(spec):
         told += steps(model, cache, ids[:, :1], 5)
         told += steps(model, cache, ids[:, 1:2], 3)
         assert cache.get_seq_length() == 88
-        told.append(model(input_ids=turn, past_key_values=cache, use_cache=True).logits[:, -1])
+        told.append(model(input_ids=turn, **given(cache), use_cache=True).logits[:, -1])
         end_prompt(cache)
         told += greedy(model, cache, turn[:, :1], 4)
         cache.crop(-10)
@@ -119,7 +120,7 @@ def test_padded_batches(spec):
     with keyhole.attach(model, spec):
         asked = {"attention_mask": mask, "max_new_tokens": NEW, "do_sample": False}
         expected = model.generate(ids, **asked)
-        found = model.generate(ids, custom_generate=keyhole.captured_generate, **asked)
+        found = model.generate(ids, custom_generate=keyhole.cuda_graph_generate, **asked)
     assert torch.equal(found, expected)
 
 
@@ -130,7 +131,7 @@ def test_generation_stops_row_by_row():
         free = model.generate(ids, max_new_tokens=NEW, do_sample=False)
         asked = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": int(free[1, 323])}
         expected = model.generate(ids, **asked)
-        found = model.generate(ids, custom_generate=keyhole.captured_generate, **asked)
+        found = model.generate(ids, custom_generate=keyhole.cuda_graph_generate, **asked)
     assert torch.equal(found, expected)
 
 
@@ -141,7 +142,7 @@ def test_sampling_draws_what_generate_draws():
         expected = model.generate(ids, max_new_tokens=NEW, do_sample=True, top_k=20)
         torch.manual_seed(5)
         found = model.generate(
-            ids, custom_generate=keyhole.captured_generate, max_new_tokens=NEW, do_sample=True, top_k=20
+            ids, custom_generate=keyhole.cuda_graph_generate, max_new_tokens=NEW, do_sample=True, top_k=20
         )
     assert torch.equal(found, expected)
 
@@ -234,4 +235,4 @@ def test_a_layer_without_memory_leaves_the_others_as_they_were():
 def test_beams_are_refused():
     model = tiny_model("llama")
     with keyhole.attach(model, "dense"), pytest.raises(ValueError, match="num_beams"):
-        model.generate(prompt(30), custom_generate=keyhole.captured_generate, num_beams=2, max_new_tokens=2)
+        model.generate(prompt(30), custom_generate=keyhole.cuda_graph_generate, num_beams=2, max_new_tokens=2)

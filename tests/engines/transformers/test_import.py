@@ -3,6 +3,9 @@
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import keyhole
 
@@ -48,3 +51,23 @@ def test_no_module_hides_a_public_name():
     """Importing `keyhole.x` sets the attribute x of the package, whatever the package meant by it."""
     modules = {module.name for module in pkgutil.iter_modules(keyhole.__path__)}
     assert not modules & set(keyhole.__all__)
+
+
+_LIGHT = "import sys, keyhole; assert not {'torch', 'transformers'} & set(sys.modules), 'heavy'"
+
+
+def test_importing_is_light():
+    run = subprocess.run([sys.executable, "-c", _LIGHT], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_public_names_are_those_that_are_shown():
+    assert set(dir(keyhole)) == {*keyhole.__all__, "__version__"}
+    assert all(getattr(keyhole, name) is not None for name in keyhole.__all__)
+    assert {"attach", "KeyholeCache", "Usage", "Footprint", "Selector"} <= set(keyhole.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        keyhole.nothing  # noqa: B018
+
+
+def test_type_checkers_are_told_of_the_types():
+    assert (Path(keyhole.__file__).parent / "py.typed").exists()

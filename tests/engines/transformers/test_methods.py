@@ -5,7 +5,8 @@ import torch
 
 import keyhole
 from keyhole.cache.usage import Usage
-from tests.engines.transformers.running import Answer, answer, assert_same, left_padded
+from keyhole.engines.transformers.compat import returned_cache
+from tests.engines.transformers.running import Answer, answer, assert_same, given, left_padded
 from tests.small import BY_MASS, FULL_BUDGET, SELECTIVE, small
 from tests.tiny import prompt, tiny_model
 
@@ -82,7 +83,7 @@ def test_turns(model, method):
 def two_turns(model, ids):
     first = model.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, prompt(20, seed=3)], dim=1)
-    return answer(model, longer, past_key_values=first.past_key_values)
+    return answer(model, longer, **given(returned_cache(first)))
 
 
 @every_method
@@ -187,8 +188,8 @@ def step_by_step(model, ids, *, steps, mask=None, cache=None):
         else mask
     )
     for _ in range(steps):
-        out = model(ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(ids, attention_mask=mask.long(), **given(cache), use_cache=True)
+        cache = returned_cache(out)
         logits.append(out.logits[:, -1])
         ids = out.logits[:, -1:].argmax(-1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)

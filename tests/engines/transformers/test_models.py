@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import keyhole
-from tests.engines.transformers.running import answer, assert_same, attention_of, left_padded
+from keyhole.engines.transformers.compat import returned_cache
+from tests.engines.transformers.running import answer, assert_same, attention_of, given, left_padded
 from tests.small import FULL_BUDGET, small
 from tests.tiny import ALL_SLIDING, FAMILIES, fresh_model, prompt, tiny_model
 
@@ -95,7 +96,7 @@ def forced(model, ids, steps=8):
     logits = []
     with torch.no_grad():
         for part in parts:
-            out = model(part, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(part, **given(cache), use_cache=True)
+            cache = returned_cache(out)
             logits.append(out.logits[0, -1])
     return torch.stack(logits[1:])

@@ -21,8 +21,9 @@ from transformers.models.llama.modeling_llama import (
 )
 
 import keyhole
+from keyhole.engines.transformers.compat import given_cache
 from keyhole.engines.transformers.handle import KVHandle
-from tests.engines.transformers.running import answer, attention_of, left_padded
+from tests.engines.transformers.running import answer, attention_of, given, left_padded
 from tests.tiny import FAMILIES, fresh_model, prompt, tiny_model
 
 PART = "oracle(budget=12, sinks=2, window=6)"
@@ -56,15 +57,14 @@ class Changed(LlamaAttention):
     def extras(self):
         return {}
 
-    def forward(
-        self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        cache = given_cache(kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         query, key, value = (part(hidden_states).view(shape).transpose(1, 2) for part in projections)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
             key = self.touch(key)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
         extras = {"scaling": self.scaling} | self.extras()
@@ -184,30 +184,22 @@ def test_values_that_stop_being_finite_are_not_stored():
         model(prompt(60))
         model.model.layers[0].self_attn.v_proj.weight.data[0] = torch.inf
         with pytest.raises(keyhole.NonFiniteError, match="values of tokens from 60 on"):
-            model(prompt(1), past_key_values=attached.cache)
+            model(prompt(1), **given(attached.cache))
         assert attached.layers[0].length == 60
     assert attention_of(model) == ["sdpa"]
 
 
-def test_right_padding_is_refused_where_it_would_be_misread():
+def test_what_a_mask_hides_is_never_read():
+    """Padding on the right, and holes."""
     model = tiny_model("llama")
-    ids, mask = left_padded(prompt(100), prompt(60, seed=1))
-    ids, mask = ids.flip(1), mask.flip(1)
-    with keyhole.attach(model, PART), pytest.raises(ValueError, match=r"tokenizer.padding_side = 'left'"):
-        model.generate(ids, attention_mask=mask, max_new_tokens=3)
-
-
-def test_holes_in_the_mask_are_refused_where_they_would_be_misread():
-    model = tiny_model("llama")
-    mask = torch.ones(1, 100, dtype=torch.long)
-    mask[0, 40:44] = 0
-    wanted = answer(model, prompt(100), mask=mask)
-    with keyhole.attach(model, "oracle(budget=1.0)"):
-        torch.testing.assert_close(
-            answer(model, prompt(100), mask=mask).logits, wanted.logits, rtol=1e-4, atol=1e-4
-        )
-    with keyhole.attach(model, PART), pytest.raises(ValueError, match="hides tokens inside the sequence"):
-        model.generate(prompt(100), attention_mask=mask, max_new_tokens=3)
+    ids, right = left_padded(prompt(100), prompt(60, seed=1))
+    ids, right, holes = ids.flip(1), right.flip(1), torch.ones(1, 100, dtype=torch.long)
+    holes[0, 40:44] = 0
+    for tokens, mask in ((ids, right), (prompt(100), holes)):
+        wanted = answer(model, tokens, mask=mask)
+        with keyhole.attach(model, "oracle(mass=1.0, floor=1000000, sinks=2, window=6)"):
+            found = answer(model, tokens, mask=mask)
+        torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_masks_of_numbers_are_refused():

@@ -58,7 +58,8 @@ class KeyholeLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
         self.unfinished = True
         self.inner.arrive(key_states.shape[2], generating)
-        self.inner.append(key_states, value_states)
+        # Without history: no gradient passes through a cache, and copies could not be made of it.
+        self.inner.append(key_states.detach(), value_states.detach())
         self.is_initialized = True
         return KVHandle(self), KVHandle(self)
 
@@ -138,7 +139,7 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     for index, inner in zip(served, inners, strict=True):
         held, layers[index] = layers[index], _stand_in(layers[index], inner, steps, hidden)
         if held.get_seq_length():
-            inner.append(held.keys, held.values)  # not by `update`, after which queries are expected
+            inner.append(held.keys.detach(), held.values.detach())
             layers[index].is_initialized = True
     if not cache.layers:
         cache.layer_class_to_replicate = None

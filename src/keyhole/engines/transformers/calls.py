@@ -58,11 +58,11 @@ def are_level(layers: Sequence[Any]) -> bool:
     """Whether layers hold equally many tokens, and none waits for its queries.
 
     Layers that the model never fills, because they read another layer's keys, do not count; nor do those of
-    linear attention, which have no length.
+    linear attention, which have no length, and sliding ones, which transformers 5.16 miscounts after a crop.
     """
     layers = [layer.attention if isinstance(layer, HybridLayer) else layer for layer in layers]
     served = [layer for layer in layers if isinstance(layer, KeyholeLayer)]
     others = [layer for layer in layers if isinstance(layer, CacheLayerMixin) and layer not in served]
     lengths = {layer.get_seq_length() for layer in served}
-    lengths |= {layer.get_seq_length() for layer in others} - {0}
+    lengths |= {layer.get_seq_length() for layer in others if not layer.is_sliding} - {0}
     return len(lengths) <= 1 and not any(layer.unfinished for layer in served)

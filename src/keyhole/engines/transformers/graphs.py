@@ -148,7 +148,7 @@ def _padding(mask: Tensor | None, layer: KeyholeLayer) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def captured_generate(
+def cuda_graph_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -157,7 +157,7 @@ def captured_generate(
     streamer: Any = None,
     **inputs: Any,
 ) -> Tensor:
-    """For `model.generate(..., custom_generate=keyhole.captured_generate)` inside an `attach` block.
+    """For `model.generate(..., custom_generate=keyhole.cuda_graph_generate)` inside an `attach` block.
 
     Greedy decoding and sampling, of a prompt `[B, T]` that is computed first.
 
@@ -168,7 +168,7 @@ def captured_generate(
     # By name here, for transformers would pass what the signature names twice.
     mask, cache = inputs.get("attention_mask"), given_cache(inputs)
     if cache is None:
-        raise ValueError("captured_generate decodes with a cache; leave out use_cache=False")
+        raise ValueError("cuda_graph_generate decodes with a cache; leave out use_cache=False")
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(
         input_ids=input_ids,
@@ -196,10 +196,13 @@ def captured_generate(
     return input_ids
 
 
+captured_generate = cuda_graph_generate  # its name in version 0.1
+
+
 def _check_plain(asked: GenerationConfig) -> None:
     if (asked.num_beams or 1) > 1 or asked.return_dict_in_generate:
         raise ValueError(
-            "captured_generate decodes greedily or samples, and gives tokens; "
+            "cuda_graph_generate decodes greedily or samples, and gives tokens; "
             "leave out num_beams and return_dict_in_generate, or custom_generate"
         )
 

@@ -168,9 +168,13 @@ class _Hook:
     def __deepcopy__(self, _memo: dict[int, object]) -> Callable[..., None]:
         return copied_hook
 
-    def __reduce__(self) -> str:
-        return copied_hook.__name__
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
+        return _copied, ()
 
 
 def copied_hook(*_call: object) -> None:
     """What is left of a hook in a copy of the model."""
+
+
+def _copied() -> Callable[..., None]:
+    return copied_hook

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 import keyhole as library
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.calibrate.codebooks import fit_codebooks
-from keyhole.selection.quantisers.codefile import read_codebooks
+from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.selection.quantisers.codefile import read_codebooks, write_codebooks
 from tests.engines.transformers.running import answer, assert_same
 from tests.tiny import fresh_model, prompt, tiny_model
 
@@ -35,8 +36,9 @@ def books(keyhole, model_folder, prompt_file, tmp_path):
 
 def test_writes_codebooks_and_says_how_to_use_them(books):
     folder, result = books
-    assert sorted(path.name for path in folder.iterdir()) == ["codebooks.json", "codebooks.safetensors"]
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     told = json.loads((folder / "codebooks.json").read_text())
+    assert sorted(names) == sorted(["codebooks.json", told["file"]])
     assert (told["codewords"], told["distance"]) == (8, 90)
     assert all(0 < error < 1 for error in told["relative_logit_error"].values())
     spec = result.stdout.strip()
@@ -76,26 +78,42 @@ def test_refuses_files_that_do_not_fit(books, tmp_path):
         read_codebooks(folder, ModelInfo.of(9), 90)
     with pytest.raises(ValueError, match="no codebooks in"):
         read_codebooks(tmp_path / "nowhere", ModelInfo.of(1), 90)
-    tensors = folder / "codebooks.safetensors"
-    with pytest.raises(ValueError, match="no codebooks in"):
+    tensors = folder / json.loads((folder / "codebooks.json").read_text())["file"]
+    with pytest.raises(ValueError, match="is a file; give the directory"):
         read_codebooks(tensors, ModelInfo.of(1), 90)
     tensors.write_bytes(tensors.read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged"):
         read_codebooks(folder, ModelInfo.of(1), 90)
     settings = folder / "codebooks.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match="format 99"):
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 1}))
+    with pytest.raises(ValueError, match=r"format 1, not 2; calibrate again"):
         read_codebooks(folder, ModelInfo.of(1), 90)
     settings.write_text("{")
-    with pytest.raises(ValueError, match=r"codebooks.json is damaged .*; calibrate again"):
+    with pytest.raises(ValueError, match=r"codebooks\.json is damaged; calibrate again"):
         read_codebooks(folder, ModelInfo.of(1), 90)
 
 
 def test_refuses_settings_without_their_tensors(books):
     folder, _ = books
-    (folder / "codebooks.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"codebooks.safetensors is gone; calibrate again"):
+    (folder / json.loads((folder / "codebooks.json").read_text())["file"]).unlink()
+    with pytest.raises(ValueError, match=r"codebooks-.*\.safetensors is gone; calibrate again"):
         read_codebooks(folder, ModelInfo.of(1), 90)
+
+
+def test_a_cache_is_not_loaded_by_other_codebooks(books, model_folder, tmp_path):
+    folder, _ = books
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    spec = f'a2ats(codebook="{folder}", distance=90, budget=8, sinks=2, window=6)'
+    cache = library.KeyholeCache(model, spec)
+    with library.attach(model, spec):
+        answer(model, prompt(60), past_key_values=cache)
+    cache.save(tmp_path / "cache")
+    assert library.KeyholeCache.load(tmp_path / "cache", model).method == cache.method
+    held = {place: book for place, book in enumerate(read_codebooks(folder, ModelInfo.of(2), 90))}
+    held[1] = held[1].map(lambda tensor: tensor * 1.5)
+    write_codebooks(folder, held, model=fingerprint(model), distance=90)
+    with pytest.raises(library.SavedStateError, match=r"layer 1.*indexed by another codebook"):
+        library.KeyholeCache.load(tmp_path / "cache", model)
 
 
 def test_refuses_more_codewords_than_keys(refused, model_folder, prompt_file, tmp_path):

@@ -1,29 +1,6 @@
 import pytest
 
-from keyhole.cli.outputs import check_plot, check_writable, write_whole
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text("before")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fail)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_written_file_is_whole_and_readable_by_others(tmp_path):
-    path = tmp_path / "rows.json"
-    write_whole(path, lambda temporary: temporary.write_text("after"))
-    other = tmp_path / "other"
-    other.touch()
-    assert path.read_text() == "after"
-    assert path.stat().st_mode == other.stat().st_mode
+from keyhole.cli.outputs import check_plot, check_writable
 
 
 def test_the_folder_is_made_and_nothing_else(tmp_path):

@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """`write_whole` of a text; its directory is made where it is missing."""
-    with naming(path):
+    with naming(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.core.errors import SavedStateError
 from keyhole.core.layout import Regions
 from keyhole.core.rope import FixedDistance, Rope
 from keyhole.kernels.pq.tables import softcapped
@@ -133,11 +134,12 @@ class CodewordSelector(Capturable):
             self._book = self._known().map(lambda tensor: tensor.index_select(0, rows))
 
     def state(self) -> dict[str, Tensor]:
-        """Codes as `labels`, and a codebook only if it was fitted here; one that was given is given again."""
+        """Codes as `labels`, and the codebook if it was fitted here; of one that was given its digest."""
         if self.length == 0:
             return {}
-        held = {"labels": self._codes.view(), "padding": self._paddings()}
-        return held | ({"points": self._known().points, "metric": self._known().metric} if self._fits else {})
+        book = self._known()
+        of_book = {"points": book.points, "metric": book.metric} if self._fits else {"book": book.digest}
+        return {"labels": self._codes.view(), "padding": self._paddings(), **of_book}
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
@@ -148,6 +150,8 @@ class CodewordSelector(Capturable):
                 self._book = Codebook.of(state["points"], state["metric"])
             else:
                 self._book = self._placed(state["labels"].device)
+                if not torch.equal(state["book"].cpu(), self._book.digest):
+                    raise SavedStateError("it was indexed by another codebook than the method names now")
 
     @property
     def nbytes(self) -> int:

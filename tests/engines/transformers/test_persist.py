@@ -1,13 +1,20 @@
 """A cache saved by one process and taken up by another."""
 
 import json
+import os
+import random
+import signal
+import time
 
 import pytest
 import torch
 
 import keyhole
-from keyhole import load_cache, save_cache
+from keyhole import KeyholeCache, SavedStateError, load_cache, save_cache
+from keyhole.core.generations import _sealed
+from keyhole.engines.transformers import persist
 from tests.engines.transformers.running import answer, assert_same
+from tests.limits import limited_files
 from tests.small import SELECTIVE, small
 from tests.tiny import fresh_model, prompt, tiny_model
 
@@ -50,38 +57,201 @@ def test_goes_on_as_if_nothing_had_happened(model, method, tmp_path):
 
 
 def test_refuses_the_cache_of_another_model(model, tmp_path):
-    save_cache(filled(model, "dense"), tmp_path, model=model, method="dense")
+    filled(model, "dense").save(tmp_path)
     other = fresh_model("llama")
     other.model.embed_tokens.weight.data[0, 0] += 1
-    with pytest.raises(ValueError, match="belongs to another model"):
-        load_cache(tmp_path, other)
+    with pytest.raises(SavedStateError, match=f"{tmp_path}.*another model: the weights are others"):
+        KeyholeCache.load(tmp_path, other)
+    other = fresh_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    with pytest.raises(SavedStateError, match=r"saved with rope_parameters=.*10000.*this model has .*500000"):
+        KeyholeCache.load(tmp_path, other)
+    with pytest.raises(SavedStateError, match=r"dtype \['float32'\]; this model has \['bfloat16'\]"):
+        KeyholeCache.load(tmp_path, fresh_model("llama").bfloat16())
+
+
+def test_the_file_says_what_it_is(model, tmp_path):
+    filled(model, "snapkv(budget=0.5)").save(tmp_path)
+    said = json.loads((tmp_path / "cache.json").read_text())
+    assert said["method"].startswith("snapkv(budget=0.5")
+    assert said["versions"].keys() == {"keyhole", "torch", "transformers"}
+    assert said["model"]["config"]["model_type"] == "llama"
+    assert [layer["class"] for layer in said["layers"]] == ["KeyholeLayer"] * 2
+    assert KeyholeCache.load(tmp_path, model).method == said["method"]
 
 
 def test_refuses_what_is_damaged_or_not_there(model, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        load_cache(tmp_path, model)
-    save_cache(filled(model, "dense"), tmp_path, model=model, method="dense")
-    tensors = tmp_path / "cache.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged"):
-        load_cache(tmp_path, model)
-    settings = tmp_path / "cache.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format": 99}))
-    with pytest.raises(ValueError, match="format 99"):
-        load_cache(tmp_path, model)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        KeyholeCache.load(tmp_path, model)
+    filled(model, "dense").save(tmp_path)
+    manifest = tmp_path / "cache.json"
+    held, text = json.loads(manifest.read_text()), manifest.read_text()
+    tensors = tmp_path / held["file"]
+    data = tensors.read_bytes()
+    tensors.write_bytes(data[:-100])
+    with pytest.raises(SavedStateError, match=f"{tensors}.*damaged.*save the cache again"):
+        KeyholeCache.load(tmp_path, model)
+    tensors.write_bytes(data)
+    manifest.write_text(text.replace('"format": 2', '"format": 99'))
+    with pytest.raises(SavedStateError, match="format 99, not 2"):
+        KeyholeCache.load(tmp_path, model)
+    manifest.write_text(json.dumps({"format": 1, "method": "dense", "model": "ab", "indexed": [0, 0]}))
+    with pytest.raises(SavedStateError, match="format 1, not 2"):
+        KeyholeCache.load(tmp_path, model)
 
 
-def test_refuses_to_save_what_it_does_not_keep_whole(model, tmp_path):
+def test_refuses_to_save_what_holds_nothing(model, tmp_path):
     with pytest.raises(keyhole.UnsupportedCacheError, match="holds tokens"):
-        save_cache(keyhole.make_cache(model, "dense"), tmp_path, model=model, method="dense")
-    hybrid = tiny_model("gemma3")
-    cache = filled(hybrid, "dense")
-    keyhole.detach(hybrid)
-    with pytest.raises(keyhole.UnsupportedCacheError, match="1 of 2 layers"):
-        save_cache(cache, tmp_path, model=hybrid, method="dense")
+        keyhole.KeyholeCache(model, "dense").save(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_refuses_to_save_a_broken_off_request(model, tmp_path):
+    cache = filled(model, "dense")
+    cache.layers[1].inner.crop(50)
+    with pytest.raises(SavedStateError, match=r"\[50, 119\] tokens: a request was broken off"):
+        cache.save(tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_neither_saved_nor_loaded(model, tmp_path, number, monkeypatch):
+    cache = filled(model, "dense")
+    cache.layers[1].inner.storage.keys()[0, 0, 3, 0] = number
+    with pytest.raises(SavedStateError, match=r"1\.inner\.storage\.keys holds NaN or infinity"):
+        cache.save(tmp_path)
+    monkeypatch.setattr(persist, "check_finite", lambda *_: None)
+    cache.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(SavedStateError, match=f"{tmp_path}.*1.inner.storage.keys holds NaN or infinity"):
+        KeyholeCache.load(tmp_path, model)
+
+
+def test_the_method_is_the_files_to_say(model, tmp_path):
+    spec = "pqcache(budget=20, sinks=2, window=6)"
+    cache = filled(model, spec)
+    for other in ("quest", "pqcache(budget=20, sinks=2, window=6, subspaces=8)", f"sale + {spec}"):
+        with pytest.raises(ValueError, match="the cache is of pqcache"):
+            save_cache(cache, tmp_path, model=model, method=other)
+    cache.save(tmp_path)
+    for other in ("quest", "pqcache(budget=20, sinks=2, window=6, subspaces=8)"):
+        with pytest.raises(SavedStateError, match=f"{tmp_path}: the cache is of pqcache.*only place, cache"):
+            KeyholeCache.load(tmp_path, model, other)
+
+
+def resealed(directory, change):
+    """Let a manifest be changed by somebody who knows how to seal it."""
+    held = json.loads((directory / "cache.json").read_text())
+    held.pop("digest")
+    change(held)
+    (directory / "cache.json").write_text(_sealed(json.dumps(held)))
+
+
+@pytest.mark.parametrize("method", ["dense", "pqcache(budget=20, sinks=2, window=6)", "h2o(budget=0.5)"])
+@pytest.mark.parametrize("how", ["missing", "shape", "dtype", "class", "attributes", "layers", "length"])
+def test_states_of_another_form_are_refused(model, tmp_path, method, how, monkeypatch):
+    cache = filled(model, method)
+    real = persist.layer_state
+
+    def other(layer):
+        facts, tensors = real(layer)
+        name = sorted(tensors)[0]
+        if how == "missing":
+            tensors.pop(name)
+        elif how == "shape":
+            tensors["inner.storage.keys"] = tensors["inner.storage.keys"][..., :3, :]
+        elif how == "dtype":
+            tensors["inner.storage.keys"] = tensors["inner.storage.keys"].to(torch.int32)
+        elif how == "class":
+            facts["class"] = "DynamicLayer"
+        elif how == "attributes":
+            facts["attributes"]["new"] = 1
+        elif how == "length":
+            facts["length"] += 1
+        return facts, tensors
+
+    monkeypatch.setattr(persist, "layer_state", other)
+    cache.save(tmp_path)
+    if how == "layers":
+        resealed(tmp_path, lambda held: held["layers"].pop())
+    with pytest.raises(SavedStateError, match=str(tmp_path)):
+        KeyholeCache.load(tmp_path, model)
+
+
 def test_writes_no_half_files(model, tmp_path):
-    save_cache(filled(model, "dense"), tmp_path, model=model, method="dense")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.json", "cache.safetensors"]
+    filled(model, "dense").save(tmp_path)
+    file = json.loads((tmp_path / "cache.json").read_text())["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".cache.lock", "cache.json", file])
+
+
+HYBRID = ["gemma2", "gemma3", "gemma3n", "gpt_oss", "cohere2", "qwen3_next", "llama4"]
+
+
+@pytest.mark.parametrize("tokens", [10, 100])
+@pytest.mark.parametrize("family", HYBRID)
+def test_hybrid_models_go_on(family, tokens, tmp_path):
+    hybrid, method = fresh_model(family), "oracle(budget=20, sinks=2, window=6)"
+    cache = keyhole.KeyholeCache(hybrid, method)
+    with keyhole.attach(hybrid, method):
+        answer(hybrid, prompt(tokens), past_key_values=cache, steps=5)
+        cache.save(tmp_path)
+        loaded = KeyholeCache.load(tmp_path, hybrid)
+        more = torch.cat([prompt(tokens + 4), prompt(1, seed=1)], dim=1)
+        found = answer(hybrid, more, past_key_values=loaded, steps=30)
+        assert_same(found, answer(hybrid, more, past_key_values=cache, steps=30), tolerance=1e-6)
+
+
+def test_layers_that_cannot_be_saved_are_named(tmp_path):
+    hybrid = fresh_model("gemma3")
+    cache = filled(hybrid, "dense")
+    cache.layers[0].something = object()
+    with pytest.raises(keyhole.UnsupportedCacheError, match=r"DynamicSlidingWindowLayer.*something"):
+        cache.save(tmp_path)
+
+
+def two_caches(model):
+    for seed in (1, 2):
+        cache = keyhole.KeyholeCache(model, "oracle(budget=20)")
+        with keyhole.attach(model, "oracle(budget=20)"), torch.no_grad():
+            model(prompt(600, seed=seed), past_key_values=cache)
+        yield cache
+
+
+def save_for_ever(caches, directory):
+    try:
+        while True:
+            for cache in caches:
+                cache.save(directory)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_save_leaves_one_whole_cache(model, tmp_path, kills):
+    """One process saves two caches in turn and is killed; another one saves on where it was left."""
+    draw, caches = random.Random(0), list(two_caches(model))
+    caches[0].save(tmp_path)
+    wanted = [cache.layers[1].inner.storage.keys() for cache in caches]
+    for _ in range(kills):
+        writer = os.fork()
+        if writer == 0:
+            save_for_ever(caches, tmp_path)
+        time.sleep(draw.uniform(0.02, 0.15))
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        found = KeyholeCache.load(tmp_path, model).layers[1].inner.storage.keys()
+        assert any(torch.equal(found, each) for each in wanted)
+    caches[0].save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("saves", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_save_on_a_full_disk_leaves_the_old_cache(model, tmp_path, saves):
+    draw, caches = random.Random(0), list(two_caches(model))
+    caches[0].save(tmp_path)
+    size = max(path.stat().st_size for path in tmp_path.iterdir())
+    before = sorted(tmp_path.iterdir())
+    for _ in range(saves):
+        with limited_files(draw.randrange(size)), pytest.raises(OSError, match=f"File too large.*{tmp_path}"):
+            caches[1].save(tmp_path)
+        found = KeyholeCache.load(tmp_path, model).layers[1].inner.storage.keys()
+        assert torch.equal(found, caches[0].layers[1].inner.storage.keys())
+        assert sorted(tmp_path.iterdir()) == before

@@ -63,11 +63,15 @@ def test_a_saved_cache_goes_on(model, method, place, tmp_path):
 
 
 def test_a_cache_saved_on_disk_is_taken_up_on_the_device(model, tmp_path):
-    spec = METHODS[0].format(", place=disk")
-    cache = keyhole.make_cache(model, spec)
+    on_disk, here = METHODS[0].format(", place=disk"), METHODS[0].format("")
+    cache = keyhole.make_cache(model, on_disk)
     model.generate(prompt(300), max_new_tokens=5, do_sample=False, past_key_values=cache)
-    save_cache(cache, tmp_path, model=model, method=METHODS[0].format(""))
-    assert load_cache(tmp_path, model).layers[0].inner.storage.footprint.device > 0
+    cache.save(tmp_path / "disk")
+    assert keyhole.KeyholeCache.load(tmp_path / "disk", model).footprint.disk > 0
+    loaded = keyhole.KeyholeCache.load(tmp_path / "disk", model, here)
+    assert loaded.footprint.disk == 0 < loaded.footprint.device
+    save_cache(cache, tmp_path / "here", model=model, method=here)
+    assert load_cache(tmp_path / "here", model).footprint.device > 0
 
 
 @pytest.mark.parametrize("place", ROUNDED)

@@ -271,7 +271,7 @@ def test_a_full_disk_is_named_and_others_go_on(tmp_path, monkeypatch):
     other, rows = filled()
     buffer, _ = filled()
     with limited_files(other._file._extent.arena.end + 8192):
-        with pytest.raises(OSError, match="cannot keep keys and values on disk.*TMPDIR") as error:
+        with pytest.raises(OSError, match=r"cannot keep keys and values on disk.*TMPDIR") as error:
             buffer.append(drawing()(4000))
         assert error.value.filename == str(tmp_path)
         assert torch.equal(other.view(), rows)
@@ -299,7 +299,7 @@ def test_rows_of_a_failed_write_are_not_read(monkeypatch):
 
 def test_a_directory_that_is_not_there(monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere/x")
-    with pytest.raises(FileNotFoundError, match="TMPDIR.*/nowhere/x"):
+    with pytest.raises(FileNotFoundError, match=r"TMPDIR.*/nowhere/x"):
         filled()
 
 

@@ -50,6 +50,7 @@ def restore_layer(layer: Any, facts: dict[str, Any], tensors: dict[str, Tensor])
     try:
         if isinstance(layer, KeyholeLayer):
             inner = {n.removeprefix("inner."): t for n, t in tensors.items() if n.startswith("inner.")}
+            _check_kinds(inner)
             layer.inner.restore(inner, facts["indexed"])
             if layer.inner.length != facts["length"]:
                 raise SavedStateError(f"it holds {layer.inner.length} tokens, not {facts['length']}")
@@ -59,6 +60,12 @@ def restore_layer(layer: Any, facts: dict[str, Any], tensors: dict[str, Tensor])
     except _FAILURES as error:
         what = f"{type(error).__name__}: {error}"
         raise SavedStateError(f"the tensors are not those of a {facts['class']} ({what})") from error
+
+
+def _check_kinds(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name in ("storage.keys", "storage.values") and not tensor.is_floating_point():
+            raise SavedStateError(f"{name} are {tensor.dtype}, no floating-point numbers")
 
 
 def _attributes(layer: Any) -> dict[str, Any]:

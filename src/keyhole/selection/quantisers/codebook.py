@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.core.digest import digest
 from keyhole.selection.quantisers.kmeans import kmeans
 
 _SEED = 0
@@ -44,6 +45,12 @@ class Codebook(NamedTuple):
         """Of `points` and `metric`, shapes as above."""
         one = torch.eye(metric.shape[-1], dtype=torch.float64, device=metric.device)
         return cls(points, metric, torch.linalg.solve_triangular(metric.double(), one, upper=False).float())
+
+    @property
+    def digest(self) -> Tensor:
+        """What tells it from others, uint8 `[64]`."""
+        text = digest(self.points) + digest(self.metric)
+        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
     def encode(self, keys: Tensor) -> Tensor:
         """The nearest codeword of each of `keys [B, Hkv, T, D]`, of equals the lower: int32 `[B, Hkv, T]`."""

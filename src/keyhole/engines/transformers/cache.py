@@ -20,6 +20,7 @@ from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.hybrid import HybridLayer
@@ -134,7 +135,7 @@ def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS
         partial(layer_rope, model),
         partial(fingerprint, model),
         partial(stand_in_activations, model),
-        model.device,
+        input_device(model),
     )
 
 

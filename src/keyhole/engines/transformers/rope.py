@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.core.rope import FrequencyRope, NoRope, Rope
 from keyhole.engines.transformers.compat import cache_argument
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.registration import text_config
 from keyhole.kernels import RotaryFrequencies, apply_rotary
 
@@ -102,7 +103,7 @@ def _find(model: PreTrainedModel) -> list[Rope | None]:
 @torch.no_grad()
 def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     """Each layer's cached key `[1, Hkv, 1, D]` of a lone token; None for layers without."""
-    at = torch.full((1, 1), position, device=model.device)
+    at = torch.full((1, 1), position, device=input_device(model))
     # Some common token: the first ones are special, and the embedding of padding is zero.
     token = torch.full_like(at, cast(nn.Embedding, model.get_input_embeddings()).num_embeddings // 2)
     cache = DynamicCache(config=model.config)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.sparse_ffn.obstacles import check_in_memory, is_experts
 from keyhole.engines.transformers.sparse_ffn.sites import (
@@ -116,7 +117,7 @@ def _watch(
                 stack.callback(site.register_forward_pre_hook(hook).remove)
         forward = cast(Callable[..., Any], decoder_of(model).forward)
         for ids in prompts:
-            forward(input_ids=ids.to(model.device), use_cache=False)
+            forward(input_ids=ids.to(input_device(model)), use_cache=False)
             computed()
 
 

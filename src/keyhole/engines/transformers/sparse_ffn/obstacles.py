@@ -71,8 +71,8 @@ def check_in_memory(name: str, module: nn.Module) -> None:
     missing = next((part for part, weight in module.named_parameters() if weight.is_meta), None)
     if missing is not None:
         raise UnsupportedModelError(
-            f"{name}.{missing} is not in memory (it is on the meta device), so none of it can be skipped; load "
-            "the model without offloading, or leave `chess` out"
+            f"{name}.{missing} is on the meta device, so none of it can be skipped; load the model without "
+            "offloading, or leave `chess` out"
         )
 
 
@@ -88,7 +88,8 @@ def _own_forward(module: nn.Module) -> str | None:
     if isinstance(own, MethodType) and own.__func__ is type(module).forward:
         return None
     if hasattr(module, "_hf_hook"):
-        return " is run by hooks of accelerate, which bring its weights into memory"
+        missing = next((f".{name}" for name, weight in module.named_parameters() if weight.is_meta), "")
+        return f"{missing} is brought into memory by hooks of accelerate: load the model without offloading"
     return " has a forward of its own"
 
 

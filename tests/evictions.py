@@ -65,7 +65,8 @@ class Evicting(Layer):
         state = {name: tensor.clone() for name, tensor in self.cache.state().items()}
         fresh = Recipe.parse(spec).layers(1)[0]
         fresh.restore(state, self.cache.indexed)
-        fresh.observer, self.cache = self._observe, fresh
+        fresh.observe(self._observe)
+        self.cache = fresh
 
     def live(self, spec, history):
         """One of HISTORIES, after a prompt, each step checked."""

@@ -32,7 +32,7 @@ class Layer:
         seed=0,
     ):
         self.before, self.cache = _selecting(Recipe.parse(spec))
-        self.cache.observer = self._observe
+        self.cache.observe(self._observe)
         self.heads = kv_heads * groups
         self.padding = padding
         self.logits = Logits(size**-0.5, softcap, sink_logits)

@@ -60,4 +60,4 @@ def restart(layer, spec):
     for old, new in zip([*layer.before, layer.cache], fresh, strict=True):
         new.restore({name: tensor.clone() for name, tensor in old.state().items()}, old.indexed)
     *layer.before, layer.cache = fresh
-    layer.cache.observer = layer._observe
+    layer.cache.observe(layer._observe)

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,14 +103,33 @@ def test_one_mask_serves_all_rows(spec):
     check_step(layer, layer.cache.attend(layer.query, layer.logits, mask=layer.mask()[:1]))
 
 
-def test_a_mask_with_holes_is_refused():
+@pytest.mark.parametrize("spec", SELECTIVE)
+def test_tokens_hidden_inside_are_never_read(spec):
+    """Padding between the turns of a conversation, other in each row, in sinks, window and what competes."""
+    layer = Layer(spec, batch=2, padding=[0, 7])
+    layer.append(63)
+    shown = torch.ones(2, 63, dtype=torch.bool)
+    shown[1, :7] = shown[0, 1:3] = shown[0, 20:31] = shown[1, 40:44] = shown[1, 60:62] = False
+    for _ in range(3):
+        layer.append(1)
+        shown = F.pad(shown, (0, 1), value=True)
+        layer.query = 3 * layer.draw(2, layer.heads, 1, 16)
+        found = layer.cache.attend(layer.query, layer.logits, mask=shown[:, None, None])
+        for row, reads in enumerate(slots_read(layer)):
+            assert all(shown[row, read].all() and len(read) == len(set(read)) for read in reads)
+            operands = (layer.query[row, :, -1], layer.keys[row], layer.values[row])
+            expected, _ = oracles.attention(*map(oracles.array, operands), reads, scale=layer.logits.scale)
+            np.testing.assert_allclose(found[row, :, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_mask_of_other_sizes_is_refused():
     layer = Layer(SPECS[1])
     layer.append(63)
-    layer.query = layer.draw(1, 4, 1, 16)
-    mask = torch.ones(1, 1, 1, 63, dtype=torch.bool)
-    mask[..., 30] = False
-    with pytest.raises(ValueError, match="padded on the left"):
-        layer.cache.attend(layer.query, layer.logits, mask=mask)
+    for shape in ((1, 1, 1, 62), (1, 4, 1, 63), (1, 1, 2, 63), (2, 1, 1, 63)):
+        with pytest.raises(ValueError, match="does not go with 1 queries"):
+            layer.cache.attend(
+                layer.draw(1, 4, 1, 16), layer.logits, mask=torch.ones(shape, dtype=torch.bool)
+            )
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhole.cache.decode_step import left_padding
 from keyhole.core.layout import regions
+from keyhole.core.masks import left_padding
 from tests import oracles
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import torch
 
 import keyhole
 from keyhole.attention import Logits, Part
+from keyhole.cache.base import Observation
 from keyhole.cache.decode_step import Read
-from keyhole.cache.layer import Observation
 from keyhole.core.layout import regions
 from keyhole.evaluation.mass import MassMeter, exact
 from keyhole.selection import Selection

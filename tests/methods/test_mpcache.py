@@ -21,7 +21,7 @@ class Model:
         self.random, self.heads = torch.Generator().manual_seed(seed), heads
         self.reads = [None] * layers
         for index, layer in enumerate(self.layers):
-            layer.observer = lambda seen, index=index: self.note(index, seen.read)
+            layer.observe(lambda seen, index=index: self.note(index, seen.read))
 
     def note(self, index, read):
         slots = read.selection.slots.long()

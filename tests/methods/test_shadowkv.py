@@ -38,7 +38,7 @@ class Text:
         spec = f"shadowkv(budget=256, chunk={CHUNK}, rank=24, dense_below=0, {options})"
         cache = Recipe.parse(spec).layers(ModelInfo((0,), rope=lambda _place: NoRope()))[0]
         seen = []
-        cache.observer = seen.append
+        cache.observe(seen.append)
         cache.append(self.keys, self.values)
         query = (QUERY * way).expand(1, HEADS, 1, SIZE).contiguous()
         out = oracles.array(cache.attend(query, Logits(1.0)))[0, :, 0]

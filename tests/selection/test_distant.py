@@ -114,7 +114,7 @@ def test_the_copy_follows_crop_reorder_and_restart():
     state, indexed = layer.cache.state(), layer.cache.indexed
     layer.cache = Recipe.parse(spec("budget=5, distance=9")).layers(1)[0]
     layer.cache.restore({name: tensor.clone() for name, tensor in state.items()}, indexed)
-    layer.cache.observer = layer._observe
+    layer.cache.observe(layer._observe)
     steps(2)
 
 

@@ -180,7 +180,7 @@ def test_every_layer_reads_its_own_leaders_pages():
     ] == oracles_pages.delta_roles(6, {1, 4})
     read = [[] for _ in layers]
     for layer, seen in zip(layers, read, strict=True):
-        layer.observer = lambda observed, seen=seen: seen.append(observed.read.selection.slots.tolist())
+        layer.observe(lambda observed, seen=seen: seen.append(observed.read.selection.slots.tolist()))
     generator = torch.Generator().manual_seed(0)
     for step in range(4):
         for layer in layers:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
+from keyhole.cache.base import Observation
 from keyhole.cache.evicting import EvictingLayer
-from keyhole.cache.layer import LayerCache, Observation
+from keyhole.cache.layer import LayerCache
 
 # Largest error allowed, as a share of the largest value: rounding of the dtype, and of sums over many tokens.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -48,12 +49,8 @@ def check_selective_step(layer: LayerCache, query: Tensor, logits: Logits) -> No
     Raises:
         CheckFailedError: they differ, or a slot was read twice or lies outside.
     """
-    seen: list[Observation] = []
-    layer.observer = seen.append
-    try:
+    with layer.observed() as seen:
         out = layer.attend(query, logits)
-    finally:
-        layer.observer = None
     check_observation(seen[0] if seen else None, layer, query, out, logits)
 
 

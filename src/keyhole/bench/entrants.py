@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from keyhole.bench.models import (
     use_sdpa,
     weight_bytes,
 )
-from keyhole.cache.layer import LayerCache, Observation
+from keyhole.cache.layer import LayerCache
 from keyhole.feedforward import Steps
 from keyhole.methods.recipe import Recipe
 from keyhole.tuning.timing import Candidate
@@ -122,19 +123,15 @@ def _checked_step(layers: list[LayerCache], run: Callable[[], object], case: Cas
 
     Returns the tokens read beside those always read, a mean over the layers.
     """
-    seen: list[Observation | None] = [None] * len(layers)
-    for index, layer in enumerate(layers):
-        layer.observer = lambda observation, index=index: seen.__setitem__(index, observation)
-    try:
+    with ExitStack() as observing:
+        seen = [observing.enter_context(layer.observed()) for layer in layers]
         run()
-    finally:
-        for layer in layers:
-            layer.observer = None
     counts = []
-    for layer, observed in zip(layers, seen, strict=True):
-        if observed is None:
+    for layer, steps in zip(layers, seen, strict=True):
+        if not steps:
             counts.append(layer.usage.read)
             continue
+        observed = steps[0]
         query, out = observed.query.unsqueeze(2), observed.read.part.out.unsqueeze(2)
         check_observation(observed, layer, query, out, case.logits)
         counts.append(float(observed.read.selection.counts.float().mean()))

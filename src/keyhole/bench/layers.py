@@ -11,7 +11,7 @@ from torch import Tensor
 from keyhole.bench.case import Case
 from keyhole.bench.result import Sizes
 from keyhole.cache.evicting import EvictingLayer
-from keyhole.cache.layer import SHOWN, LayerCache, Observation, Prompted
+from keyhole.cache.layer import SHOWN, LayerCache, Prompted
 from keyhole.methods.recipe import Recipe
 from keyhole.tuning.machine import implementation, require_memory
 from keyhole.tuning.synthetic import Synthetic
@@ -49,7 +49,7 @@ def fill(layer: LayerCache, keys: Tensor, values: Tensor, case: Case, source: Sy
 
 def keeps_its_size(layer: LayerCache) -> bool:
     """Whether a layer drops a token for each that comes: such a step needs not be taken back."""
-    return isinstance(layer, EvictingLayer) and layer.retention.keeping.every == 1
+    return isinstance(layer, EvictingLayer) and layer.retention.policy.every == 1
 
 
 def require_layer_memory(case: Case, copies: int = 1) -> None:
@@ -94,13 +94,9 @@ def layer_implementation(layer: LayerCache) -> str:
 
 def step_usage(layer: LayerCache, run: Callable[[], object]) -> tuple[float, int]:
     """Bytes that one call of `run` moves, and the tokens it reads beside those always read."""
-    seen: list[Observation] = []
-    layer.observer = seen.append
     bytes_before, read_before = layer.usage.bytes, layer.usage.read
-    try:
+    with layer.observed() as seen:
         run()
-    finally:
-        layer.observer = None
     moved, read = layer.usage.bytes - bytes_before, layer.usage.read - read_before
     if seen:
         read = float(seen[0].read.selection.counts.float().mean())

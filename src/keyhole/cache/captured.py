@@ -9,16 +9,21 @@ Legend: B batch, H query heads, Hkv KV heads, D head size, N tokens there is roo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, add_sink_logits, merge
+from keyhole.cache.base import Observation, Observer
 from keyhole.cache.decode_step import Reading
 from keyhole.cache.layer import LayerCache
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import NonFiniteError
 from keyhole.selection import Capturable, Step
-from keyhole.storage import CapturableStorage
+from keyhole.storage import CapturableStorage, Footprint
 
 
 class CapturedLayer:
@@ -35,6 +40,8 @@ class CapturedLayer:
         check_capturable(layer, position)
         assert isinstance(layer.storage, CapturableStorage)
         self.layer, self.position, self.storage = layer, position, layer.storage
+        self.request, self.usage = layer.request, layer.usage
+        self.request.position = position
         self.selective, self.leads = layer.selects, layer.leads
         if self.selective:
             layer.prepare(_mask(position))
@@ -58,6 +65,9 @@ class CapturedLayer:
         """A token's keys, `[B, Hkv, 1, D]`."""
         return self.storage.keys(self.storage.length - 1)
 
+    def arrive(self, tokens: int, generated: Callable[[], bool | None]) -> None:
+        """Every step is a generated token; the position knows where it goes."""
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add `keys [B, Hkv, 1, D]`, after RoPE, and `values [B, Hkv, 1, D]` at the position's slot."""
         self.storage.put(keys, values, self.position.slot)
@@ -76,13 +86,51 @@ class CapturedLayer:
         self._read.zero_()
 
     def release(self, steps: int) -> None:
-        """So many steps are over: their tokens are the layer cache's now."""
+        """So many steps are over: their tokens are the layer cache's now, and a step may follow."""
         self.storage.crop(self.position.length + steps)
         if self.selective or self.leads:
             selector, reading = self._chooses
             selector.release(max(selector.length, self.storage.length - reading.window))
         if steps:
             self._record(steps)
+
+        self.request.position = None
+        if self.layer.place == 0:
+            self.request.prompt_length = self.layer.length
+
+    @property
+    def footprint(self) -> Footprint:
+        """Bytes held, by tier; tokens for which memory is reserved among them."""
+        return self.layer.footprint
+
+    def observe(self, observer: Observer) -> NoReturn:  # noqa: ARG002
+        """Nothing of a step is handed out: a replayed graph calls nobody."""
+        self._refuse("observed")
+
+    @contextmanager
+    def observed(self) -> Iterator[list[Observation]]:
+        self._refuse("observed")
+        yield []
+
+    def prepare(self, mask: Tensor | None = None) -> None:
+        """The index is up to date since the steps began."""
+
+    def crop(self, length: int) -> NoReturn:  # noqa: ARG002
+        self._refuse("cropped")
+
+    def reorder(self, rows: Tensor) -> NoReturn:  # noqa: ARG002
+        self._refuse("reordered")
+
+    def state(self) -> NoReturn:
+        self._refuse("saved")
+
+    def restore(self, state: dict[str, Tensor], indexed: int) -> NoReturn:  # noqa: ARG002
+        self._refuse("restored")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ValueError(
+            f"a cache cannot be {what} while its decode steps are of fixed size; leave the block first"
+        )
 
     @property
     def _chooses(self) -> tuple[Capturable, Reading]:
@@ -95,7 +143,7 @@ class CapturedLayer:
     def _select(self, query: Tensor, logits: Logits) -> Part:
         selector, reading = self._chooses
         selector.place(self.storage, self.position.slot - reading.window)
-        parts = self.position.regions(reading)
+        parts = self.position.regions(reading.sinks, reading.window)
         anchor = self.storage.attend(query, parts.always, parts.always_counts, logits)
         step = Step(query, self.storage, parts, logits.with_sinks(anchor.lse), logits, reading.budget)
         chosen = selector.select(step)
@@ -107,7 +155,7 @@ class CapturedLayer:
 
     def _watch(self, query: Tensor, logits: Logits) -> None:
         selector, reading = self._chooses
-        selector.watch(query, self.storage, self.position.regions(reading), logits)
+        selector.watch(query, self.storage, self.position.regions(reading.sinks, reading.window), logits)
 
     def _attend_all(self, query: Tensor, logits: Logits) -> Part:
         return self.storage.attend(query, *self.position.everything, logits)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, merge
+from keyhole.cache.request import Request
 from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.budget import Budget
-from keyhole.core.layout import Regions, left_padding, regions
+from keyhole.core.layout import Regions, visible_slots
+from keyhole.core.masks import Visible
 from keyhole.selection import Selection, Selector, Step
 from keyhole.storage import Storage
 
@@ -49,8 +51,8 @@ class Read(NamedTuple):
 class Reader:
     """Reads by a selector's choice, and keeps its index up to date."""
 
-    def __init__(self, selector: Selector, reading: Reading) -> None:
-        self.selector, self.reading = selector, reading
+    def __init__(self, selector: Selector, reading: Reading, request: Request) -> None:
+        self.selector, self.reading, self.request = selector, reading, request
 
     def wants_all(self, tokens: int, context: int, batch: int) -> bool:
         """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it.
@@ -74,32 +76,51 @@ class Reader:
         query: Tensor,
         storage: Storage,
         logits: Logits,
-        mask: Tensor | None,
+        seen: Visible,
         context: tuple[int, ...] | None = None,
     ) -> Read:
         """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
-        parts = self.index(storage, mask, context)
+        parts = self.index(storage, seen, context)
         anchor = storage.attend(query, parts.always, parts.always_counts, logits)
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
-        selection = self.selector.select(step)
+        selection = _shown(self.selector.select(step), parts)
         found = storage.attend(query, selection.slots, selection.counts, logits)
         return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))
 
     @torch.no_grad()
-    def watch(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> None:
+    def watch(self, query: Tensor, storage: Storage, logits: Logits, seen: Visible) -> None:
         """Let a leading layer's selector see a step that reads everything."""
-        self.selector.watch(query, storage, self.index(storage, mask), logits)
+        self.selector.watch(query, storage, self.index(storage, seen), logits)
 
-    def index(self, storage: Storage, mask: Tensor | None, context: tuple[int, ...] | None = None) -> Regions:
-        """Index every token that has left the window; new ones wait there, so they are indexed in batches."""
+    def index(self, storage: Storage, seen: Visible, context: tuple[int, ...] | None = None) -> Regions:
+        """Index every token that has left the window; new ones wait there, so they are indexed in batches.
+
+        Raises:
+            ValueError: the newest token sees nothing of its row.
+        """
         newest = storage.keys(storage.length - 1)
-        padding = (0,) * newest.shape[0] if mask is None else left_padding(mask, newest.shape[0])
-        reading = self.reading
-        parts = regions(storage.length, padding, reading.sinks, reading.window, newest.device, context)
-        if self.selector.length == 0 or self.selector.stale:
-            self.selector.build(storage.keys(), parts)
-        elif self.selector.length < parts.last:
-            self.selector.append(storage.keys(self.selector.length))
+        if max(seen.padding) >= storage.length:
+            raise ValueError(
+                "the attention mask hides a whole sequence from its newest token; leave the row out"
+            )
+        sinks, window = self.reading.sinks, self.reading.window
+        parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)
+        try:
+            if self.selector.length == 0 or self.selector.stale:
+                self.selector.build(storage.keys(), parts)
+            elif self.selector.length < parts.last:
+                self.selector.append(storage.keys(self.selector.length))
+        except BaseException:
+            self.selector.crop(0)  # half an index is none
+            raise
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
+
+
+def _shown(selection: Selection, parts: Regions) -> Selection:
+    """What was picked, without the slots that must not be read: padding behind a row's first token."""
+    if parts.hidden is None:
+        return selection
+    slots, counts = visible_slots(selection.slots, selection.counts, parts.hidden)
+    return selection._replace(slots=slots, counts=counts)

@@ -11,8 +11,9 @@ from torch import Tensor
 from keyhole.attention import Logits
 from keyhole.cache.decode_step import Reader, Reading
 from keyhole.cache.layer import LayerCache, Prompted, under
-from keyhole.core.autograd import outside_inference_mode
-from keyhole.core.layout import left_padding, packed_slots
+from keyhole.cache.request import Request
+from keyhole.core.layout import packed_slots
+from keyhole.core.masks import Visible
 from keyhole.prefill import Prefill
 from keyhole.retention import Kept, Retention, Seen
 from keyhole.selection import Selector
@@ -23,7 +24,8 @@ class EvictingLayer(LayerCache):
     """Drops tokens when a prompt, or a piece of it, was attended to, and while decoding if it is to.
 
     Padding is never kept. What was dropped cannot be read again: after a crop, and for a later question,
-    there is what is left. An index is built anew after tokens were dropped.
+    there is what is left. An index is built anew after tokens were dropped. What is worth keeping is found by
+    causal attention, so other masks than causal with padding on the left are refused.
     """
 
     def __init__(
@@ -34,56 +36,91 @@ class EvictingLayer(LayerCache):
         selector: Selector | None = None,
         *,
         reading: Reading | None = None,
+        request: Request | None = None,
+        place: int = 0,
     ) -> None:
-        super().__init__(prefill, storage, selector, reading=reading)
+        super().__init__(prefill, storage, selector, reading=reading, request=request, place=place)
         self.retention, self.kept = retention, Kept()
         self._pending = False  # a prompt is waiting for its end
         self._generated = 0  # tokens since some were dropped
+        self._scored = 0  # tokens there were when the scorer last saw one
 
     @property
     def length(self) -> int:
         return self.kept.seen
 
-    @outside_inference_mode()
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        if self._pending and keys.shape[2] == 1:
-            self._evict()
-        super().append(keys.detach(), values.detach())
+    def _append(self, keys: Tensor, values: Tensor) -> None:
         batch, heads, tokens, _ = keys.shape
+        if self._pending and self.request.generates(tokens):
+            self._evict()
+        super()._append(keys.detach(), values.detach())
         self.kept.append(batch, heads, tokens, keys.device)
         self.retention.scorer.append(batch, heads, tokens, keys.device)
 
-    @outside_inference_mode()
-    def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
+    def _attend(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         queries = query.shape[2]
-        if mask is not None:
-            self._drop_padding(left_padding(mask[:, :, -1:], query.shape[0], empty=queries > 1), queries)
-        out = super().attend(query, logits, mask=self.kept.mask(queries))
-        if queries == 1 and self.retention.policy.every:
-            self._generated += 1
-            if self._generated >= self.retention.policy.every:
-                self._evict()
+        generated = self.request.generates(queries)
+        if not seen.causal or (generated and max(seen.padding) == self.length):
+            raise ValueError(self._refusal())
+        with self._changing():
+            if seen.mask is not None:
+                self._drop_padding(seen.padding, queries)
+            left = Visible(self.kept.mask(queries), len(query))
+            if queries > 1 and generated:
+                return self._attend_drafts(query, logits, left)
+            out = super()._attend(query, logits, left)
+            if generated:
+                self._count(1)
         return out
+
+    def _attend_drafts(self, query: Tensor, logits: Logits, left: Visible) -> Tensor:
+        """Several generated tokens, of which some may be taken back: they read everything that is kept."""
+        out = self.prefill.attend(query, self.storage, logits, left.mask)
+        if self.retention.policy.every:
+            self._show(Seen(query.detach(), self.storage, self.kept, logits, generated=True))
+            self._count(query.shape[2])
+        return out
+
+    def _count(self, tokens: int) -> None:
+        """So many tokens were generated."""
+        every = self.retention.policy.every
+        if every:
+            self._generated += tokens
+            if self._generated >= every:
+                self._evict()
+
+    def _refusal(self) -> str:
+        return (
+            f"{self.method} drops tokens by what causal attention gives them, and this attention mask is not "
+            "causal with padding on the left only: it hides tokens inside the sequence, or shows later ones "
+            "(images, packed documents, trees of drafts, padding on the right). Set "
+            "tokenizer.padding_side = 'left', or use a method that keeps every token: dense, or one that "
+            "selects, as quest does"
+        )
 
     def take(self, other: LayerCache) -> None:
         super().take(other)
         if self._pending:
-            self._evict()
+            with self._changing():
+                self._evict()
 
-    @outside_inference_mode()
     def see(self, prompted: Prompted) -> None:
         super().see(prompted)
-        self.retention.scorer.see(Seen(prompted.queries, self.storage, self.kept, prompted.logits))
+        self._show(Seen(prompted.queries, self.storage, self.kept, prompted.logits))
         self._pending = True
         if not self.retention.policy.whole_prompt:
             self._evict()
+
+    def _show(self, seen: Seen) -> None:
+        self.retention.scorer.see(seen)
+        self._scored = self.length
 
     def _wants_all(self, reader: Reader) -> bool:
         # Selectors take heads of one length; a crop into what was dropped from can leave others. Else a step
         # reads by selection where the budget of any row asks for it.
         return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context), self._batch)
 
-    def _record_all(self, mask: Tensor | None) -> None:  # noqa: ARG002
+    def _record_all(self, seen: Visible) -> None:  # noqa: ARG002
         context = sum(self.kept.context) / len(self.kept.context)
         self.usage.record_everything(context, self.kept.average, self.storage.token_bytes)
 
@@ -96,7 +133,7 @@ class EvictingLayer(LayerCache):
             out, weights = self.storage.weigh_all(query, logits, mask)
         else:
             out = super()._attend_all(query, logits, mask)
-        scorer.see(Seen(query, self.storage, self.kept, logits, weights))
+        self._show(Seen(query, self.storage, self.kept, logits, weights, generated=True))
         return out
 
     @torch.no_grad()
@@ -124,25 +161,28 @@ class EvictingLayer(LayerCache):
     def _context(self) -> tuple[int, ...]:
         return self.kept.context
 
-    @outside_inference_mode()
-    def prepare(self, mask: Tensor | None = None) -> None:
+    def _prepare(self, seen: Visible) -> None:
         """As in every layer cache; what the next step would drop goes now."""
-        if not self.length:
-            return
-        if mask is not None:
-            self._drop_padding(left_padding(mask, len(self.kept.padding)), 1)
-        if self._pending:
-            self._evict()
-        super().prepare(self.kept.mask(1))
+        if not seen.causal:
+            raise ValueError(self._refusal())
+        with self._changing():
+            if seen.mask is not None:
+                self._drop_padding(seen.padding, 1)
+            if self._pending:
+                self._evict()
+            super()._prepare(Visible(self.kept.mask(1), len(self.kept.padding)))
 
     def _crop(self, length: int) -> None:
-        tokens = self.length - length
         if length == 0:
             super()._crop(0)
             self.retention.scorer.clear()
             self.kept.clear()
-        elif tokens > 0:
-            self.retention.scorer.crop(tokens)
+            self._pending, self._generated, self._scored = False, 0, 0
+        elif length < self.length:
+            # Tokens that the scorer has not seen are not its to forget.
+            self.retention.scorer.crop(max(self._scored - length, 0))
+            self._scored = min(self._scored, length)
+            self._forget_queries(max(self._prompted_end - length, 0))
             self._cut(length)
             self.kept.forget(length)
 
@@ -156,7 +196,7 @@ class EvictingLayer(LayerCache):
         if left == 0 or left != int(chosen.counts.max()) or (gone != gone[0, 0]).any():
             self._keep(chosen)
             return
-        super()._crop(left)
+        self._crop_slots(left)
         self.kept.keep(chosen)
         self.retention.scorer.keep(chosen)
 
@@ -170,13 +210,13 @@ class EvictingLayer(LayerCache):
         return super().footprint + Footprint(device=self.kept.nbytes + self.retention.scorer.nbytes)
 
     def state(self) -> dict[str, Tensor]:
-        held = super().state() | {"due": torch.tensor([self._pending, self._generated])}
+        held = super().state() | {"due": torch.tensor([self._pending, self._generated, self._scored])}
         held |= {f"kept.{name}": tensor for name, tensor in self.kept.state().items()}
         return held | {f"scorer.{name}": tensor for name, tensor in self.retention.scorer.state().items()}
 
     def restore(self, state: dict[str, Tensor], indexed: int) -> None:
         super().restore(state, indexed)
-        pending, self._generated = state["due"].tolist()
+        pending, self._generated, self._scored = state["due"].tolist()
         self._pending = bool(pending)
         self.kept.restore(under("kept.", state))
         self.retention.scorer.restore(under("scorer.", state))

@@ -5,31 +5,26 @@ Legend: B batch, H query heads, Hkv KV heads, Q queries, N cached tokens, D head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits
-from keyhole.cache.decode_step import Read, Reader, Reading
+from keyhole.cache.base import Observation, Observer
+from keyhole.cache.decode_step import Reader, Reading
+from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import NonFiniteError
-from keyhole.prefill import Prefill
+from keyhole.core.masks import Visible
+from keyhole.prefill import DensePrefill, Prefill
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
 
 SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
-
-
-class Observation(NamedTuple):
-    """One selective decode step: `query [B, H, D]`, what is stored, what was read."""
-
-    query: Tensor
-    storage: Storage
-    read: Read
-    logits: Logits
 
 
 class Prompted(NamedTuple):
@@ -42,9 +37,11 @@ class Prompted(NamedTuple):
 class LayerCache:
     """One layer's answers to the questions of what to compute, where to place and what to read, at work.
 
-    Tokens are appended with `append`; `attend` answers queries over all that was appended. `observer`, where
-    set, is called after each step that read a selection. `remember` is how many of a prompt's newest queries
-    are held for layer caches that `take` from this one.
+    Attributes:
+        request: what the layers of one cache share.
+        place: the layer's place among them.
+        remember: newest queries of a prompt that are held for layer caches that `take` from this one.
+        method: the method's name in messages.
     """
 
     def __init__(
@@ -54,16 +51,22 @@ class LayerCache:
         selector: Selector | None = None,
         *,
         reading: Reading | None = None,
+        request: Request | None = None,
+        place: int = 0,
     ) -> None:
         self.prefill, self.storage, self.selector = prefill, storage, selector
         self.reading = reading
-        self._reader = Reader(selector, reading) if selector is not None and reading is not None else None
+        self.request, self.place = Request() if request is None else request, place
+        reads = selector is not None and reading is not None
+        self._reader = Reader(selector, reading, self.request) if reads else None
         self.usage = Usage()
         self.remember = SHOWN
+        self.method = "the method"
         self._prompted: Prompted | None = None
+        self._prompted_end = 0  # tokens there were when the newest of these queries came
         self._batch = 1  # sequences, as last appended
-        self.observer: Callable[[Observation], None] | None = None
-        self.method = "the method"  # as messages name it
+        self._torn = False  # a change was begun and not finished
+        self._observers: list[Observer] = []
 
     @property
     def length(self) -> int:
@@ -79,12 +82,18 @@ class LayerCache:
         """
         return self.storage.keys(self.storage.length - 1)
 
+    def arrive(self, tokens: int, generated: Callable[[], bool | None]) -> None:
+        """The model is called with so many tokens; the first layer of a request notes what they are."""
+        if self.place == 0:
+            self.request.begin(self.length, tokens, generated())
+
     @outside_inference_mode()
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]`, after RoPE, and `values [B, Hkv, T, Dv]`.
 
         Raises:
             NonFiniteError: NaN or infinity among them; nothing is stored then.
+            ValueError: they are not of the same tokens, or an earlier call was interrupted halfway.
         """
         if keys.shape[:3] != values.shape[:3]:
             raise ValueError(
@@ -93,31 +102,57 @@ class LayerCache:
         for name, tensor in (("keys", keys), ("values", values)):
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
-        self.storage.append(keys, values)
+        with self._changing():
+            self._append(keys, values)
         self._batch = keys.shape[0]
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        self.storage.append(keys, values)
 
     @outside_inference_mode()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
         """Attention of the newest tokens' `query [B, H, Q, D]` over what is stored; returns `[B, H, Q, Dv]`.
 
-        Several queries are computed as a prompt is; a single one reads what the method selects, and passes
-        no gradient then.
+        A prompt's are computed as the method computes prompts; a generated token's reads what the method
+        selects, and passes no gradient then.
 
         Args:
             mask: bool `[B or 1, 1, Q, N]`, true where a query may look; None is causal without padding.
+
+        Raises:
+            ValueError: the mask is of other sizes, or shows what the method cannot serve.
         """
-        if query.shape[2] > 1:
-            out = self.prefill.attend(query, self.storage, logits, mask)
-            self.see(Prompted(query.detach(), logits))
-            return out
+        self._check_whole()
+        _check_mask(mask, query, self.length)
+        return self._attend(query, logits, self.request.look(mask, len(query)))
+
+    def _attend(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
+        if query.shape[2] > 1 or not self.request.generates(1):
+            return self._attend_prompt(query, logits, seen)
         if self._reader is None or self._wants_all(self._reader):
-            return self._read_all(query, logits, mask)
-        return self._read(self._reader, query.squeeze(2), logits, mask).unsqueeze(2)
+            return self._read_all(query, logits, seen)
+        return self._read(self._reader, query.squeeze(2), logits, seen).unsqueeze(2)
+
+    def _attend_prompt(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
+        """Sparse prompts are made for causal attention; under any other mask they are computed densely."""
+        sparse = not self.prefill.any_mask and seen.causal and max(seen.padding) < self.storage.length
+        prefill = self.prefill if sparse or self.prefill.any_mask else DensePrefill()
+        out = prefill.attend(query, self.storage, logits, seen.mask)
+        self.see(Prompted(query.detach(), logits))
+        return out
+
+    def use_prefill(self, prefill: Prefill) -> None:
+        """Compute prompts by another `Prefill` from here on, as those that watch a model do."""
+        self.prefill = prefill
 
     def see(self, prompted: Prompted) -> None:
         """Take note of a prompt's newest queries, which were just attended to; `attend` does so itself."""
-        queries = prompted.queries[:, :, -self.remember :].clone()
-        self._prompted = prompted._replace(queries=queries)
+        queries = prompted.queries
+        follows = self._prompted_end == self.length - queries.shape[2]
+        if self._prompted is not None and follows and queries.shape[2] < self.remember:
+            queries = torch.cat([self._prompted.queries, queries], dim=2)
+        queries = queries[:, :, -self.remember :].clone()
+        self._prompted, self._prompted_end = prompted._replace(queries=queries), self.length
         if self.selector is not None:
             self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
 
@@ -140,29 +175,29 @@ class LayerCache:
     def _wants_all(self, reader: Reader) -> bool:
         return reader.wants_all(self.storage.length, self.length, self._batch)
 
-    def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+    def _read_all(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         """Attention of `query [B, H, 1, D]` over all that is stored."""
-        self._record_all(mask)
+        self._record_all(seen)
         if self._reader is not None and self.leads:
-            self._reader.watch(query.squeeze(2), self.storage, logits, mask)
-        return self._attend_all(query, logits, mask)
+            self._reader.watch(query.squeeze(2), self.storage, logits, seen)
+        return self._attend_all(query, logits, seen.mask)
 
-    def _record_all(self, mask: Tensor | None) -> None:
-        unused = 0.0 if mask is None else float((~mask[:, 0, -1]).sum(-1).float().mean())
-        tokens = self.length - unused
+    def _record_all(self, seen: Visible) -> None:
+        unused = sum(seen.padding) + (0 if seen.hidden is None else int(seen.hidden.sum()))
+        tokens = self.length - unused / seen.batch
         self.usage.record_everything(tokens, tokens, self.storage.token_bytes)
 
     def _attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         return self.storage.attend_all(query, logits, mask)
 
     @torch.no_grad()
-    def _read(self, reader: Reader, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+    def _read(self, reader: Reader, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         """Attention of `query [B, H, D]` over a selection."""
-        read = reader.read(query, self.storage, logits, mask, self._context)
+        read = reader.read(query, self.storage, logits, seen, self._context)
         self.usage.record_selection(read, self.storage.token_bytes)
         self.usage.record_lookups(self.storage.lookups)
-        if self.observer is not None:
-            self.observer(Observation(query, self.storage, read, logits))
+        for observer in self._observers:
+            observer(Observation(query, self.storage, read, logits))
         return add_sink_logits(read.part, logits).out
 
     @property
@@ -170,26 +205,56 @@ class LayerCache:
         """Tokens each batch row has seen, where that is not what it holds."""
         return None
 
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call `observer` after each step that reads a selection, until what is returned is called."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    @contextmanager
+    def observed(self) -> Iterator[list[Observation]]:
+        """The steps that read a selection inside a with-block."""
+        seen: list[Observation] = []
+        stop = self.observe(seen.append)
+        try:
+            yield seen
+        finally:
+            stop()
+
     def crop(self, length: int) -> None:
-        """Forget the tokens from `length` on.
+        """Forget the tokens from `length` on; all of them, where a call was interrupted halfway.
 
         Raises:
-            ValueError: a negative length.
+            ValueError: a negative length, or a call was interrupted and tokens are to be left.
         """
         if length < 0:
             raise ValueError(f"cannot crop to {length} tokens; give 0 or more")
-        self._crop(length)
+        if length:
+            self._check_whole()
+        with self._changing(anew=length == 0):
+            self._crop(length)
 
     def _crop(self, length: int) -> None:
-        self.storage.crop(length)
+        self._crop_slots(length)
+        self._forget_queries(max(self._prompted_end - length, 0))
+
+    def _crop_slots(self, slots: int) -> None:
+        self.storage.crop(slots)
         if self.selector is not None:
-            self.selector.crop(length)
+            self.selector.crop(slots)
+
+    def _forget_queries(self, newest: int) -> None:
+        if self._prompted is not None and newest:
+            queries = self._prompted.queries
+            left = queries[:, :, : max(queries.shape[2] - newest, 0)]
+            self._prompted = self._prompted._replace(queries=left) if left.shape[2] else None
+            self._prompted_end -= newest
 
     @outside_inference_mode()
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order, repeats and omissions allowed (beam search)."""
         if self.length:
-            self._reorder(rows)
+            with self._changing():
+                self._reorder(rows)
 
     def _reorder(self, rows: Tensor) -> None:
         self.storage.reorder(rows)
@@ -198,6 +263,22 @@ class LayerCache:
         if self._prompted is not None:
             queries = self._prompted.queries
             self._prompted = self._prompted._replace(queries=queries[rows.to(queries.device)])
+
+    @contextmanager
+    def _changing(self, *, anew: bool = False) -> Iterator[None]:
+        """A change of several parts: if it is interrupted, the layer refuses to go on from what is left."""
+        if not anew:
+            self._check_whole()
+        self._torn = True
+        yield
+        self._torn = False
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise ValueError(
+                "an earlier call was interrupted while this layer was changing, so that its parts do not "
+                "fit; start with a new cache, or crop this one to 0 tokens"
+            )
 
     @property
     def footprint(self) -> Footprint:
@@ -212,6 +293,7 @@ class LayerCache:
 
     def state(self) -> dict[str, Tensor]:
         """Storage and index as named tensors; `restore` of an equal layer cache takes them."""
+        self._check_whole()
         held = {f"storage.{name}": tensor for name, tensor in self.storage.state().items()}
         if self.selector is not None:
             held |= {f"selector.{name}": tensor for name, tensor in self.selector.state().items()}
@@ -226,8 +308,26 @@ class LayerCache:
     @outside_inference_mode()
     def prepare(self, mask: Tensor | None = None) -> None:
         """Bring the index up to date now, before the next step asks. `mask` as in `attend`, for one query."""
+        self._check_whole()
+        if self.length:
+            self._prepare(self.request.look(mask, len(self.newest)))
+
+    def _prepare(self, seen: Visible) -> None:
         if self._reader is not None and self.selects:
-            self._reader.index(self.storage, mask, self._context)
+            self._reader.index(self.storage, seen, self._context)
+
+
+def _check_mask(mask: Tensor | None, query: Tensor, length: int) -> None:
+    if mask is None:
+        return
+    batch, _, queries, _ = query.shape
+    rows, heads, *last = mask.shape
+    if rows not in (1, batch) or heads != 1 or last != [queries, length]:
+        raise ValueError(
+            f"an attention mask of {list(mask.shape)} does not go with {queries} queries of {batch} "
+            f"sequences over {length} cached tokens; give one of [{batch}, 1, {queries}, {length}], the same "
+            "for all heads"
+        )
 
 
 def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

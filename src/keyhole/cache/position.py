@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.cache.decode_step import Reading
-from keyhole.core.layout import Regions
+from keyhole.core.layout import Constants, Regions
 
 
 class DecodePosition:
@@ -28,6 +27,7 @@ class DecodePosition:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         slots = torch.arange(room, dtype=torch.int32, device=device)
         self._slots = (slots + self.starts.unsqueeze(1)).clamp(max=room - 1)
+        self._constants = Constants()
         self._regions: dict[tuple[int, int], Regions] = {}
 
     @property
@@ -40,9 +40,9 @@ class DecodePosition:
         """All slots of each row, int32 `[B, room]`, and how many there are at this step, int32 `[B]`."""
         return self._slots, (self.slot + 1 - self.starts).int()
 
-    def regions(self, reading: Reading) -> Regions:
+    def regions(self, sinks: int, window: int) -> Regions:
         """The parts of the sequence at this step; layers that ask alike are given the same."""
-        asked = reading.sinks, reading.window
+        asked = sinks, window
         if asked not in self._regions:
             self._regions[asked] = self._parts(*asked)
         return self._regions[asked]
@@ -60,7 +60,17 @@ class DecodePosition:
         )
         counts = torch.full((batch,), sinks + window, dtype=torch.int32, device=device)
         context = tuple(self.room - unused for unused in self.padding)
-        return Regions(self.room, self.padding, context, always, counts, first, self.room - window, stop)
+        return Regions(
+            length=self.room,
+            padding=self.padding,
+            context=context,
+            always=always,
+            always_counts=counts,
+            first=first,
+            last=self.room - window,
+            stop=stop,
+            constants=self._constants,
+        )
 
     def advance(self) -> None:
         """The step is over, in all layers."""

@@ -19,3 +19,7 @@ class NonFiniteError(ValueError):
 
 class DamagedStorageError(ValueError):
     """Keys and values on disk that are not what was written there, with the file."""
+
+
+class NotServedError(ValueError):
+    """A model was called inside an `attach` block, and nothing of it was served; with the reason."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,8 +10,30 @@ from torch import Tensor
 from keyhole.kernels.backend.dispatch import at_hand
 from keyhole.kernels.ranking.page_slots import scattered, width_of
 
+_CONSTANTS = 64
 
-class Regions(NamedTuple):
+
+class Constants:
+    """Small tensors that layers and steps of one request ask for again and again.
+
+    A copy to a GPU makes its host wait, and none may happen while a graph is captured.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    def on(self, device: torch.device, numbers: tuple[int, ...]) -> Tensor:
+        """Int64 `[len(numbers)]` on a device."""
+        key = numbers, device
+        if key not in self._held:
+            if len(self._held) >= _CONSTANTS:
+                self._held.clear()
+            self._held[key] = torch.tensor(numbers, device=device)
+        return self._held[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
     """Where each part lies. Sinks and window are always read; slots in [first, stop) compete.
 
     Attributes:
@@ -24,6 +45,7 @@ class Regions(NamedTuple):
         first: int32 `[B]`.
         last: where the window begins; where steps are of fixed size, where it begins at the latest.
         stop: int32 `[B]`, where the window begins.
+        hidden: bool `[B, length]`, slots behind the padding that must not be read; None where there are none.
     """
 
     length: int
@@ -34,6 +56,8 @@ class Regions(NamedTuple):
     first: Tensor
     last: int
     stop: Tensor
+    hidden: Tensor | None = None
+    constants: Constants = field(default_factory=Constants)
 
     @property
     def ends(self) -> Tensor:
@@ -43,10 +67,13 @@ class Regions(NamedTuple):
     @property
     def starts(self) -> Tensor:
         """`padding` as int64 `[B]` on the device."""
-        return on_device(self.padding, self.first.device)
+        return self.on_device(self.padding)
+
+    def on_device(self, numbers: tuple[int, ...]) -> Tensor:
+        """Int64 tensor of a few numbers, on the device of the regions."""
+        return self.constants.on(self.first.device, numbers)
 
 
-@lru_cache(maxsize=16)
 def regions(
     length: int,
     padding: tuple[int, ...],
@@ -54,11 +81,13 @@ def regions(
     window: int,
     device: torch.device,
     context: tuple[int, ...] | None = None,
+    hidden: Tensor | None = None,
+    constants: Constants | None = None,
 ) -> Regions:
-    """The parts of a sequence of `length` slots. All layers of a step ask the same, so answers are kept.
+    """The parts of a sequence of `length` slots.
 
     Where tokens were evicted, sinks and window are counted among those kept, and `context` says how many
-    there were; else it is what a row holds.
+    there were; else it is what a row holds. Slots that are `hidden` are in no part that is always read.
     """
     context = tuple(length - unused for unused in padding) if context is None else context
     starts = torch.tensor(padding, dtype=torch.int32)
@@ -75,35 +104,22 @@ def regions(
     slots, counts, first, stop = (
         tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first, stop)
     )
-    return Regions(length, padding, context, slots, counts, first, last, stop)
+    if hidden is not None:
+        slots, counts = visible_slots(slots, counts, hidden)
+    constants = Constants() if constants is None else constants
+    return Regions(length, padding, context, slots, counts, first, last, stop, hidden, constants)
 
 
-def left_padding(mask: Tensor, batch: int, *, empty: bool = False) -> tuple[int, ...]:
-    """Unused slots at the start of each of `batch` rows, by the newest token's mask `[B or 1, 1, 1, N]`.
+def visible_slots(slots: Tensor, counts: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of `slots [B, ..., S]`, the first `counts [B, ...]` of each row, that are not `hidden [B, N]`.
 
-    Args:
-        empty: whether a row may be all padding, as it may in the first pieces of a prompt.
-
-    Raises:
-        ValueError: slots are masked elsewhere than at the start.
+    Their order stays; filling comes last.
     """
-    seen = mask[:, 0, -1]
-    padding = (~seen).sum(-1)
-    begins = seen.int().argmax(-1)
-    if empty:
-        begins = torch.where(seen.any(-1), begins, seen.shape[-1])
-    if not torch.equal(padding, begins):
-        raise ValueError(
-            "the attention mask hides tokens inside the sequence; Keyhole takes batches padded on the left, "
-            "so set tokenizer.padding_side = 'left'"
-        )
-    return tuple(padding.expand(batch).tolist())
-
-
-@lru_cache(maxsize=64)
-def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Int64 `[B]`. Kept, for layers and steps ask for the same, and a copy to a GPU makes its host wait."""
-    return torch.tensor(numbers, device=device)
+    rows = hidden.view(len(hidden), *(1,) * (slots.dim() - 2), -1).expand(*slots.shape[:-1], -1)
+    index = torch.arange(slots.shape[-1], device=slots.device)
+    gone = rows.gather(-1, slots.long()) | (index >= counts.unsqueeze(-1))
+    order = gone.sort(dim=-1, stable=True).indices
+    return slots.gather(-1, order), (~gone).sum(-1).int()
 
 
 def packed_slots(wanted: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.cache.layer import LayerCache, Observation
+from keyhole.cache.base import Observation
+from keyhole.cache.layer import LayerCache
 from keyhole.selection import Selection
 from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.rank import competing
@@ -59,7 +60,7 @@ class MassMeter:
         self._layers = layers
         self._pending: list[Observation] = []
         for layer in layers:
-            layer.observer = self._pending.append
+            layer.observe(self._pending.append)
 
     def settle(self) -> None:
         """Measure the step that was just taken."""

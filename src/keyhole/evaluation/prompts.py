@@ -8,20 +8,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from keyhole.attention import Logits
-from keyhole.cache.layer import SHOWN, LayerCache, Prompted
+from keyhole.cache.layer import SHOWN
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers import make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.generation.decoding import prefill, synchronize
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
-from keyhole.prefill import DensePrefill
-from keyhole.storage import DeviceStorage
 
 _OWN_PREFILL = ("prefill", "storage")
 _PIECE = 8192  # tokens of a prompt computed at once
@@ -74,25 +70,15 @@ class Prompt:
     def _whole(self) -> Start:
         """All of the prompt in layers that Keyhole serves, and all but its last token in others."""
         cache = make_cache(self.model, "dense")
-        for layer in cache.layers:
-            if isinstance(layer, KeyholeLayer):
-                layer.inner = _Noting(DensePrefill(), DeviceStorage())
-                layer.inner.remember = _PIECE
+        cache.prompt_length = self.tokens.shape[1]
+        for layer in served_layers(cache):
+            layer.remember = _PIECE
         _copy(self._dense.cache, cache)
         others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
         seconds = prefill(self.model, self.tokens[:, -1:], cache)
         back = iter(others)
         cache.layers = [layer if isinstance(layer, KeyholeLayer) else next(back) for layer in cache.layers]
         return Start(cache, self._dense.seconds + seconds)
-
-
-class _Noting(LayerCache):
-    """A dense layer that notes the query of a single token as one of the prompt."""
-
-    def _read_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
-        before = [self._prompted.queries] if self._prompted is not None else []
-        self._prompted = Prompted(torch.cat([*before, query], dim=2), logits)
-        return super()._read_all(query, logits, mask)
 
 
 def _copy(source: DynamicCache, target: DynamicCache) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from keyhole.engines.transformers.cache import end_prompt
+
 Sampler = Callable[[Tensor], int]
 
 
@@ -33,7 +35,7 @@ def prefill(
 ) -> float:
     """Append the prompt `tokens [1, T]` to the cache, at most `chunk` at a time; returns the seconds it took.
 
-    Chunks are of equal size as far as may be: a last one of a single token would be taken for a decode step.
+    Chunks are of equal size as far as may be.
     """
     forward = _forward(model, cache)
     started = time.perf_counter()
@@ -62,6 +64,7 @@ def decode(
     Args:
         pick: from the logits `[V]` to the next token; the likeliest where not given.
     """
+    end_prompt(cache)
     forward, choose, token = _forward(model, cache), pick or greedy, last
     for _ in range(limit):
         started = time.perf_counter()

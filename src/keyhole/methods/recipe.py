@@ -8,6 +8,7 @@ from typing import Any
 from keyhole.cache.decode_step import Reading
 from keyhole.cache.evicting import EvictingLayer
 from keyhole.cache.layer import LayerCache
+from keyhole.cache.request import Request
 from keyhole.core.break_even import BreakEven
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
@@ -84,7 +85,7 @@ class Recipe:
 
     def layers(self, info: ModelInfo | int) -> list[LayerCache]:
         """Fresh caches of one batch for the layers of a info, or for so many layers."""
-        info = ModelInfo.of(info)
+        info, request = ModelInfo.of(info), Request()
         count, reading = len(info), self._reading(info)
         retentions, selectors = (self._answer(factory, info) for factory in ("retention", "selectors"))
         # Selectors read heads of one length, at slots that lie side by side.
@@ -97,10 +98,12 @@ class Recipe:
             strict=True,
         )
         layers = [
-            LayerCache(prefill, storage, selector, reading=reading)
+            LayerCache(prefill, storage, selector, reading=reading, request=request, place=place)
             if retention is None
-            else EvictingLayer(prefill, storage, retention, selector, reading=reading)
-            for prefill, storage, retention, selector in answers
+            else EvictingLayer(
+                prefill, storage, retention, selector, reading=reading, request=request, place=place
+            )
+            for place, (prefill, storage, retention, selector) in enumerate(answers)
         ]
         for layer in layers:
             layer.method = str(self)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from keyhole.attention import Logits, attend_slots, dense_attention
 from keyhole.core.budget import Budget
-from keyhole.core.layout import Regions, left_padding, regions
+from keyhole.core.layout import Constants, Regions, regions
+from keyhole.core.masks import Visible
 from keyhole.core.rope import FixedDistance, Rope
 from keyhole.prefill.base import Prefill
 from keyhole.selection.base import Step
@@ -52,6 +53,8 @@ class ChunkedPrefill(Prefill):
         renumber: the layer's rotation, to move what a chunk reads to positions without gaps; None leaves it.
     """
 
+    any_mask = False
+
     def __init__(
         self,
         vote: Vote,
@@ -68,15 +71,14 @@ class ChunkedPrefill(Prefill):
 
     @torch.no_grad()
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
-        if mask is not None and mask.shape[1] > 1:
-            return dense_attention(query, storage.keys(), storage.values(), mask=mask, **logits._asdict())
         batch, _, queries, _ = query.shape
-        padding = (0,) * batch if mask is None else left_padding(mask[:, :, -1:], batch)
+        padding, constants = Visible(mask, batch).padding, Constants()
         begin, parts = storage.length - queries, []
         scored: Storage | None = None
         for start, stop in _chunks(begin, storage.length, self.chunk):
             unused = tuple(min(slots, stop) for slots in padding)
-            where = regions(stop, unused, self.sinks, self.window + stop - start, query.device)
+            window = self.window + stop - start
+            where = regions(stop, unused, self.sinks, window, query.device, constants=constants)
             rows = slice(start - begin, stop - begin)
             if self._reads_all(where):
                 seen = None if mask is None else mask[:, :, rows, :stop]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits
-from keyhole.core.layout import left_padding
+from keyhole.core.masks import Visible
 from keyhole.kernels import Reach
 from keyhole.prefill.base import Prefill
 from keyhole.prefill.dense import DensePrefill
@@ -23,8 +23,8 @@ class SalePrefill(Prefill):
 
     Attention is exact and dense where that is not known to pay, or not known to be right: in contexts shorter
     than `dense_below`, of fewer than 64 new queries, where every threshold is 0, with soft-capped logits or
-    sink logits, where a mask hides more than padding on the left, and, unless `impl` asks for the reference,
-    where there is no native or Triton code for the tensors at hand.
+    sink logits, and, unless `impl` asks for the reference, where there is no native or Triton code for the
+    tensors at hand. Under masks other than causal with padding on the left, the layer computes densely.
 
     Args:
         tau: a threshold for each query head, or one for all of them; 0 reads everything.
@@ -32,6 +32,8 @@ class SalePrefill(Prefill):
         dense_below: tokens below which everything is read.
         impl: who computes it: "auto" or "reference".
     """
+
+    any_mask = False
 
     def __init__(
         self, tau: float | Tensor, reach: Reach, *, dense_below: int = 0, impl: str = "auto"
@@ -43,10 +45,9 @@ class SalePrefill(Prefill):
     @torch.no_grad()
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
         batch, heads, queries, _ = query.shape
-        padding = _padding(mask, batch)
         plain = logits.softcap is None and logits.sink_logits is None
         long = storage.length >= self.dense_below and queries >= kernels.TILE_ROWS
-        if not (plain and long and padding is not None and bool((self.tau > 0).any())):
+        if not (plain and long and bool((self.tau > 0).any())):
             return self._dense.attend(query, storage, logits, mask)
         keys, values = storage.keys(), storage.values()
         if self.impl == "auto" and not kernels.sale_pays(query, keys, values):
@@ -58,18 +59,6 @@ class SalePrefill(Prefill):
             self.tau.to(query.device).expand(heads),
             scale=logits.scale,
             reach=self.reach,
-            padding=padding,
+            padding=Visible(mask, batch).padding,
             impl=self.impl,
         ).out
-
-
-def _padding(mask: Tensor | None, batch: int) -> tuple[int, ...] | None:
-    """Unused slots at the start of each batch row; None where a mask hides others."""
-    if mask is None:
-        return (0,) * batch
-    if mask.shape[1] > 1:
-        return None
-    try:
-        return left_padding(mask[:, :, -1:], batch)
-    except ValueError:
-        return None

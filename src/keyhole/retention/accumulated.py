@@ -103,18 +103,22 @@ class Accumulated(Scorer):
             buffer.append(new)
 
     def see(self, seen: Seen) -> None:
-        if seen.query.shape[2] > 1:
+        if not seen.generated:
             self._step = 0
-            self._see_prompt(seen._replace(query=seen.query[:, :, -self.queries :]))
+            self._see_queries(seen._replace(query=seen.query[:, :, -self.queries :]))
             return
-        self._step += 1
-        if not self.freeze:
+        self._step += seen.query.shape[2]
+        if self.freeze:
+            return
+        if seen.query.shape[2] > 1:
+            self._see_queries(seen)
+        else:
             self._see_step(seen)
 
-    def _see_prompt(self, seen: Seen) -> None:
+    def _see_queries(self, seen: Seen) -> None:
         filling = seen.kept.filling if seen.kept.ragged else None
         noise = None if self.noise is None else self.noise.of(seen)
-        keys, temperature = seen.storage.keys(), self.schedule.at(0)
+        keys, temperature = seen.storage.keys(), self.schedule.at(self._step)
         self._sums.view().squeeze(-1).add_(
             column_sums(seen.query, keys, seen.logits, filling=filling, noise=noise, temperature=temperature)
         )

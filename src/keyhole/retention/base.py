@@ -24,6 +24,7 @@ class Seen(NamedTuple):
 
     Attributes:
         weights: float32 `[B, H, N]`, the logits of a decode step where the scorer `watches`, -inf in filling.
+        generated: whether it is a decode step; else a prompt, or a piece of one.
     """
 
     query: Tensor
@@ -31,6 +32,7 @@ class Seen(NamedTuple):
     kept: Kept
     logits: Logits
     weights: Tensor | None = None
+    generated: bool = False
 
 
 class Scorer(ABC):

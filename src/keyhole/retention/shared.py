@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
+from keyhole.core.leader_board import LeaderBoard
 from keyhole.retention.base import EvictionPolicy, Retention
 from keyhole.retention.kept import Kept
 from keyhole.retention.recency import Recency
@@ -18,26 +18,12 @@ class _Leader(Retention):
 
     def __init__(self, own: Retention) -> None:
         super().__init__(own.scorer, own.picker, own.policy)
-        self._notes: deque[tuple[tuple[int, int], Chosen | None]] = deque(maxlen=2)
+        self.board: LeaderBoard[Chosen | None] = LeaderBoard(notes=2)
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
         moment, chosen = _moment(kept), super().choose(storage, kept)
-        self._notes.append((moment, chosen))
+        self.board.pin(moment, chosen)
         return chosen
-
-    def told(self, kept: Kept) -> Chosen | None:
-        """What was chosen of the same tokens.
-
-        Raises:
-            ValueError: nothing was chosen of these.
-        """
-        for moment, chosen in reversed(self._notes):
-            if moment == _moment(kept):
-                return chosen
-        raise ValueError(
-            f"nothing was chosen of {kept.slots} tokens kept of {kept.seen}: a layer runs without the one it "
-            "follows; let all layers of a model take part in every step"
-        )
 
 
 class _Follower(Retention):
@@ -45,10 +31,10 @@ class _Follower(Retention):
 
     def __init__(self, leader: _Leader, policy: EvictionPolicy) -> None:
         super().__init__(Recency(), leader.picker, policy)
-        self._leader = leader
+        self._board = leader.board
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:  # noqa: ARG002
-        chosen = self._leader.told(kept)
+        chosen = self._board.read(_moment(kept))
         if chosen is None:
             return None
         heads = kept.filling.shape[1]
@@ -76,5 +62,5 @@ def share(retentions: Sequence[Retention], leads: Sequence[bool]) -> list[Retent
     return shared
 
 
-def _moment(kept: Kept) -> tuple[int, int]:
-    return kept.seen, kept.slots
+def _moment(kept: Kept) -> str:
+    return f"{kept.slots} tokens kept of {kept.seen}"

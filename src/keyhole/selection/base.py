@@ -12,7 +12,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits
 from keyhole.core.budget import Budget
-from keyhole.core.layout import Regions, on_device
+from keyhole.core.layout import Regions
 from keyhole.storage import CapturableStorage, Storage
 
 
@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
     def limits_on_device(self) -> Tensor:
         """`limits` as int64 `[B]` on the device of the regions."""
-        return on_device(tuple(self.limits()), self.regions.first.device)
+        return self.regions.on_device(tuple(self.limits()))
 
 
 class Selector(ABC):

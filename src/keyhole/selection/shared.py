@@ -16,6 +16,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.core.layout import Regions
+from keyhole.core.leader_board import LeaderBoard
 from keyhole.selection.base import Selection, Step, Unindexed
 from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.pages import pick_pages, spans
@@ -54,12 +55,15 @@ class Board:
     """Where one leader pins its ranking, and the first that follows it the pages picked by it."""
 
     def __init__(self) -> None:
-        self._ranking: Ranking | None = None
+        self._rankings: LeaderBoard[Ranking] = LeaderBoard()
         self._picked: Selection | None = None
 
     def pin(self, ranking: Ranking | None) -> None:
         """Take the place of what is pinned; None clears the board."""
-        self._ranking, self._picked = ranking, None
+        self._rankings.clear()
+        self._picked = None
+        if ranking is not None:
+            self._rankings.pin(_moment(ranking.length), ranking)
 
     def pick(self, step: Step, page: int) -> Selection:
         """The pages to be read, picked once: one list, the same for all that follow.
@@ -67,14 +71,14 @@ class Board:
         Raises:
             ValueError: the leader has not seen this step.
         """
-        if self._ranking is None or self._ranking.length != step.regions.length:
-            raise ValueError(
-                f"no pages are ranked for a step at {step.regions.length} tokens: a layer runs without the "
-                "one it follows; let all layers of a model take part in every step"
-            )
+        ranking = self._rankings.read(_moment(step.regions.length))
         if self._picked is None:
-            self._picked = self._ranking.pick(step, page)
+            self._picked = ranking.pick(step, page)
         return self._picked
+
+
+def _moment(tokens: int) -> str:
+    return f"a step of {tokens} tokens"
 
 
 class SharedPageSelector(Unindexed):

@@ -38,6 +38,11 @@ class RenumberedStorage(DeviceStorage):
         return "with renumber what is read moves by numbers that the host computes"
 
     def settle(self, regions: Regions) -> None:
+        if regions.hidden is not None:
+            raise ValueError(
+                "with renumber=true tokens are moved by how many lie between them, and the attention mask "
+                "hides some inside a sequence; leave renumber out, or pad on the left of all turns"
+            )
         self._regions = regions
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

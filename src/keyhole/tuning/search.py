@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from keyhole.attention import Logits
-from keyhole.cache.layer import LayerCache, Observation
+from keyhole.cache.layer import LayerCache
 from keyhole.methods.recipe import Recipe
 from keyhole.tuning.crossing import Point
 from keyhole.tuning.synthetic import Synthetic
@@ -121,10 +121,8 @@ def _point(layer: LayerCache, source: Synthetic, heads: Heads, flusher: CacheFlu
         return Candidate("", "", run, 0, 0, after=lambda: cache.crop(tokens))
 
     selective = candidate(layer)
-    seen: list[Observation] = []
-    layer.observer = seen.append
-    selective.run()
-    layer.observer = None
+    with layer.observed() as seen:
+        selective.run()
     selective.after()
     if not seen:
         return None

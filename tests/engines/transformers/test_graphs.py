@@ -52,6 +52,7 @@ def stepped(model, cache, tokens, count, **options):
 
 def filled(model, spec, tokens, **options):
     cache = keyhole.make_cache(model, spec)
+    cache.prompt_length = tokens.shape[1]
     with torch.no_grad():
         model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
         for layer in keyhole.served_layers(cache):

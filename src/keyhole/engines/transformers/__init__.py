@@ -1,6 +1,7 @@
 """Hugging Face transformers, by its public registries."""
 
-from keyhole.engines.transformers.attach import Attachment, attach
+from keyhole.engines.transformers.attach import attach
+from keyhole.engines.transformers.attachment import Attachment
 from keyhole.engines.transformers.cache import activated, footprint, served_layers, usage
 from keyhole.engines.transformers.deprecated import load_cache, make_cache, save_cache
 from keyhole.engines.transformers.graphs import captured, captured_generate

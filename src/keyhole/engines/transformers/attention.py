@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from keyhole.attention import Logits, dense_attention
+from keyhole.cache.request import Request
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.context import opened
 from keyhole.engines.transformers.handle import KVHandle
 
 # What some models tell their attention function that changes its result, and that is not understood here.
@@ -32,7 +37,8 @@ def keyhole_attention(
     """The attention function transformers calls for each layer; returns `[B, Q, H, Dv]` and no weights.
 
     A handle is answered by its layer. Plain tensors, from sliding layers or another cache, get exact
-    attention: transformers' own, or ours where soft-capping or sink logits rule that out.
+    attention: transformers' own, or ours where soft-capping or sink logits rule that out. A mask of another
+    kind is of a call that began before the model was switched: the function it was made for answers.
 
     Raises:
         UnsupportedModelError: the model asks for other than causal attention over all that is cached.
@@ -43,9 +49,17 @@ def keyhole_attention(
         raise _refused(module, f"gives its attention {foreign[0]!r}, which Keyhole does not know")
     logits = Logits(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not isinstance(key, KVHandle) and key.shape[2] > query.shape[2]:
+        for attachment in opened():
+            attachment.pass_by(module)
     if isinstance(key, KVHandle):
-        _check_served(module, query, attention_mask, causal)
-        out = _without_gradient(key.layer.attend(query, logits, mask=attention_mask), query)
+        mask = _served_mask(module, query, attention_mask, key.layer.request, causal=causal)
+        out = _without_gradient(key.layer.attend(query, logits, mask=mask), query)
+    elif attention_mask is not None and attention_mask.dtype is not torch.bool:
+        options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, "is_causal": is_causal}
+        given = {name: option for name, option in options.items() if option is not None}
+        own = _own_attention(module)
+        return own(module, query, key, value, attention_mask, dropout=dropout, **given, **kwargs)
     elif softcap is None and s_aux is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
@@ -55,11 +69,27 @@ def keyhole_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _check_served(module: nn.Module, query: Tensor, mask: Tensor | None, causal: bool) -> None:
-    if mask is None and query.shape[2] > 1 and not causal:
-        raise _refused(module, "lets tokens attend to later ones")
-    if mask is not None and mask.is_floating_point():
-        raise _refused(module, "adds numbers to its logits; Keyhole takes masks of true and false")
+def _own_attention(module: Any) -> Callable[..., Any]:
+    """What a module called before its model was switched."""
+    name = module.config._attn_implementation
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", sdpa_attention_forward)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(getattr(name, "previous", name), eager)
+
+
+def _served_mask(
+    module: nn.Module, query: Tensor, mask: Tensor | None, request: Request, *, causal: bool
+) -> Tensor | None:
+    """The mask as one of true and false."""
+    if mask is None:
+        if query.shape[2] > 1 and not causal:
+            raise _refused(module, "lets tokens attend to later ones")
+        return None
+    shown = request.boolean(mask)
+    if shown is None:
+        raise _refused(
+            module, "adds numbers to its logits; Keyhole takes masks of true and false, or of 0 and -inf"
+        )
+    return shown
 
 
 def _refused(module: nn.Module, reason: str) -> UnsupportedModelError:

@@ -14,16 +14,20 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
 )
 
+from keyhole.attention import Logits
 from keyhole.cache.layer import LayerCache
+from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
+from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.hybrid import HybridLayer
+from keyhole.engines.transformers.phase import generating
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.feedforward import Activated, FeedForward, Steps
@@ -34,17 +38,37 @@ from keyhole.storage import Footprint
 class KeyholeLayer(DynamicLayer):
     """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model.
 
-    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share.
+    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. From `update`
+    to the end of `attend` it is `unfinished`.
     """
 
     def __init__(self, inner: LayerCache, steps: Steps | None = None) -> None:
         super().__init__()
         self.inner, self.steps = inner, steps
+        self.unfinished = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
+        self.unfinished = True
+        self.inner.arrive(key_states.shape[2], generating)
         self.inner.append(key_states, value_states)
         self.is_initialized = True
-        return KVHandle(self.inner), KVHandle(self.inner)
+        return KVHandle(self), KVHandle(self)
+
+    @property
+    def request(self) -> Request:
+        """What the layers of the cache share."""
+        return self.inner.request
+
+    @property
+    def newest(self) -> Tensor:
+        """The newest token's keys, `[B, Hkv, 1, D]`."""
+        return self.inner.newest
+
+    def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
+        """Attention of the newest tokens' `query [B, H, Q, D]`; returns `[B, H, Q, Dv]`."""
+        out = self.inner.attend(query, logits, mask=mask)
+        self.unfinished = False
+        return out
 
     def get_seq_length(self) -> int:
         return self.inner.length
@@ -57,6 +81,7 @@ class KeyholeLayer(DynamicLayer):
 
     def reset(self) -> None:
         self.inner.crop(0)
+        self.unfinished = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.inner.reorder(beam_idx)
@@ -90,9 +115,9 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     if not isinstance(cache, DynamicCache) or cache.offloading:
         kind = type(cache).__name__ + (" with offloading" if getattr(cache, "offloading", False) else "")
         raise UnsupportedCacheError(
-            f"Keyhole cannot take over a {kind}; leave out past_key_values and give "
-            "cache_implementation=None, for the model's generation_config may name another, or pass "
-            "keyhole.make_cache(model, method) as past_key_values"
+            f"Keyhole cannot take over a {kind}; leave out {CACHE} and give cache_implementation=None, for "
+            "the model's generation_config may name another, or pass keyhole.KeyholeCache(model, method) as "
+            f"{CACHE}"
         )
     kinds = layer_kinds(model)
     layers: list[Any] = list(cache.layers) or _unfilled(cache, kinds)
@@ -103,7 +128,8 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     for index, inner in zip(served, inners, strict=True):
         held, layers[index] = layers[index], _stand_in(layers[index], inner, steps)
         if held.get_seq_length():
-            layers[index].update(held.keys, held.values)
+            inner.append(held.keys, held.values)  # not by `update`, after which queries are expected
+            layers[index].is_initialized = True
     if not cache.layers:
         cache.layer_class_to_replicate = None
     cache.layers = layers
@@ -195,6 +221,18 @@ def _unfilled(cache: DynamicCache, kinds: list) -> list:
 def served_layers(cache: Cache) -> list[LayerCache]:
     """The layers of a cache that Keyhole keeps; sliding and linear layers are not among them."""
     return [layer.inner for layer in cache.layers if is_served(layer)]
+
+
+def request_of(cache: Cache) -> Request | None:
+    """What the served layers of a cache share; None where there are none."""
+    return next((layer.request for layer in served_layers(cache)), None)
+
+
+def end_prompt(cache: Cache) -> None:
+    """All that the cache holds is a prompt, and a single token that comes next is a generated one."""
+    request = request_of(cache)
+    if request is not None:
+        request.prompt_length = cache.get_seq_length()
 
 
 def usage(cache: Cache) -> Usage:

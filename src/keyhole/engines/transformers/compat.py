@@ -1,4 +1,4 @@
-"""The name of a cache in transformers: `cache` from 5.24 on, `past_key_values` before."""
+"""What goes by several names in transformers 5.16 to 5.24: caches, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 _NAMES = ("cache", "past_key_values")
 
-# By which `generate` takes a cache and outputs return it. A model's forward may keep the older name.
+# The name by which `generate` takes a cache and outputs return it. A model's forward may keep the older name.
 CACHE = next(name for name in _NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
 
 
@@ -35,3 +35,8 @@ def with_cache(arguments: Mapping[str, Any], name: str, cache: Cache) -> dict[st
 def returned_cache(output: Any) -> Cache | None:
     """The cache in what a model, or `generate`, returned."""
     return getattr(output, CACHE, None)
+
+
+def leaves_caches_out(model: PreTrainedModel) -> bool:
+    """Whether the model's layers are given no cache: they are computed again for gradients."""
+    return model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())

@@ -25,8 +25,10 @@ from transformers import (
 from keyhole.cache.captured import CapturedLayer, release
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import UnsupportedCacheError
-from keyhole.core.layout import left_padding
+from keyhole.core.masks import left_padding
 from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.compat import cache_argument, given_cache
+from keyhole.engines.transformers.switch import ServedCache
 
 _WARM_UPS = 2  # runs before the capture, in which libraries take their workspaces and kernels are compiled
 
@@ -44,7 +46,9 @@ class CapturedSteps:
         self.done = 0
         self._tokens = torch.zeros(len(position.padding), 1, dtype=torch.long, device=position.slot.device)
         known = inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._options: dict[str, Any] = {cache_argument(model): cache}
+        if "logits_to_keep" in known:
+            self._options["logits_to_keep"] = 1
         self._logits = torch.empty(0)
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -71,7 +75,6 @@ class CapturedSteps:
         out = self.model(
             input_ids=self._tokens,
             position_ids=self.position.positions,
-            past_key_values=self.cache,
             use_cache=True,
             **self._options,
         )
@@ -133,7 +136,9 @@ def captured(
         yield steps
     finally:
         for layer, inner in zip(held, inners, strict=True):
-            layer.inner = inner
+            layer.inner, layer.unfinished = inner, False
+        if isinstance(cache, ServedCache):
+            cache.end_call()  # also after an error: steps that did not end are taken back
         release(layers, position, steps.done)
 
 
@@ -157,18 +162,20 @@ def captured_generate(
     Greedy decoding and sampling, of a prompt `[B, T]` that is computed first.
 
     Raises:
-        ValueError: beams, or outputs other than tokens, are asked for.
+        ValueError: beams, outputs other than tokens, or no cache are asked for.
     """
     _check_plain(generation_config)
     # By name here, for transformers would pass what the signature names twice.
-    mask, cache = inputs.get("attention_mask"), inputs["past_key_values"]
+    mask, cache = inputs.get("attention_mask"), given_cache(inputs)
+    if cache is None:
+        raise ValueError("captured_generate decodes with a cache; leave out use_cache=False")
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(model): cache},
     ).logits[:, -1]
     new_tokens = int(generation_config.max_length or 0) - input_ids.shape[1]
     going = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import torch
+from torch import Tensor
 
-from keyhole.cache.layer import LayerCache
+from keyhole.attention import Logits
+from keyhole.cache.request import Request
 from keyhole.core.errors import UnsupportedModelError
+
+
+class Answering(Protocol):
+    """A layer that a handle stands for."""
+
+    @property
+    def request(self) -> Request:
+        """What the layers of its cache share."""
+        ...
+
+    @property
+    def newest(self) -> Tensor:
+        """The newest token's keys."""
+        ...
+
+    def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:
+        """Attention of the newest tokens' `query [B, H, Q, D]`; returns `[B, H, Q, Dv]`."""
+        ...
 
 
 class KVHandle:
@@ -19,7 +39,7 @@ class KVHandle:
 
     __slots__ = ("layer",)
 
-    def __init__(self, layer: LayerCache) -> None:
+    def __init__(self, layer: Answering) -> None:
         self.layer = layer
 
     def to(self, place: object) -> KVHandle:
@@ -49,5 +69,5 @@ def _refuse(what: str) -> NoReturn:
     raise UnsupportedModelError(
         "this model's code changes keys or values after the cache and before attention "
         f"(it {what}), so a part of them cannot be read for it; Keyhole serves models that pass them on "
-        "untouched"
+        "untouched, and caches inside `with keyhole.attach(model):` for the model they were made for"
     )

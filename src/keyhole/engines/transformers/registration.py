@@ -1,61 +1,48 @@
-"""The switch of one model to Keyhole's attention function, registered with transformers, and back."""
+"""Switch a model to Keyhole, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from threading import RLock
+from weakref import ref
 
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from keyhole.engines.transformers.attention import keyhole_attention
-from keyhole.engines.transformers.sparse_ffn.skipping import SkippingModules
+from keyhole.engines.transformers.context import Serving
+from keyhole.engines.transformers.implementation import NAME, text_config
+from keyhole.engines.transformers.model import adapter_of
+from keyhole.engines.transformers.switch import Switch, switching
 from keyhole.feedforward import FeedForward
 
-NAME = "keyhole"
-
-
-@dataclass
-class _Switch:
-    """A configuration whose attention is Keyhole's: for so many open blocks, or `kept` so until `detach`.
-
-    `skipping` are the modules that skip weights in models of this configuration, by the models' ids.
-    """
-
-    config: PreTrainedConfig
-    previous: str
-    blocks: int = 0
-    kept: bool = False
-    skipping: dict[int, SkippingModules] = field(default_factory=dict)
-
-
-# Keyed by the id of a configuration, which models may share; the entry keeps it alive.
-_switches: dict[int, _Switch] = {}
-_lock = RLock()
+__all__ = ["NAME", "detach", "keep_switched", "switched", "text_config"]
 
 
 @contextmanager
-def switched(model: PreTrainedModel, feedforward: FeedForward | None = None) -> Iterator[None]:
+def switched(
+    model: PreTrainedModel, feedforward: FeedForward | None = None, attachment: Serving | None = None
+) -> Iterator[None]:
     """Let `model` call Keyhole's attention function, and skip weights, inside the block.
 
-    Blocks may nest and overlap.
+    Blocks may nest and overlap. An `attachment` is told of calls that it does not see.
     """
-    with _lock:
+    watching = [] if attachment is None else [attachment]
+    with switching:
         switch = _switch(model, feedforward)
         switch.blocks += 1
+        switch.attachments += watching
     try:
         yield
     finally:
-        with _lock:
+        with switching:
             switch.blocks -= 1
-            _restore_unneeded(model, switch)
+            switch.attachments = [each for each in switch.attachments if each is not attachment]
+            switch.forget_interrupted()
+            switch.restore_unneeded()
 
 
 def keep_switched(model: PreTrainedModel, feedforward: FeedForward | None = None) -> None:
     """Let `model` call Keyhole's attention function, and skip weights, until `detach`."""
-    with _lock:
+    with switching:
         _switch(model, feedforward).kept = True
 
 
@@ -64,47 +51,29 @@ def detach(model: PreTrainedModel) -> None:
 
     Nothing happens to a model that was not switched; inside an `attach` block, the block's end restores it.
     """
-    with _lock:
-        switch = _switches.get(id(text_config(model)))
+    with switching:
+        switch = adapter_of(model).switch()
         if switch is not None:
             switch.kept = False
-            _restore_unneeded(model, switch)
+            switch.forget_interrupted()
+            switch.restore_unneeded()
 
 
-def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The configuration of the model's text decoder, which is its own unless it has others beside it."""
-    return model.config.get_text_config(decoder=True)
+def is_serving(model: PreTrainedModel) -> bool:
+    """Whether caches of the model can be used now, in this thread."""
+    switch = adapter_of(model).switch()
+    return switch is not None and switch.serving
 
 
-def _switch(model: PreTrainedModel, feedforward: FeedForward | None) -> _Switch:
-    config = text_config(model)
-    switch = _switches.get(id(config))
+def _switch(model: PreTrainedModel, feedforward: FeedForward | None) -> Switch:
+    adapter = adapter_of(model)
+    switch = adapter.switch()
     if switch is None:
-        AttentionInterface.register(NAME, keyhole_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        switch = _switches[id(config)] = _Switch(config, str(config._attn_implementation))
-        _set_attention(model, NAME)
-    if feedforward is not None and feedforward.thresholds:
-        try:
-            if id(model) not in switch.skipping:
-                switch.skipping[id(model)] = SkippingModules(model)
-            switch.skipping[id(model)].put(feedforward)
-        except BaseException:
-            _restore_unneeded(model, switch)
-            raise
+        switch = Switch(model)
+        adapter.switch = ref(switch)
+    try:
+        switch.skip(feedforward)
+    except BaseException:
+        switch.restore_unneeded()
+        raise
     return switch
-
-
-def _restore_unneeded(model: PreTrainedModel, switch: _Switch) -> None:
-    if not switch.blocks and not switch.kept:
-        _set_attention(model, switch.previous)
-        for modules in switch.skipping.values():
-            modules.remove()
-        del _switches[id(switch.config)]
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Set the attention of the text decoder, and of nothing beside it."""
-    config = text_config(model)
-    parts = [key for key in model.config.sub_configs if getattr(model.config, key) is config]
-    model.set_attn_implementation({parts[0]: name} if parts else name)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from weakref import WeakSet
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.core.errors import NonFiniteError, UnsupportedModelError
 from keyhole.engines.transformers.cache import adopt, can_serve_layers, served_layers
+from keyhole.engines.transformers.compat import cache_argument, leaves_caches_out
 from keyhole.engines.transformers.devices import check_has_weights, input_device
+from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.registration import NAME, switched, text_config
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
-_served: WeakSet[PreTrainedModel] = WeakSet()
 _PROBE = (2, 1)  # tokens of a prompt, then of a decode step
 
 
@@ -34,31 +34,44 @@ def check_supported(model: PreTrainedModel) -> None:
             f"a {type(model).__name__} is not a transformers model; give the PreTrainedModel itself, "
             "without compiling or wrapping it (adapters have get_base_model())"
         )
-    if model in _served:
+    _check_mode(model)
+    adapter = adapter_of(model)
+    if adapter.supported:
         return
     _check_architecture(model)
     check_has_weights(model)
     if can_serve_layers(model):
         with switched(model):
             _probe(model)
-    _served.add(model)
+    adapter.supported = True
 
 
-def checked_recipe(model: PreTrainedModel, method: str | Method | Recipe) -> Recipe:
-    """The recipe of a method, after the checks that a model can be served; warns where nothing of it is.
+def checked_recipe(model: PreTrainedModel, method: str | Method | Recipe | None) -> Recipe | None:
+    """The recipe of a method, if one is given, after the checks that a model can be served.
+
+    Warns where nothing of the model is served.
 
     Raises:
         SpecError: the method cannot be read.
         UnsupportedModelError: the model cannot be served, with the reason.
     """
-    recipe = Recipe.parse(method)
+    recipe = None if method is None else Recipe.parse(method)
     check_supported(model)
     if not can_serve_layers(model):
         name = type(model).__name__
         warnings.warn(
-            f"no layer of this {name} attends to the whole sequence; {recipe} changes nothing", stacklevel=4
+            f"no layer of this {name} attends to the whole sequence; {recipe or 'Keyhole'} changes nothing",
+            stacklevel=4,
         )
     return recipe
+
+
+def _check_mode(model: PreTrainedModel) -> None:
+    if leaves_caches_out(model):
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is in training mode with gradient checkpointing, which leaves "
+            "caches out; call model.eval(), or train without attaching"
+        )
 
 
 def _check_architecture(model: PreTrainedModel) -> None:
@@ -91,7 +104,7 @@ def _run(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
     ids = torch.zeros(1, tokens, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            model(input_ids=ids, **{cache_argument(model): cache}, use_cache=True)
     except (UnsupportedModelError, NonFiniteError):
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:

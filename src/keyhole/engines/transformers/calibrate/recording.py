@@ -61,6 +61,6 @@ def record(model: PreTrainedModel, ids: Tensor, recorder: Callable[[int], Prefil
         adopt(cache, Recipe.parse("dense"), model)
         for place, layer in enumerate(cache.layers):
             if is_served(layer):
-                layer.inner.prefill = recorder(place)
+                layer.inner.use_prefill(recorder(place))
         forward = cast(Callable[..., Any], model.base_model.forward)
         forward(input_ids=ids.to(input_device(model)), use_cache=True, **{cache_argument(forward): cache})

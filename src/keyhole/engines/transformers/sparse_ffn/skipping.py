@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.engines.transformers.compat import given_cache
+from keyhole.engines.transformers.phase import is_generated
 from keyhole.engines.transformers.sparse_ffn.obstacles import (
     Substitute,
     check_in_memory,
@@ -236,8 +237,9 @@ def _begin(
     tokens = next(
         (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
     )
-    single = tokens is not None and tokens.shape[1] == 1
-    step = sparse_steps(given_cache(given)) if single else None
+    cache = given_cache(given)
+    single = tokens is not None and tokens.shape[1] == 1 and is_generated(cache, 1)
+    step = sparse_steps(cache) if single else None
     if step is not None and tokens is not None:
         step.begin(weights, tokens.device)
     _calls.set((*_calls.get(), (id(model), step)))

@@ -1,0 +1,68 @@
+"""Whether the calls that filled a cache were whole.
+
+A call that breaks off, by an error or an interrupt, leaves some layers with its tokens and others without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.cache_utils import CacheLayerMixin
+
+from keyhole.cache.evicting import EvictingLayer
+from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.hybrid import HybridLayer
+
+
+@dataclass
+class CallState:
+    """Where the latest call with a cache is.
+
+    Attributes:
+        before: tokens there were before it.
+        running: whether it has begun, and not ended.
+        last: the layer that was filled last; -1 before the first.
+    """
+
+    before: int = 0
+    running: bool = False
+    last: int = -1
+
+    def begin(self, before: int) -> None:
+        self.before, self.running, self.last = before, True, -1
+
+    def is_whole(self, layers: Sequence[Any]) -> bool:
+        """Whether all layers hold what the calls so far gave them, as far as their lengths tell."""
+        return not (self.running and self.last >= 0) and are_level(layers)
+
+    def can_roll_back(self, layers: Sequence[Any]) -> bool:
+        """Whether the layers can forget the latest call: tokens that were dropped do not come back."""
+        return all(
+            isinstance(layer, KeyholeLayer)
+            and (self.before == 0 or not isinstance(layer.inner, EvictingLayer))
+            and layer.inner.length >= self.before
+            for layer in layers
+        )
+
+    def roll_back(self, layers: Sequence[Any]) -> None:
+        """Let the layers forget the latest call, as they can."""
+        for layer in layers:
+            layer.inner.crop(self.before)
+            layer.unfinished = False
+        self.running, self.last = False, -1
+
+
+def are_level(layers: Sequence[Any]) -> bool:
+    """Whether layers hold equally many tokens, and none waits for its queries.
+
+    Layers that the model never fills, because they read another layer's keys, do not count; nor do those of
+    linear attention, which have no length.
+    """
+    layers = [layer.attention if isinstance(layer, HybridLayer) else layer for layer in layers]
+    served = [layer for layer in layers if isinstance(layer, KeyholeLayer)]
+    others = [layer for layer in layers if isinstance(layer, CacheLayerMixin) and layer not in served]
+    lengths = {layer.get_seq_length() for layer in served}
+    lengths |= {layer.get_seq_length() for layer in others} - {0}
+    return len(lengths) <= 1 and not any(layer.unfinished for layer in served)

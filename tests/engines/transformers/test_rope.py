@@ -303,3 +303,34 @@ def test_positions_that_are_no_rotation_are_refused(name, method):
     model = _causal(name, **sizes, **({"word_embed_proj_dim": 64} if name == "OPTConfig" else {})).eval()
     with pytest.raises(UnsupportedModelError), keyhole.attach(model, method):
         pass
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("method", ["a2ats", "shadowkv", "tokenselect(renumber=true)"])
+def test_positions_whose_axes_differ_are_refused_when_they_come(name, method):
+    """As those of an image in the prompt; steps behind it are refused, too, and other requests are served."""
+    model, ids = other_model(name), prompt(60).clamp(max=89)
+    axes = torch.arange(60).expand(3, 1, 60).clone()
+    axes[1:, :, 20:36] = 20 + torch.stack([torch.arange(16) // 4, torch.arange(16) % 4]).unsqueeze(1)
+
+    def steps():
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            options = {cache_argument(model): cache, "use_cache": True}
+            model(input_ids=ids, position_ids=axes, **options)
+            for position in (44, 45):
+                at = torch.full((3, 1, 1), position)
+                logits = model(input_ids=ids[:, :1], position_ids=at, **options).logits
+        return logits
+
+    wanted = steps()
+    sizes = "budget=8, dense_below=0, sinks=2, window=4)"
+    method = f"{method.rstrip(')')}{', ' if '(' in method else '('}{sizes}"
+    with keyhole.attach(model, "pqcache(budget=1.0, dense_below=0)"):
+        torch.testing.assert_close(steps(), wanted, rtol=1e-4, atol=1e-4)
+    with keyhole.attach(model, method) as attached:
+        with pytest.raises(UnsupportedModelError, match="images or videos"):
+            steps()
+        answer(model, ids, steps=3)
+        assert attached.usage.steps
+    assert not model.get_decoder()._forward_pre_hooks

@@ -25,6 +25,7 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.core.needs import Needs
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.compat import CACHE
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
 from keyhole.engines.transformers.hidden_states import HiddenStates, hidden_states_of
@@ -173,7 +174,7 @@ def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS
         partial(fingerprint, model),
         partial(stand_in_activations, model),
         partial(LayerProjections, model),
-        model.device,
+        input_device(model),
     )
 
 

@@ -54,8 +54,8 @@ class HybridLayer(LinearAttentionAndFullAttentionLayer):
         recurrent = any(self.is_recurrent_states_initialized.values())
         if tokens_to_remove and self.get_seq_length() and (recurrent or not self.record_past):
             raise UnsupportedCacheError(
-                f"the linear-attention state of this model cannot be taken back by {abs(int(tokens_to_remove))} "
-                "tokens; start a new cache"
+                "the linear-attention state of this model cannot be taken back by "
+                f"{abs(int(tokens_to_remove))} tokens; start a new cache"
             )
         if self.record_past and not recurrent:
             LinearAttentionLayer.crop(self, tokens_to_remove)

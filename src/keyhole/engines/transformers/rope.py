@@ -15,7 +15,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.core.rope import FrequencyRope, NoRope, Rope
+from keyhole.engines.transformers.axes import OneAxisRope, has_axes
 from keyhole.engines.transformers.compat import cache_argument
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.registration import text_config
 from keyhole.kernels import RotaryFrequencies, apply_rotary
 
@@ -102,7 +104,7 @@ def _find(model: PreTrainedModel) -> list[Rope | None]:
 @torch.no_grad()
 def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     """Each layer's cached key `[1, Hkv, 1, D]` of a lone token; None for layers without."""
-    at = torch.full((1, 1), position, device=model.device)
+    at = torch.full((1, 1), position, device=input_device(model))
     # Some common token: the first ones are special, and the embedding of padding is zero.
     token = torch.full_like(at, cast(nn.Embedding, model.get_input_embeddings()).num_embeddings // 2)
     cache = DynamicCache(config=model.config)
@@ -141,10 +143,16 @@ def _candidates(model: PreTrainedModel, place: int) -> Iterator[Rope]:
             continue
         kinds = _kinds(model, module, place)
         _check_constant(model, module, kinds)
-        yield from filter(None, (_own(module, apply, kinds) for apply in _apply_functions(module)))
-        name = "_".join([*kinds, "inv_freq"])
-        yield from (FrequencyRope(partial(getattr, module, name), adjacent=each) for each in (False, True))
+        for rope in _readings(module, kinds):
+            yield OneAxisRope(rope) if has_axes(module) else rope
     yield NoRope()
+
+
+def _readings(module: nn.Module, kinds: tuple[str, ...]) -> Iterator[Rope]:
+    """What a rotary module may do."""
+    yield from filter(None, (_own(module, apply, kinds) for apply in _apply_functions(module)))
+    name = "_".join([*kinds, "inv_freq"])
+    yield from (FrequencyRope(partial(getattr, module, name), adjacent=each) for each in (False, True))
 
 
 def _own(module: nn.Module, apply: Callable[..., Any], kinds: tuple[str, ...]) -> Rope | None:

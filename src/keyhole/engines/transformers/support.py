@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from keyhole.core.errors import NonFiniteError, UnsupportedModelError
 from keyhole.engines.transformers.cache import adopt, can_serve_layers, served_layers
 from keyhole.engines.transformers.compat import cache_argument, leaves_caches_out
+from keyhole.engines.transformers.devices import check_has_weights, input_device
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.registration import NAME, switched, text_config
 from keyhole.methods.base import Method
@@ -38,6 +39,7 @@ def check_supported(model: PreTrainedModel) -> None:
     if adapter.supported:
         return
     _check_architecture(model)
+    check_has_weights(model)
     if can_serve_layers(model):
         with switched(model):
             _probe(model)
@@ -99,7 +101,7 @@ def _probe(model: PreTrainedModel) -> None:
 
 
 def _run(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> None:
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=input_device(model))
     try:
         with torch.no_grad():
             model(input_ids=ids, **{cache_argument(model): cache}, use_cache=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from keyhole.engines.transformers.axes import axes_hooks
 from keyhole.engines.transformers.compat import cache_argument, given_cache, with_cache
 from keyhole.engines.transformers.context import Serving, current
 from keyhole.engines.transformers.implementation import hold, release, wants_cache
@@ -68,6 +69,7 @@ class Switch:
         self._handles = [
             model.register_forward_pre_hook(_Hook(self._begin), with_kwargs=True, prepend=True),
             model.register_forward_hook(_Hook(self._end), always_call=True),
+            *axes_hooks(model),
         ]
         hold(model)
 

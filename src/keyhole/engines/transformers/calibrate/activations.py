@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from contextvars import ContextVar
 from functools import partial
+from threading import RLock
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -19,14 +21,15 @@ from transformers import PreTrainedModel
 
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.engines.transformers.sparse_ffn.obstacles import check_in_memory, is_experts
 from keyhole.engines.transformers.sparse_ffn.sites import (
     decoder_of,
     expert,
     gated,
     gated_sites,
     input_sites,
-    is_experts,
     unit_name,
     units,
 )
@@ -35,7 +38,8 @@ from keyhole.feedforward import Fitted, GatedFit, InputFit, Rule, sparse_gated
 _STAND_IN = (2, 256)  # random tokens, in place of text
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-
+_fitting = RLock()
+_run: ContextVar[object] = ContextVar("keyhole_activations_run", default=None)
 _stand_ins: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, Rule, bool], dict[str, Fitted]]] = (
     WeakKeyDictionary()
 )
@@ -65,6 +69,8 @@ def fit_activations(
     if not prompts:
         raise ValueError("there is no prompt to calibrate on; give more text")
     sites = gated_sites(model)
+    for name, site in sites.items():
+        check_in_memory(name, site)
     check_gated(sites)
     norms = {
         unit: one.down.weight.float().norm(dim=0)
@@ -73,11 +79,6 @@ def fit_activations(
     }
     fits = {unit: GatedFit(rule, norm) for unit, norm in norms.items()}
     inputs = input_sites(model) if attention else {}
-    if attention and not inputs:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no projection of queries alone whose weights could be skipped; "
-            "give chess(attention=false)"
-        )
     input_fits = {name: InputFit() for name in inputs}
 
     def means(name: str, site: nn.Module, args: tuple) -> None:
@@ -103,15 +104,27 @@ def _watch(
     watchers: Sequence[tuple[Callable[[str, nn.Module, tuple], None], Mapping[str, nn.Module]]],
     computed: Callable[[], object],
 ) -> None:
-    """Run prompts through a model, while watchers are shown what comes into modules."""
+    """Run prompts through a model, while watchers are shown what comes into modules.
+
+    Other threads and tasks may call the model meanwhile; their calls are not shown.
+    """
+    run = object()
     with ExitStack() as stack:
+        stack.callback(_run.reset, _run.set(run))
         for watcher, sites in watchers:
             for name, site in sites.items():
-                stack.callback(site.register_forward_pre_hook(partial(watcher, name)).remove)
+                hook = partial(_show, run, partial(watcher, name))
+                stack.callback(site.register_forward_pre_hook(hook).remove)
         forward = cast(Callable[..., Any], decoder_of(model).forward)
         for ids in prompts:
-            forward(input_ids=ids.to(model.device), use_cache=False)
+            forward(input_ids=ids.to(input_device(model)), use_cache=False)
             computed()
+
+
+def _show(run: object, watcher: Callable[[nn.Module, tuple], None], site: nn.Module, args: tuple) -> None:
+    """A forward pre-hook, of every call of a module."""
+    if _run.get() is run:
+        watcher(site, args)
 
 
 def stand_in_activations(model: PreTrainedModel, rule: Rule, attention: bool) -> dict[str, Fitted]:
@@ -120,13 +133,16 @@ def stand_in_activations(model: PreTrainedModel, rule: Rule, attention: bool) ->
     Raises:
         UnsupportedModelError: as `fit_activations`.
     """
-    known = _stand_ins.setdefault(model, {})
+    for name, site in gated_sites(model).items():
+        check_in_memory(name, site)
     key = (fingerprint(model), rule, attention)
-    if key not in known:
-        size = model.config.get_text_config(decoder=True).vocab_size
-        ids = torch.randint(size, _STAND_IN, generator=torch.Generator().manual_seed(0))
-        known[key] = fit_activations(model, [ids], rule=rule, attention=attention)
-    return known[key]
+    with _fitting:
+        known = _stand_ins.setdefault(model, {})
+        if key not in known:
+            size = model.config.get_text_config(decoder=True).vocab_size
+            ids = torch.randint(size, _STAND_IN, generator=torch.Generator().manual_seed(0))
+            known[key] = fit_activations(model, [ids], rule=rule, attention=attention)
+        return known[key]
 
 
 @torch.no_grad()

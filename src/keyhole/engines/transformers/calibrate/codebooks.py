@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from keyhole.attention import Logits
 from keyhole.core.rope import Rope
 from keyhole.engines.transformers.calibrate.recording import recorded
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.prefill import DensePrefill
 from keyhole.selection.quantisers.codebook import Codebook, fit_codebook
@@ -77,7 +78,7 @@ def fit_codebooks(
     found: dict[int, Fitted] = {}
     for place in sorted(recorders):
         # Not needed again, and there are many.
-        found[place] = _fit(recorders.pop(place), model.device, codewords, iterations)
+        found[place] = _fit(recorders.pop(place), input_device(model), codewords, iterations)
         fitted(len(found), len(found) + len(recorders))
     return found
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from keyhole.engines.transformers.cache import adopt, is_served
 from keyhole.engines.transformers.compat import cache_argument
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.registration import switched
 from keyhole.engines.transformers.support import check_supported
 from keyhole.methods.recipe import Recipe
@@ -62,4 +63,4 @@ def record(model: PreTrainedModel, ids: Tensor, recorder: Callable[[int], Prefil
             if is_served(layer):
                 layer.inner.use_prefill(recorder(place))
         forward = cast(Callable[..., Any], model.base_model.forward)
-        forward(input_ids=ids.to(model.device), use_cache=True, **{cache_argument(forward): cache})
+        forward(input_ids=ids.to(input_device(model)), use_cache=True, **{cache_argument(forward): cache})

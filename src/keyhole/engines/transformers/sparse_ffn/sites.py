@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.sparse_ffn.obstacles import (
+    ACTIVATIONS,
+    gated_obstacle,
+    is_experts,
+    linear_obstacle,
+    looks_gated,
+)
 from keyhole.feedforward import Gated, Projection
 
-_ACTIVATIONS = ("act_fn", "activation_fn")
 _PROJECTIONS = ("q_proj", "o_proj")
+_TOLD = 3  # obstacles that a message names
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -21,32 +28,53 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def gated_sites(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Gated feed-forwards, and all experts of a layer as one, by name.
+    """Gated feed-forwards, and all experts of a layer as one, by name; those with an obstacle stay dense.
 
     Raises:
         UnsupportedModelError: there are none.
     """
-    found = {name: module for name, module in decoder_of(model).named_modules() if is_gated(module)}
+    alike = {name: module for name, module in decoder_of(model).named_modules() if looks_gated(module)}
+    obstacles = {name: gated_obstacle(module) for name, module in alike.items()}
+    found = {name: module for name, module in alike.items() if obstacles[name] is None}
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no feed-forward whose gate, up and down projections are known here, "
-            "so none can be skipped; leave `chess` out"
+            f"{type(model).__name__} has no feed-forward whose gate, up and down projections are known here"
+            f"{_told(obstacles)}, so none can be skipped; leave `chess` out"
         )
     return found
 
 
 def input_sites(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The query and output projections of attention by name; none where queries and keys share one."""
+    """The query and output projections of attention by name; where one has an obstacle both stay dense.
+
+    Raises:
+        UnsupportedModelError: there are none, for instance where queries and keys share a projection.
+    """
     found: dict[str, nn.Linear] = {}
+    obstacles: dict[str, str | None] = {}
     for name, module in decoder_of(model).named_modules():
-        if all(_is_linear(module, each) for each in _PROJECTIONS):
-            found |= {f"{name}.{each}": getattr(module, each) for each in _PROJECTIONS}
+        parts = {f"{name}.{part}": getattr(module, part, None) for part in _PROJECTIONS}
+        if all(isinstance(part, nn.Module) for part in parts.values()):
+            here = {each: linear_obstacle(cast(nn.Module, part)) for each, part in parts.items()}
+            obstacles |= here
+            found |= cast(dict[str, nn.Linear], {} if any(here.values()) else parts)
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no projection of queries alone whose weights could be skipped"
+            f"{_told(obstacles)}; give chess(attention=false)"
+        )
     return found
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether a gated module is experts, their weights in one tensor."""
-    return isinstance(getattr(module, "down_proj", None), Tensor)
+def is_input(name: str) -> bool:
+    """Whether a name is one of `input_sites`."""
+    return name.rpartition(".")[2] in _PROJECTIONS
+
+
+def _told(obstacles: Mapping[str, str | None]) -> str:
+    reasons = [f"{name}{reason}" for name, reason in obstacles.items() if reason is not None]
+    more = f" and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else ""
+    return f" ({', '.join(reasons[:_TOLD])}{more})" if reasons else ""
 
 
 def gated(module: Any) -> Gated:
@@ -89,25 +117,8 @@ def routed(indexes: Tensor, scores: Tensor) -> Iterator[tuple[int, int, Tensor]]
             yield token, index, scores[token, place]
 
 
-def is_gated(module: Any) -> bool:
-    if not isinstance(module, nn.Module) or not any(hasattr(module, name) for name in _ACTIVATIONS):
-        return False
-    if _is_linear(module, "down_proj"):
-        return _is_linear(module, "gate_up_proj") or all(
-            _is_linear(module, name) for name in ("gate_proj", "up_proj")
-        )
-    weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
-    return all(isinstance(weight, Tensor) and weight.dim() == 3 for weight in weights)
-
-
-def _is_linear(module: nn.Module, name: str) -> bool:
-    # Subclasses, quantised or with adapters, compute something else.
-    found = getattr(module, name, None)
-    return type(getattr(found, "stands_for", found)) is nn.Linear
-
-
 def _activation(module: Any) -> Callable[[Tensor], Tensor]:
-    return next(getattr(module, name) for name in _ACTIVATIONS if hasattr(module, name))
+    return next(getattr(module, name) for name in ACTIVATIONS if hasattr(module, name))
 
 
 def _halves(weight: Tensor, bias: Tensor | None) -> tuple[Projection, Projection]:

@@ -1,7 +1,9 @@
-"""Modules that skip weights in decode steps, put into a model and taken out again.
+"""Modules of a model that skip weights in decode steps.
 
-Which steps do is the cache's to say: a hook of the model's call looks at it. Everything else, prompts among
-it, goes to the modules that were there before, which keep their weights.
+Which steps do is the cache's to say: a hook of the model's call looks at it. A module stays what it is and
+gets another `forward`, so that hooks on it are called as ever, also those that come later. Everything but
+such steps, prompts among it, goes to the forward of its class; so does a feed-forward one of whose inner
+modules has hooks, an adapter or a parametrization, for these would be passed over.
 
 A projection whose inputs are skipped needs its weight transposed in memory, so it is written anew in that
 order, one at a time, with the same shape and numbers: there is no second copy.
@@ -14,7 +16,9 @@ from __future__ import annotations
 import inspect
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from types import MethodType
+from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +26,22 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from keyhole.core.autograd import outside_inference_mode
+from keyhole.engines.transformers.compat import given_cache
 from keyhole.engines.transformers.phase import is_generated
+from keyhole.engines.transformers.sparse_ffn.obstacles import (
+    Substitute,
+    check_in_memory,
+    gated_obstacle,
+    hooked_inside,
+    is_experts,
+    linear_obstacle,
+)
 from keyhole.engines.transformers.sparse_ffn.sites import (
-    decoder_of,
     expert,
     gated,
     gated_sites,
     input_sites,
-    is_experts,
+    is_input,
     projection,
     routed,
     unit_name,
@@ -38,78 +50,86 @@ from keyhole.engines.transformers.sparse_ffn.weights import channel_weights, str
 from keyhole.feedforward import FeedForward, Steps, cut, is_slow, project_sparse, sparse_gated
 from keyhole.kernels import matvec_skips
 
-# The decode step that is being computed; each thread has its own.
-_step: ContextVar[Steps | None] = ContextVar("step", default=None)
+# The calls of models that go on in a thread or task, each with the decode step that it is, or None.
+_calls: ContextVar[tuple[tuple[int, Steps | None], ...]] = ContextVar("keyhole_sparse_calls", default=())
 
 
-class _Skipping(nn.Module):
-    """Stands for a module, has its parts under the same names, and asks it where nothing is to be skipped."""
+def _step() -> Steps | None:
+    calls = _calls.get()
+    return calls[-1][1] if calls else None
 
-    def __init__(self, dense: nn.Module, name: str) -> None:
-        super().__init__()
-        for part, module in dense.named_children():
-            self.add_module(part, module)
-        for part, parameter in dense._parameters.items():
-            self.register_parameter(part, parameter)
-        self._name, self._weights = name, channel_weights(dense)
-        self._dense = (dense,)  # no part of this one, as its parts are already
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "_dense":
-                raise
-            return getattr(self._dense[0], name)
+class _Skipping(Substitute):
+    """The `forward` of one module."""
 
-    @property
-    def stands_for(self) -> nn.Module:
-        """The module that was there before."""
-        return self._dense[0]
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module: Any = module
+        self.name = name
+        self._weights = channel_weights(module)
+        self._dense = type(module).forward
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        step = _step.get()
-        if step is None or not step.covers(self._name):
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        step = _step()
+        if step is None or not step.covers(self.name) or not self._plain():
             return self._compute(x, *args, **kwargs)
         return self._skip(step, x, *args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the module computes densely."""
+        return MethodType(self._dense, memo.get(id(self.module), self.module))
+
+    def _plain(self) -> bool:
+        """Whether the weights still are what the module computes."""
+        raise NotImplementedError
+
     def _compute(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._dense[0](x, *args, **kwargs)
+        return type(self.module).forward(self.module, x, *args, **kwargs)
 
     def _skip(self, step: Steps, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError
 
 
 class _SkippingLinear(_Skipping):
-    """Stands for the output projection of a feed-forward, too: its weight lies in another order."""
+    """Of the output projection of a feed-forward, too: its weight lies in another order."""
 
-    def _compute(self, x: Tensor) -> Tensor:
-        if not is_slow(self.weight):
-            return super()._compute(x)
-        return project_sparse(projection(self), x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    def _plain(self) -> bool:
+        return linear_obstacle(self.module) is None and self._dense is nn.Linear.forward
 
-    def _skip(self, step: Steps, x: Tensor) -> Tensor:
-        flat = cut(x.flatten(0, -2), step.threshold(self._name, x.device))
+    def _compute(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._plain() or not is_slow(self.module.weight):
+            return super()._compute(x, *args, **kwargs)
+        return project_sparse(projection(self.module), x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+    def _skip(self, step: Steps, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        flat = cut(x.flatten(0, -2), step.threshold(self.name, x.device))
         step.record(flat != 0, self._weights)
-        return project_sparse(projection(self), flat).unflatten(0, x.shape[:-1])
+        return project_sparse(projection(self.module), flat).unflatten(0, x.shape[:-1])
 
 
 class _SkippingGated(_Skipping):
-    def _skip(self, step: Steps, x: Tensor) -> Tensor:
-        threshold = step.threshold(self._name, x.device)
-        out, kept = sparse_gated(gated(self), x.flatten(0, -2), threshold, step.first)
+    def _plain(self) -> bool:
+        module = self.module
+        same = type(module).forward is self._dense and gated_obstacle(module) is None
+        return same and not hooked_inside(module)
+
+    def _skip(self, step: Steps, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        threshold = step.threshold(self.name, x.device)
+        out, kept = sparse_gated(gated(self.module), x.flatten(0, -2), threshold, step.first)
         step.record(kept, self._weights)
         return out.unflatten(0, x.shape[:-1])
 
 
-class _SkippingExperts(_Skipping):
+class _SkippingExperts(_SkippingGated):
     """Computes each token's experts one by one: no two tokens need the same channels."""
 
-    def _skip(self, step: Steps, x: Tensor, indexes: Tensor, scores: Tensor) -> Tensor:
+    def _skip(self, step: Steps, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._routed(step, x, *args, **kwargs)
+
+    def _routed(self, step: Steps, x: Tensor, indexes: Tensor, scores: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         for token, index, score in routed(indexes, scores):
-            threshold = step.threshold(unit_name(self._name, index), x.device)
-            one = expert(self, index)
+            threshold = step.threshold(unit_name(self.name, index), x.device)
+            one = expert(self.module, index)
             found, kept = sparse_gated(one, x[token : token + 1], threshold, step.first)
             out[token] += (found[0] * score).to(out.dtype)
             step.record(kept, self._weights / len(x))
@@ -117,27 +137,36 @@ class _SkippingExperts(_Skipping):
 
 
 class SkippingModules:
-    """What was put into one model: modules for thresholds, weights in another order, and a hook."""
+    """What was done to one model: another `forward` of modules, weights in another order, and hooks.
+
+    It holds no reference to the model or its weights.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._dense: dict[str, nn.Module] = {}
-        self._reordered: dict[int, Tensor] = {}
+        self._model = ref(model)
+        self._sites: dict[str, ref[nn.Module]] = {}
+        self._reordered: list[ref[Tensor]] = []
         self._handles = _hooks(model)
 
     def put(self, feedforward: FeedForward) -> None:
-        """Put in what these thresholds need and is not there yet."""
-        if not feedforward.thresholds:
+        """Put in what these thresholds need and is not there yet.
+
+        Raises:
+            UnsupportedModelError: weights that they are for are not in memory.
+        """
+        model = self._model()
+        if model is None or not feedforward.thresholds:
             return
-        for name, site in {**gated_sites(self._model), **input_sites(self._model)}.items():
-            if feedforward.covers(name) and name not in self._dense:
+        for name, site in _sites(model, feedforward).items():
+            if name not in self._sites:
+                check_in_memory(name, site)
                 if not isinstance(site, nn.Linear) and not is_experts(site):
-                    self._put(f"{name}.down_proj", site.down_proj)
+                    self._put(f"{name}.down_proj", cast(Any, site).down_proj)
                 self._put(name, site)
 
     def _put(self, name: str, site: Any) -> None:
-        self._dense[name] = site
-        _replace(self._model, name, _skipping(site, name))
+        self._sites[name] = ref(site)
+        site.forward = _skipping(site, name)
         if is_experts(site):
             self._reorder(site.down_proj, with_bfloat16=False)
         elif isinstance(site, nn.Linear):
@@ -147,10 +176,15 @@ class SkippingModules:
         """Leave the model as it was."""
         for handle in self._handles:
             handle.remove()
-        for name, dense in reversed(self._dense.items()):
-            _replace(self._model, name, dense)
-        for weight in self._reordered.values():
-            _write(weight, weight.detach().contiguous())
+        for reference in self._sites.values():
+            site = reference()
+            # What a user put in its place stays.
+            if site is not None and isinstance(vars(site).get("forward"), _Skipping):
+                del site.forward
+        for reference in self._reordered:
+            weight = reference()
+            if weight is not None:
+                _write(weight, weight.detach().contiguous())
 
     def _reorder(self, weight: Tensor, *, with_bfloat16: bool = True) -> None:
         """Write a weight transposed, where that gains anything."""
@@ -159,7 +193,7 @@ class SkippingModules:
         transposed = weight.detach().transpose(-1, -2).contiguous().transpose(-1, -2)
         if with_bfloat16 or not is_slow(transposed):
             _write(weight, transposed)
-            self._reordered[id(weight)] = weight
+            self._reordered.append(ref(weight))
 
 
 def sparse_steps(cache: Any) -> Steps | None:
@@ -168,15 +202,17 @@ def sparse_steps(cache: Any) -> Steps | None:
     return next((steps for steps in found if isinstance(steps, Steps)), None)
 
 
-def _skipping(site: nn.Module, name: str) -> nn.Module:
+def _sites(model: PreTrainedModel, feedforward: FeedForward) -> dict[str, nn.Module]:
+    """The modules that thresholds are for."""
+    inputs = input_sites(model) if any(map(is_input, feedforward.thresholds)) else {}
+    found = {**gated_sites(model), **inputs}
+    return {name: site for name, site in found.items() if feedforward.covers(name)}
+
+
+def _skipping(site: nn.Module, name: str) -> _Skipping:
     if isinstance(site, nn.Linear):
         return _SkippingLinear(site, name)
     return (_SkippingExperts if is_experts(site) else _SkippingGated)(site, name)
-
-
-def _replace(model: PreTrainedModel, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(decoder_of(model).get_submodule(parent), child, module)
 
 
 @outside_inference_mode()
@@ -194,20 +230,23 @@ def _hooks(model: PreTrainedModel) -> list[RemovableHandle]:
 
 
 def _begin(
-    parameters: list[str], weights: int, _model: nn.Module, args: tuple, kwargs: dict[str, Any]
+    parameters: list[str], weights: int, model: nn.Module, args: tuple, kwargs: dict[str, Any]
 ) -> None:
     """A forward pre-hook: whether the call is a decode step whose cache wants weights skipped."""
     given = dict(zip(parameters, args, strict=False)) | kwargs
     tokens = next(
         (given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None
     )
-    cache = given.get("past_key_values")
+    cache = given_cache(given)
     single = tokens is not None and tokens.shape[1] == 1 and is_generated(cache, 1)
     step = sparse_steps(cache) if single else None
     if step is not None and tokens is not None:
         step.begin(weights, tokens.device)
-    _step.set(step)
+    _calls.set((*_calls.get(), (id(model), step)))
 
 
-def _end(*_call: object) -> None:
-    _step.set(None)
+def _end(model: nn.Module, *_call: object) -> None:
+    """A forward hook: the latest call of the model is over, and what it called and never ended."""
+    calls = _calls.get()
+    last = max((place for place, (owner, _) in enumerate(calls) if owner == id(model)), default=len(calls))
+    _calls.set(calls[:last])

@@ -7,14 +7,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from keyhole.engines.transformers.sparse_ffn.obstacles import is_experts, looks_gated
 from keyhole.engines.transformers.sparse_ffn.sites import (
     decoder_of,
     expert,
     gated,
     gated_sites,
     input_sites,
-    is_experts,
-    is_gated,
 )
 
 
@@ -37,7 +36,7 @@ def streamed_weights(model: PreTrainedModel) -> int:
         if weight.dim() > 1 and id(weight) not in embeddings
     )
     total += 0 if head is None else head.weight.numel()
-    return total - sum(_idle(model, site) for site in decoder_of(model).modules() if is_gated(site))
+    return total - sum(_idle(model, site) for site in decoder_of(model).modules() if looks_gated(site))
 
 
 def _idle(model: PreTrainedModel, site: nn.Module) -> int:

@@ -159,8 +159,9 @@ class LayerCache:
         self._prompted, self._prompted_end = prompted._replace(queries=queries), self.length
         if self.selector is not None:
             self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
-        for part in self._informed(Needs.ALL_QUERIES):
-            part.see_queries(prompted.queries, self.storage)
+        with torch.no_grad():
+            for part in self._informed(Needs.ALL_QUERIES):
+                part.see_queries(prompted.queries, self.storage)
 
     @property
     def needs(self) -> Needs:

@@ -101,6 +101,7 @@ class ExpectedAttention(Scorer):
     def see_hidden_states(self, hidden: Tensor) -> None:
         self._hidden = hidden
 
+    @torch.no_grad()
     def see(self, seen: Seen) -> None:
         positions = _positions(seen)
         counted = positions >= self.sinks

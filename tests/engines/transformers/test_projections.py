@@ -157,6 +157,8 @@ def test_a_selector_gets_all_queries_only_where_it_asks(monkeypatch):
 )
 @pytest.mark.parametrize("family", ["llama", "gpt_oss", "gemma2"])
 def test_models_generate(method, family):
+    if family == "gpt_oss" and "chess" in method:
+        pytest.skip("chess does not know its experts")
     model = tiny.fresh_model(family)
     ids = tiny.prompt(120)
     with keyhole.attach(model, method) as attached:

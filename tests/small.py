@@ -3,11 +3,11 @@
 from dataclasses import fields, replace
 
 from keyhole.core.budget import Budget
-from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
+from keyhole.methods import METHODS, EvictionMethod, Method, Recipe, RetrievalMethod, ScoreWrapper
 
 # Taken by the methods that have such an option.
 _SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
-_SMALL |= {"keep": 1.0, "fine": 3, "coarse": 6}
+_SMALL |= {"keep": 1.0, "fine": 3, "coarse": 6, "block": 8, "representatives": 2, "future": 40}
 _EVERYTHING = Budget(mass=1.0, floor=1_000_000)
 
 
@@ -19,10 +19,12 @@ def small(name: str, budget: Budget | int | float | None = None) -> Method:
     return method if budget is None else replace(method, budget=Budget.parse(budget))
 
 
-def full_budget(name: str) -> dict[str, Method]:
+def full_budget(name: str) -> dict[str, Method | Recipe]:
     """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
     if name in EVICTING:
         return {name: replace(small(name, 1.0), every=1)}
+    if name in WRAPPERS:
+        return {name: Recipe((small(name), replace(small("snapkv", 1.0), every=1)))}
     if name == "chess":
         return {name: replace(small(name), sparsity=0)}
     if name not in SELECTIVE:
@@ -36,7 +38,10 @@ SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, Retrieva
 # Those that may read as many tokens as the text asks for.
 BY_MASS = [name for name in SELECTIVE if name != "mpcache"]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
-FULL_BUDGET = {key: method for name in METHODS for key, method in full_budget(name).items()}
+WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
+# Those that are dense attention at a full budget.
+EXACT = [name for name in METHODS if name != "quantised"]
+FULL_BUDGET = {key: method for name in EXACT for key, method in full_budget(name).items()}
 FULL_BUDGET |= {
     "oracle-host-selected": replace(FULL_BUDGET["oracle-selected"], place="host"),
     "oracle-disk-selected": replace(FULL_BUDGET["oracle-selected"], place="disk", block_cache="1MB"),

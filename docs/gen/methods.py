@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 
 from keyhole.cli.methods import answers_of
 from keyhole.core.errors import SpecError
-from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
+from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod, ScoreWrapper
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
 from keyhole.storage import KV_DTYPES, PLACES
@@ -208,11 +208,11 @@ def _prose(kind: type[Method]) -> Iterator[str]:
 
 def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
     own, dense = sizes[kind.name], sizes["dense"].row * _CONTEXT
-    kept, select, attend = _CONTEXT, 0.0, dense
+    kept, select, attend = _CONTEXT, 0.0, own.row * _CONTEXT
     if issubclass(kind, RetrievalMethod):
         select = own.scan * (_CONTEXT - kind.window) + own.once
         attend = own.row * (kind.sinks + kind.window + round(_BUDGET * _CONTEXT))
-    if issubclass(kind, EvictionMethod):
+    if issubclass(kind, EvictionMethod | ScoreWrapper):
         kept = round(_BUDGET * _CONTEXT)
         attend = own.row * kept
     name = f"[{kind.name}]({kind.name}.md)" + (", a follower" if kind.name == "delta" else "")

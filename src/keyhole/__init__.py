@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         usage,
     )
     from keyhole.generation import Answer, generate
-    from keyhole.methods import METHODS, Method, Recipe
+    from keyhole.methods import METHODS, Method, Recipe, register
     from keyhole.models import default_model
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "generate",
     "load_cache",
     "make_cache",
+    "register",
     "save_cache",
     "served_layers",
     "usage",
@@ -84,7 +85,7 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "keyhole.generation": ("Answer", "generate"),
-    "keyhole.methods": ("METHODS", "Method", "Recipe"),
+    "keyhole.methods": ("METHODS", "Method", "Recipe", "register"),
     "keyhole.models": ("default_model",),
 }
 

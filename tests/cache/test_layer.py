@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from keyhole.attention import Logits
 from keyhole.core.errors import NonFiniteError
 from keyhole.methods import METHODS, Recipe
+from keyhole.methods.recipe import alone
 from tests import oracles
 from tests.layers import Layer, check_dense, check_step, slots_read
 
@@ -426,8 +427,8 @@ def test_prepare_indexes_what_is_there(spec):
 
 
 def test_prepare_of_nothing():
-    for name in METHODS:
-        cache = Recipe.parse(name).layers(1)[0]
+    for kind in METHODS.values():
+        cache = alone(kind()).layers(1)[0]
         cache.prepare()
         assert (cache.length, cache.indexed) == (0, 0)
 

@@ -1,3 +1,5 @@
+import json
+
 from keyhole.cli.methods import answers_of
 from keyhole.methods import METHODS
 
@@ -15,3 +17,10 @@ def test_the_answers():
     assert answers_of(METHODS["dense"]) == ("dense", "everything", "device", "everything", "everything")
     assert answers_of(METHODS["pqcache"]) == ("dense", "everything", "device", "product", "everything")
     assert answers_of(METHODS["chess"]) == ("dense", "everything", "device", "everything", "channels")
+
+
+def test_the_json_schema(keyhole):
+    result = keyhole("methods", "--json-schema")
+    assert result.exit_code == 0
+    described = json.loads(result.stdout)["$defs"]
+    assert set(described) == set(METHODS)

@@ -29,7 +29,8 @@ def selecting(name):
     return replace(method, dense_below=0) if isinstance(method, RetrievalMethod) else method
 
 
-SELECTING = {name: selecting(name) for name in keyhole.METHODS} | {
+SELECTING = {name: selecting(name) for name in keyhole.METHODS if name != "criticalkv"} | {
+    "criticalkv": "criticalkv + snapkv(budget=0.3, sinks=2, window=8)",
     "int4": "pqcache(keys=int4, sinks=2, window=6, dense_below=0)",
     "disk": "quest(place=disk, cache='1MB', sinks=2, window=6, dense_below=0)",
     "renumbered": "tokenselect(renumber=true, sinks=2, window=6, dense_below=0)",

@@ -13,8 +13,17 @@ from tests.docs import script
 
 FORMS = script("methods").FORMS
 
-_SMALL = {"sample": 512, "rank": 24, "subspaces": 8}
-_ODD = {"sample": 256, "bits": 6, "rotate": False, "rank": 40, "chunk": 4, "page": 32, "outliers": 3}
+_SMALL = {"sample": 512, "rank": 24, "subspaces": 8, "block": 32}
+_ODD = {
+    "sample": 256,
+    "bits": 6,
+    "rotate": False,
+    "rank": 40,
+    "chunk": 4,
+    "page": 32,
+    "outliers": 3,
+    "block": 16,
+}
 _SHAPES = {
     "float32, unequal sizes": (Shape(2, 32, 16, torch.float32), _SMALL),
     "bfloat16": (Shape(3, 64, 64, torch.bfloat16), _ODD),
@@ -28,6 +37,7 @@ def letters(shape, **more):
 
 def with_options(kind, options):
     known = {field.name for field in fields(kind)}
+    options = options | ({"bits": 4} if kind.name == "quantised" else {})
     return replace(kind(), **{name: value for name, value in options.items() if name in known})
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keyhole.methods import METHODS
 from tests.layers import Layer, check_dense
-from tests.small import BY_MASS, SELECTIVE
+from tests.small import BY_MASS, EXACT, SELECTIVE, WRAPPERS
 
 LENGTHS = [1, 31, 63, 100]
 # Options that let a method work at the lengths of a test: its index needs no more than some ten tokens.
@@ -23,6 +23,8 @@ SMALL = {
 
 def spec_of(name, budget):
     """The method at a budget, where it has one."""
+    if name in WRAPPERS:
+        return f"{name} + {spec_of('snapkv', budget)}"
     options = [SMALL.get(name, "")]
     if "budget" in {field.name for field in fields(METHODS[name])}:
         options += [budget, "sinks=2, window=3"]
@@ -61,7 +63,7 @@ def check(spec, length, pieces, **shape):
     return selective
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EXACT)
 @settings(max_examples=15)
 @given(shapes(), st.integers(0, 99))
 def test_all_tokens(name, shape, cut):
@@ -81,7 +83,7 @@ def test_all_of_the_mass(name, shape):
     assert selective in ((0, 3) if shape["length"] < 31 else (0,) if "mass" not in spec else (3,))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("budget", ["budget=1.0", "budget=2003", "mass=1.0, floor=1000000"])
 def test_a_long_context(name, budget):
     if name not in ("dense", *BY_MASS) and "mass" in budget:

@@ -6,6 +6,7 @@ from keyhole.cache.layer import LayerCache
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, Dense, Oracle, PQCache, Recipe
+from keyhole.methods.recipe import alone
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -31,7 +32,7 @@ def test_every_method_is_a_value(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_share_nothing_that_changes(name):
-    recipe = Recipe.parse(name)
+    recipe = alone(METHODS[name]())
     layers = recipe.layers(3) + recipe.layers(3)
     assert all(isinstance(layer, LayerCache) for layer in layers)
     for part in ("storage", "usage"):

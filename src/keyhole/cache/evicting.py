@@ -13,10 +13,11 @@ from keyhole.cache.decode_step import Reader, Reading
 from keyhole.cache.layer import LayerCache, Prompted, under
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.layout import left_padding, packed_slots
+from keyhole.core.needs import Informed
 from keyhole.prefill import Prefill
 from keyhole.retention import Kept, Retention, Seen
 from keyhole.selection import Selector
-from keyhole.storage import Chosen, Footprint, Storage
+from keyhole.storage import Chosen, Footprint, Merge, Storage
 
 
 class EvictingLayer(LayerCache):
@@ -104,7 +105,7 @@ class EvictingLayer(LayerCache):
         self._pending, self._generated = False, 0
         chosen = self.retention.choose(self.storage, self.kept)
         if chosen is not None:
-            self._keep(chosen)
+            self._keep(chosen, self.retention.merge(self.storage, self.kept, chosen))
 
     def _drop_padding(self, padding: tuple[int, ...], fresh: int) -> None:
         """Forget the padding, of which more may lie among the newest `fresh` tokens."""
@@ -113,12 +114,16 @@ class EvictingLayer(LayerCache):
             unused = torch.tensor(padding, device=self.kept.filling.device).view(-1, 1, 1)
             self._keep(Chosen(*packed_slots(self.kept.positions >= unused)))
 
-    def _keep(self, chosen: Chosen) -> None:
-        self.storage.keep(chosen)
+    def _keep(self, chosen: Chosen, into: Merge | None = None) -> None:
+        self.storage.keep(chosen, into)
         self.kept.keep(chosen)
         self.retention.scorer.keep(chosen)
         if self.selector is not None:
             self.selector.crop(0)
+
+    @property
+    def _parts(self) -> list[Informed]:
+        return [*super()._parts, self.retention.scorer]
 
     @property
     def _context(self) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ Legend: B batch, H query heads, Hkv KV heads, Q queries, N cached tokens, D head
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from keyhole.cache.decode_step import Read, Reader, Reading
 from keyhole.cache.usage import Usage
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import NonFiniteError
+from keyhole.core.needs import Informed, Needs
 from keyhole.prefill import Prefill
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
@@ -120,6 +123,27 @@ class LayerCache:
         self._prompted = prompted._replace(queries=queries)
         if self.selector is not None:
             self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
+        for part in self._informed(Needs.ALL_QUERIES):
+            part.see_queries(prompted.queries, self.storage)
+
+    @property
+    def needs(self) -> Needs:
+        """What any part of the layer asks for beside keys, values and the newest queries."""
+        return reduce(or_, (part.needs for part in self._parts))
+
+    @outside_inference_mode()
+    def see_hidden_states(self, hidden: Tensor) -> None:
+        """Show the inputs of attention `hidden [B, T, E]` of tokens that are about to be appended."""
+        for part in self._informed(Needs.HIDDEN_STATES):
+            part.see_hidden_states(hidden.detach())
+
+    def _informed(self, need: Needs) -> list[Informed]:
+        return [part for part in self._parts if need in part.needs]
+
+    @property
+    def _parts(self) -> list[Informed]:
+        """Those that may ask for something."""
+        return [self.storage] if self.selector is None else [self.storage, self.selector]
 
     def take(self, other: LayerCache) -> None:
         """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from keyhole.methods import Method
 
 
-def methods() -> None:
+def methods(
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print the options of each method as a JSON schema.")
+    ] = False,
+) -> None:
     """List the methods, each with its paper and its answers to the five questions."""
+    if json_schema:
+        from keyhole.methods.registry import json_schema as schema
+
+        typer.echo(json.dumps(schema(), indent=2))
+        return
     from rich import box
     from rich.table import Table
 
@@ -29,9 +41,9 @@ def answers_of(kind: type[Method]) -> tuple[str, ...]:
     """The names of a method's answers to compute, retain, place, select and activate."""
     from keyhole.cache.evicting import EvictingLayer
     from keyhole.core.model_info import ModelInfo
-    from keyhole.methods import Recipe
+    from keyhole.methods.recipe import alone
 
-    recipe = Recipe((kind(),))
+    recipe = alone(kind())
     layer = recipe.layers(1)[0]
     scorer = layer.retention.scorer if isinstance(layer, EvictingLayer) else None
     return (
@@ -46,5 +58,5 @@ def answers_of(kind: type[Method]) -> tuple[str, ...]:
 def _name(answer: object) -> str:
     """`ProductSelector` is `product`: the words of the class without those of the question."""
     words = re.findall("[A-Z][a-z0-9]*", type(answer).__name__)
-    asked = {"Prefill", "Storage", "Selector"}
+    asked = {"Prefill", "Storage", "Selector", "Scorer"}
     return " ".join(word.lower() for word in words if word not in asked)

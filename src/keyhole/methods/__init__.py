@@ -3,22 +3,28 @@
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.chess import Chess
+from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.expectedattention import ExpectedAttentionKV
 from keyhole.methods.h2o import H2O, Keyformer
+from keyhole.methods.infllm import InfLLM
+from keyhole.methods.knorm import KNorm
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
+from keyhole.methods.quantised import Quantised
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
-from keyhole.methods.registry import METHODS
+from keyhole.methods.registry import METHODS, register
 from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tokenselect import TokenSelect
 from keyhole.methods.windowkv import WindowKV
+from keyhole.methods.wrapper import ScoreWrapper
 
 __all__ = [
     "A2ATS",
@@ -26,22 +32,29 @@ __all__ = [
     "METHODS",
     "AdaKV",
     "Chess",
+    "CriticalKV",
     "Delta",
     "Dense",
     "EvictionMethod",
+    "ExpectedAttentionKV",
+    "InfLLM",
+    "KNorm",
     "Keyformer",
     "MPCache",
     "Method",
     "Oracle",
     "PQCache",
     "PyramidKV",
+    "Quantised",
     "Quest",
     "Recipe",
     "RetrievalMethod",
     "Sale",
+    "ScoreWrapper",
     "ShadowKV",
     "SnapKV",
     "StreamingLLM",
     "TokenSelect",
     "WindowKV",
+    "register",
 ]

@@ -36,6 +36,21 @@ def check_evicting(evicting: Method, others: list[Method]) -> None:
         )
 
 
+def check_placing(evicting: Method, placing: list[Method]) -> None:
+    """Raise unless keys and values may lie where one stage puts them while another drops tokens.
+
+    Raises:
+        SpecError: what is left would be packed again with every few tokens.
+    """
+    every = evicting.every if isinstance(evicting, EvictionMethod) else 0
+    for stage in placing:
+        if every and not isinstance(stage, RetrievalMethod):
+            raise SpecError(
+                f"{evicting.name}: every={every} drops tokens while generating, and {stage.name} would pack "
+                f"the rest again each time; give {evicting.name}(every=0)"
+            )
+
+
 def _composable() -> str:
     kinds = [kind for kind in METHODS.values() if issubclass(kind, RetrievalMethod)]
     *names, last = [kind.name for kind in kinds if not kind().needs_positions]

@@ -13,10 +13,13 @@ from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward
 from keyhole.methods.base import Method, RetrievalMethod
-from keyhole.methods.composition import check_evicting
+from keyhole.methods.composition import check_evicting, check_placing
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.snapkv import SnapKV
 from keyhole.methods.spec import parse_stages
+from keyhole.methods.wrapper import ScoreWrapper, check_wrappers
 from keyhole.prefill import DensePrefill
+from keyhole.retention import Retention
 from keyhole.storage import DeviceStorage, PooledStorage
 
 _QUESTIONS = {
@@ -46,6 +49,8 @@ class Recipe:
         working = [s for s in self.stages if answers(s, "selectors") or answers(s, "prefill")]
         for stage in evicting:
             check_evicting(stage, [other for other in working if other is not stage])
+            check_placing(stage, [other for other in self.stages if answers(other, "storage")])
+        check_wrappers(self.stages, evicting)
 
     @classmethod
     def parse(cls, method: Recipe | Method | str) -> Recipe:
@@ -86,7 +91,7 @@ class Recipe:
         """Fresh caches of one batch for the layers of a info, or for so many layers."""
         info = ModelInfo.of(info)
         count, reading = len(info), self._reading(info)
-        retentions, selectors = (self._answer(factory, info) for factory in ("retention", "selectors"))
+        retentions, selectors = self._retentions(info), self._answer("selectors", info)
         # Selectors read heads of one length, at slots that lie side by side.
         plain = PooledStorage if retentions and not selectors else DeviceStorage
         answers = zip(
@@ -117,12 +122,24 @@ class Recipe:
         below = info.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
         return Reading(stage.budget, stage.sinks, stage.window, below)
 
+    def _retentions(self, info: ModelInfo) -> list[Retention] | None:
+        retentions = self._answer("retention", info)
+        for stage in reversed(self.stages):
+            if retentions is not None and isinstance(stage, ScoreWrapper):
+                stage.wrap(retentions, info)
+        return retentions
+
     def _answer(self, factory: str, info: ModelInfo) -> Any:
         stage = next((stage for stage in self.stages if answers(stage, factory)), None)
         return getattr(stage, factory)(info) if stage else None
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.stages))
+
+
+def alone(method: Method) -> Recipe:
+    """The shortest pipeline that a method works in: itself, or with one that it wraps."""
+    return Recipe((method, SnapKV()) if isinstance(method, ScoreWrapper) else (method,))
 
 
 def answers(stage: Method, factory: str) -> bool:

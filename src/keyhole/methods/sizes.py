@@ -11,7 +11,7 @@ from keyhole.attention import Logits
 from keyhole.cache.layer import LayerCache
 from keyhole.core.layout import regions
 from keyhole.methods.base import Method, RetrievalMethod
-from keyhole.methods.recipe import Recipe
+from keyhole.methods.recipe import alone
 from keyhole.selection import Step
 from keyhole.storage import Footprint, make_storage
 
@@ -67,7 +67,7 @@ def measure(method: Method, shape: Shape, tokens: int = TOKENS) -> Sizes:
 
 def _filled(method: Method, shape: Shape, tokens: int) -> LayerCache:
     """The last of two layers, so that in methods whose layers differ it is one that selects."""
-    layer = Recipe((method,)).layers(2)[-1]
+    layer = alone(method).layers(2)[-1]
     generator = torch.Generator().manual_seed(0)
     keys = torch.rand(1, shape.kv_heads, tokens, shape.keys, generator=generator) - 0.5
     values = keys.new_zeros(*keys.shape[:3], shape.values)

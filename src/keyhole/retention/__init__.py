@@ -2,24 +2,31 @@
 
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
 from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, Seen
+from keyhole.retention.critical import CriticalScorer
+from keyhole.retention.expected import ExpectedAttention
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
 from keyhole.retention.newest import NewestShare
+from keyhole.retention.norm import KeyNorm
 from keyhole.retention.observed import Observed
 from keyhole.retention.recency import Recency
 from keyhole.retention.shared import share
 from keyhole.retention.tokens import BestOfLayer, BestTokens
 from keyhole.retention.windows import WindowScores
+from keyhole.retention.wrapped import WrappedScorer
 
 __all__ = [
     "Accumulated",
     "Allocator",
     "BestOfLayer",
     "BestTokens",
+    "CriticalScorer",
     "Equal",
     "EvictionPolicy",
+    "ExpectedAttention",
     "GroupPyramid",
     "Kept",
+    "KeyNorm",
     "LayerShare",
     "NewestShare",
     "NoiseSource",
@@ -31,6 +38,7 @@ __all__ = [
     "Scorer",
     "Seen",
     "WindowScores",
+    "WrappedScorer",
     "group_pyramid",
     "share",
 ]

@@ -85,7 +85,7 @@ class Accumulated(Scorer):
     ) -> None:
         self.noise, self.schedule = noise, schedule
         self.queries, self.normalise, self.freeze, self.shared = queries, normalise, freeze, shared
-        self.watches = not freeze
+        self.watches = self.is_attention = not freeze
         self.clear()
 
     def clear(self) -> None:

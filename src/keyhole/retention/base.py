@@ -6,6 +6,7 @@ Legend: B batch, H query heads, Hkv KV heads, Q queries, N slots, D head size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 from keyhole.attention import Logits
 from keyhole.core.budget import Budget
 from keyhole.core.layout import packed_slots
+from keyhole.core.needs import Informed
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import LayerShare
-from keyhole.storage import Chosen, Storage
+from keyhole.storage import Chosen, Merge, Storage
 
 
 class Seen(NamedTuple):
@@ -33,14 +35,16 @@ class Seen(NamedTuple):
     weights: Tensor | None = None
 
 
-class Scorer(ABC):
-    """How much each kept token of a layer is worth.
+class Scorer(Informed, ABC):
+    """How important each kept token of a layer is.
 
-    It is shown each prompt, piece by piece, and each decode step. One that `watches` is shown the logits of
-    decode steps too, which costs time.
+    It is shown each prompt, piece by piece with all its queries, and each decode step where the policy drops
+    tokens while generating. One that `watches` is shown the logits of decode steps too, which costs time.
+    Scores that `is_attention` are shares of attention or sums of them, so never negative.
     """
 
     watches: bool = False
+    is_attention: bool = False
 
     @abstractmethod
     def see(self, seen: Seen) -> None:
@@ -48,29 +52,41 @@ class Scorer(ABC):
 
     @abstractmethod
     def scores(self, storage: Storage, kept: Kept) -> Tensor:
-        """Float32 `[B, Hkv, N]`, the worth of what is kept; no meaning in filling."""
+        """Float32 `[B, Hkv, N]`, the importance of what is kept; no meaning in filling."""
+
+    def pick(
+        self, allocator: Allocator, storage: Storage, kept: Kept, competing: Tensor, room: Tensor
+    ) -> Tensor:
+        """Which of the tokens that compete are kept, as `Allocator.pick` by the scores."""
+        return allocator.pick(self.scores(storage, kept), competing, room)
+
+    def worst(
+        self, allocator: Allocator, storage: Storage, kept: Kept, begin: int, end: int
+    ) -> Tensor | None:
+        """Which slot goes of [begin, end) where just one does, as `Allocator.worst` by the scores."""
+        return allocator.worst(self.scores(storage, kept)[..., begin:end])
 
     # Most hold nothing by slot.
-    def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:  # noqa: B027
+    def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
         """So many tokens came, for each of the KV heads; they will be seen."""
 
-    def keep(self, kept: Chosen) -> None:  # noqa: B027
+    def keep(self, kept: Chosen) -> None:
         """The other slots are gone."""
 
-    def clear(self) -> None:  # noqa: B027
+    def clear(self) -> None:
         """All tokens are gone."""
 
-    def crop(self, tokens: int) -> None:  # noqa: B027
+    def crop(self, tokens: int) -> None:
         """The newest so many tokens are gone; their slots go by `keep`."""
 
-    def reorder(self, rows: Tensor) -> None:  # noqa: B027
+    def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
 
     def state(self) -> dict[str, Tensor]:
         """What is held, as named tensors."""
         return {}
 
-    def restore(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+    def restore(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` of an equal scorer returned."""
 
     @property
@@ -136,6 +152,14 @@ class Retention:
     def __init__(self, scorer: Scorer, picker: Allocator, policy: EvictionPolicy) -> None:
         self.scorer, self.picker, self.policy = scorer, picker, policy
 
+    def wrap(self, wrapped: Callable[[Scorer], Scorer]) -> None:
+        """Choose by what is made of the scorer."""
+        self.scorer = wrapped(self.scorer)
+
+    def merge(self, storage: Storage, kept: Kept, chosen: Chosen) -> Merge | None:  # noqa: ARG002
+        """Which kept tokens take in those that are dropped; None is to forget these."""
+        return None
+
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
         """What is to be kept of what is; None is all of it."""
         limits = [self.policy.limit(context) for context in kept.context]
@@ -150,7 +174,7 @@ class Retention:
     def _all_but_one(self, storage: Storage, kept: Kept, limit: int) -> Chosen | None:
         """Once full, each token that is generated makes one go: found at little cost."""
         begin, end = self.policy.sinks, kept.slots - self.policy.newest(limit)
-        worst = self.picker.worst(self.scorer.scores(storage, kept)[..., begin:end])
+        worst = self.scorer.worst(self.picker, storage, kept, begin, end)
         return None if worst is None else Chosen.without(worst + begin, kept.slots)
 
     def _best(self, storage: Storage, kept: Kept, limits: list[int]) -> Chosen:
@@ -160,5 +184,5 @@ class Retention:
         competing = (slots >= begin) & (slots < end.view(-1, 1, 1))
         always = kept.valid() & ~competing
         room = torch.tensor(limits, device=slots.device) - always.sum(-1).amax(-1)
-        picked = self.picker.pick(self.scorer.scores(storage, kept), competing, room.clamp(min=0))
+        picked = self.scorer.pick(self.picker, storage, kept, competing, room.clamp(min=0))
         return Chosen(*packed_slots(always | picked))

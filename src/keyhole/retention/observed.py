@@ -24,6 +24,8 @@ class Observed(Scorer):
     along. Tokens that came without a query, as generated ones do, part what came before from the newest.
     """
 
+    is_attention = True
+
     def __init__(self, window: int, kernel: int = 1) -> None:
         self.window, self.kernel = window, kernel
         self.clear()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from keyhole.retention.base import EvictionPolicy, Retention
+from keyhole.retention.base import EvictionPolicy, Retention, Scorer
 from keyhole.retention.kept import Kept
 from keyhole.retention.recency import Recency
 from keyhole.storage import Chosen, Storage
@@ -46,6 +46,9 @@ class _Follower(Retention):
     def __init__(self, leader: _Leader, policy: EvictionPolicy) -> None:
         super().__init__(Recency(), leader.picker, policy)
         self._leader = leader
+
+    def wrap(self, wrapped: Callable[[Scorer], Scorer]) -> None:
+        """It does not score."""
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:  # noqa: ARG002
         chosen = self._leader.told(kept)

@@ -15,7 +15,7 @@ class BestTokens(Allocator):
     """So many tokens of each head; the lower slot where two are worth the same."""
 
     def pick(self, scores: Tensor, competing: Tensor, room: Tensor) -> Tensor:
-        return _first(_ranks(scores, competing), room.view(-1, 1, 1)) & competing
+        return best_tokens(scores, competing, room.view(-1, 1))
 
     def worst(self, scores: Tensor) -> Tensor:
         # The first of the least in reverse order: the last one.
@@ -40,7 +40,12 @@ class BestOfLayer(Allocator):
         flat = _ranks(scores.reshape(batch, 1, -1), competing.reshape(batch, 1, -1)).view_as(scores)
         chosen = (_first(flat, (room * heads).view(-1, 1, 1)) & competing).sum(-1)
         counts = _shares(chosen, room, competing.sum(-1), self.floor)
-        return _first(_ranks(scores, competing), counts.unsqueeze(-1)) & competing
+        return best_tokens(scores, competing, counts)
+
+
+def best_tokens(scores: Tensor, competing: Tensor, counts: Tensor) -> Tensor:
+    """The best `counts [B, Hkv]` tokens of each head that compete, bool `[B, Hkv, N]`; ties as above."""
+    return _first(_ranks(scores, competing), counts.unsqueeze(-1)) & competing
 
 
 def _ranks(scores: Tensor, competing: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Select: which kept tokens a query reads."""
 
 from keyhole.selection.base import Capturable, Selection, Selector, Step
+from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector, FollowingClusters
 from keyhole.selection.codewords import CodewordSelector
@@ -21,6 +22,7 @@ __all__ = [
     "FollowingClusters",
     "LandmarkSelector",
     "ProductSelector",
+    "RepresentativeSelector",
     "Selection",
     "Selector",
     "SharedPageSelector",

@@ -13,6 +13,7 @@ from torch import Tensor
 from keyhole.attention import Logits
 from keyhole.core.budget import Budget
 from keyhole.core.layout import Regions, on_device
+from keyhole.core.needs import Informed
 from keyhole.storage import CapturableStorage, Storage
 
 
@@ -60,7 +61,7 @@ class Step(NamedTuple):
         return on_device(tuple(self.limits()), self.regions.first.device)
 
 
-class Selector(ABC):
+class Selector(Informed, ABC):
     """An index over the keys of one layer, addressed by slot, that picks what a query reads.
 
     `length` tokens are indexed. The owner calls `build` once, then `append` with the keys that follow, in
@@ -94,10 +95,10 @@ class Selector(ABC):
     def select(self, step: Step) -> Selection:
         """Pick among the slots in [first, stop)."""
 
-    def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: B027 - most need no queries to build
+    def see(self, queries: Tensor, kv_heads: int) -> None:
         """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""
 
-    def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:  # noqa: B027
+    def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:
         """See the step `query [B, H, D]` of a leading layer, which is read whole."""
 
     @abstractmethod
@@ -108,7 +109,7 @@ class Selector(ABC):
         """Forget the slots from `length` on."""
         self.length = min(self.length, length)
 
-    def reorder(self, rows: Tensor) -> None:  # noqa: B027 - an index without tensors has nothing to do
+    def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
 
     def state(self) -> dict[str, Tensor]:

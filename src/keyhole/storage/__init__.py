@@ -5,6 +5,7 @@ from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.hot import HotStorage
 from keyhole.storage.lowrank import LowRankStorage
+from keyhole.storage.merging import Merge
 from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
 from keyhole.storage.renumbered import RenumberedStorage
@@ -26,6 +27,7 @@ __all__ = [
     "HotStorage",
     "Lookups",
     "LowRankStorage",
+    "Merge",
     "PooledStorage",
     "RenumberedStorage",
     "Storage",

@@ -11,8 +11,10 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.attention import Logits, Part, dense_attention
 from keyhole.core.layout import Regions
+from keyhole.core.needs import Informed
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.chosen import Chosen
+from keyhole.storage.merging import Merge
 
 
 class Footprint(NamedTuple):
@@ -33,7 +35,7 @@ class Lookups(NamedTuple):
     misses: int = 0
 
 
-class Storage(ABC):
+class Storage(Informed, ABC):
     """Keys and values of one layer, addressed by token slot: slot t is the t-th token kept."""
 
     @property
@@ -94,23 +96,25 @@ class Storage(ABC):
         """Reads counted by a block cache; none without one."""
         return Lookups()
 
-    def settle(self, regions: Regions) -> None:  # noqa: B027 - most have nothing to do
+    def settle(self, regions: Regions) -> None:
         """Told before each selective step: what lies before `regions.last` is from now on read in parts."""
 
     @abstractmethod
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
 
-    def keep(self, kept: Chosen) -> None:
+    def keep(self, kept: Chosen, into: Merge | None = None) -> None:
         """Forget all but `kept`, whose slots ascend for each KV head; what is left is numbered anew.
 
         The newest token stays the last slot of every head, so heads that keep fewer get filling first:
-        finite keys and values without meaning.
+        finite keys and values without meaning. With `into`, dropped tokens go into kept ones before.
         """
+        keys, values = self.keys(), self.values()
+        if into is not None:
+            keys, values = into.merged(keys) if into.keys else keys, into.merged(values)
         slots = kept.aligned().clamp(min=0).long().unsqueeze(-1)
         keys, values = (
-            held.gather(2, slots.expand(*slots.shape[:3], held.shape[3]))
-            for held in (self.keys(), self.values())
+            held.gather(2, slots.expand(*slots.shape[:3], held.shape[3])) for held in (keys, values)
         )
         self.crop(0)
         self.append(keys, values)

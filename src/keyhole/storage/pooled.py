@@ -12,6 +12,7 @@ from keyhole import kernels
 from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
+from keyhole.storage.merging import Merge
 from keyhole.storage.tiers.buffer import GrowingBuffer
 from keyhole.storage.tiers.memory import empty
 
@@ -152,7 +153,9 @@ class PooledStorage(Storage):
             self._release(self._rows[:, :, length:])
             self._table.crop(length)
 
-    def keep(self, kept: Chosen) -> None:
+    def keep(self, kept: Chosen, into: Merge | None = None) -> None:
+        if into is not None:
+            self._merge(into)
         rows = self._rows
         if kept.gone is not None:
             self._release(rows.gather(-1, kept.gone.unsqueeze(-1)))
@@ -164,6 +167,13 @@ class PooledStorage(Storage):
         self._table = kept_rows(self._table, kept, -1)
         if self._freed * _SCATTERED >= self._used:
             self._pack(self._rows)
+
+    def _merge(self, into: Merge) -> None:
+        """Write what kept tokens are after others went into them."""
+        takes = into.takes & (self._rows >= 0)
+        rows = self._rows[takes].long()
+        for pool in (self._keys, self._values) if into.keys else (self._values,):
+            pool[rows] = into.merged(self._read(pool, 0))[takes]
 
     def _release(self, rows: Tensor) -> None:
         rows = rows[rows >= 0]

@@ -16,9 +16,12 @@ from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.costs import Heads
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
+from keyhole.core.needs import Needs
 from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
+from keyhole.engines.transformers.hidden_states import HiddenStates, hidden_states_of
+from keyhole.engines.transformers.projections import LayerProjections
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sizes import attention_sizes
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
@@ -31,12 +34,15 @@ from keyhole.storage import Footprint
 class KeyholeLayer(DynamicLayer):
     """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model.
 
-    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share.
+    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. Where a part
+    of the layer asks for hidden states, `hidden_states` lives as long as the layer and shows them.
     """
 
-    def __init__(self, inner: LayerCache, steps: Steps | None = None) -> None:
+    def __init__(
+        self, inner: LayerCache, steps: Steps | None = None, hidden_states: HiddenStates | None = None
+    ) -> None:
         super().__init__()
-        self.inner, self.steps = inner, steps
+        self.inner, self.steps, self.hidden_states = inner, steps, hidden_states
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
         self.inner.append(key_states, value_states)
@@ -97,8 +103,10 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     info = _setting(model, served, _break_even(recipe, model))
     inners, feedforward = recipe.layers(info), recipe.feedforward(info)
     steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
+    asked = any(Needs.HIDDEN_STATES in inner.needs for inner in inners)
+    hidden = hidden_states_of(model, served) if asked else None
     for index, inner in zip(served, inners, strict=True):
-        held, layers[index] = layers[index], KeyholeLayer(inner, steps)
+        held, layers[index] = layers[index], KeyholeLayer(inner, steps, hidden)
         if held.get_seq_length():
             layers[index].update(held.keys, held.values)
     if not cache.layers:
@@ -132,6 +140,7 @@ def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS
         partial(layer_rope, model),
         partial(fingerprint, model),
         partial(stand_in_activations, model),
+        partial(LayerProjections, model),
         model.device,
     )
 

@@ -1,0 +1,42 @@
+"""Methods that change how another one chooses the tokens that it keeps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from keyhole.core.errors import SpecError
+from keyhole.core.model_info import ModelInfo
+from keyhole.methods.base import Method
+from keyhole.retention import Retention, Scorer
+
+
+@dataclass(frozen=True)
+class ScoreWrapper(Method):
+    """Wraps the scorers of the stage that drops tokens: `criticalkv + snapkv`.
+
+    It answers no question itself. Of several, the first is the outermost.
+    """
+
+    @abstractmethod
+    def wrapped(self, scorer: Scorer, info: ModelInfo, place: int) -> Scorer:
+        """The scorer to use in place of another one, of layer `place` of the model."""
+
+    def wrap(self, retentions: list[Retention], info: ModelInfo) -> None:
+        """Wrap the scorer of each served layer.
+
+        Raises:
+            SpecError: the scores cannot be wrapped.
+        """
+        for retention, place in zip(retentions, info.layers, strict=True):
+            retention.wrap(lambda scorer, place=place: self.wrapped(scorer, info, place))
+
+
+def check_wrappers(stages: tuple[Method, ...], evicting: list[Method]) -> None:
+    """Raise SpecError for a stage that wraps the scores of another where none has any."""
+    for stage in stages:
+        if isinstance(stage, ScoreWrapper) and not evicting:
+            raise SpecError(
+                f"{stage.name} changes how another method chooses the tokens it keeps, and there is "
+                f"none that drops tokens; write {stage.name} + snapkv, or another one"
+            )

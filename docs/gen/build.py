@@ -14,6 +14,11 @@ import methods
 found = methods.pages() | {"reference/cli.md": commands.page()}
 names = "\n".join(f"* [{name}]({name}.md)" for name in methods.METHODS)
 found["methods/SUMMARY.md"] = f"* [Overview](index.md)\n{names}\n"
+contributing = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+_, _, adding = contributing.partition("## How to add a method\n")
+found["development/add-a-method.md"] = "# Add a method\n" + adding.partition("\n## ")[0].replace(
+    "](docs/", "](../"
+)
 for path, text in found.items():
     with mkdocs_gen_files.open(path, "w") as file:
         file.write(text)

@@ -46,7 +46,7 @@ def _option(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
     default = "required" if parameter.required else _default(shown)
-    text = re.sub(r"[|<>]", lambda found: "&#%d;" % ord(found[0]), getattr(parameter, "help", None) or "")
+    text = re.sub(r"[|<>]", lambda found: f"&#{ord(found[0])};", getattr(parameter, "help", None) or "")
     return f"| {names} | {default} | {text} |"
 
 

@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 
 from keyhole.cli.methods import answers_of
 from keyhole.core.errors import SpecError
-from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod
+from keyhole.methods import METHODS, EvictionMethod, Method, RetrievalMethod, ScoreWrapper
 from keyhole.methods.facts import Differs
 from keyhole.methods.sizes import Shape, Sizes, measure, measure_storage
 from keyhole.storage import KV_DTYPES, PLACES
@@ -120,13 +120,15 @@ def _page(kind: type[Method], sizes: Sizes | None) -> str:
         "",
         *_prose(kind),
         _table(("question", "answer"), answers),
-        "| | |",
-        "|---|---|",
-        _row("**stored**", facts.stored),
-        _row("**a decode step**", facts.select),
-        _row("**use it for**", facts.best_for),
-        _row("**weak at**", facts.weak_at),
-        "",
+        _table(
+            ("in short", ""),
+            (
+                _row("**stored**", facts.stored),
+                _row("**a decode step**", facts.select),
+                _row("**use it for**", facts.best_for),
+                _row("**weak at**", facts.weak_at),
+            ),
+        ),
         "## Cost",
         "",
         _table(("", "formula", "measured"), _costs(kind, sizes)),
@@ -208,11 +210,11 @@ def _prose(kind: type[Method]) -> Iterator[str]:
 
 def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
     own, dense = sizes[kind.name], sizes["dense"].row * _CONTEXT
-    kept, select, attend = _CONTEXT, 0.0, dense
+    kept, select, attend = _CONTEXT, 0.0, own.row * _CONTEXT
     if issubclass(kind, RetrievalMethod):
         select = own.scan * (_CONTEXT - kind.window) + own.once
         attend = own.row * (kind.sinks + kind.window + round(_BUDGET * _CONTEXT))
-    if issubclass(kind, EvictionMethod):
+    if issubclass(kind, EvictionMethod | ScoreWrapper):
         kept = round(_BUDGET * _CONTEXT)
         attend = own.row * kept
     name = f"[{kind.name}]({kind.name}.md)" + (", a follower" if kind.name == "delta" else "")

@@ -29,14 +29,14 @@ def stderr() -> Console:
 
 
 class Report(Protocol):
-    """Told how far a job is: what is being done, units done, units in all where known."""
+    """Called with the progress of a job: what is being done, units done, units in all where known."""
 
     def __call__(self, doing: str, done: float, total: float | None) -> None: ...
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
-    """A progress bar on stderr; none where quiet, or where nobody watches."""
+    """A progress bar on stderr; none if quiet, or if stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

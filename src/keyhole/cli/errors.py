@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 def guarded(run: Callable[[], T], *, show_traceback: bool) -> T:
-    """Run a command; what it raises is told in a line, and becomes an exit code.
+    """Run a command; an error it raises becomes one line on stderr and an exit code.
 
-    Every error that a user can mend is a ValueError, or one of Keyhole's own kinds of TypeError.
+    Errors that a user can fix are ValueErrors, or Keyhole's own kinds of TypeError.
     """
     try:
         return run()

@@ -119,7 +119,7 @@ class LayerCache:
         queries = prompted.queries[:, :, -self.remember :].clone()
         self._prompted = prompted._replace(queries=queries)
         if self.selector is not None:
-            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
+            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1], self.length)
 
     def take(self, other: LayerCache) -> None:
         """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods.base import RetrievalMethod, check_range
-from keyhole.methods.facts import Facts
+from keyhole.methods.facts import Differs, Facts
 from keyhole.selection import BoxSelector, Selector
 
 
@@ -19,7 +19,7 @@ class Quest(RetrievalMethod):
     selects, and the query heads of a group share a list.
 
     Attributes:
-        page: tokens of a page.
+        page: tokens of a page. None takes an eighth of the head size, 4 to 16: boxes of as many bytes.
     """
 
     name: ClassVar[str] = "quest"
@@ -34,16 +34,25 @@ class Quest(RetrievalMethod):
         "changes. The baseline to compare with.",
         weak_at="Bounds are loose where a page holds unlike keys. A single token is read with its whole "
         "page, and the budget with it.",
+        letters="page is `page`, or where that is None D / 8, but 4 to 16.",
         index="2 * D * e / page",
         scan="2 * D * e * N / page",
         products="4 * G * D * N / page",
+        differs=(
+            Differs(
+                "page",
+                "16",
+                "the same for heads of 128; at 64, 8 reads more of the attention, with as large an index",
+            ),
+        ),
     )
 
-    page: int = 16
+    page: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "page", self.page, 1)
+        if self.page is not None:
+            check_range(self.name, "page", self.page, 1)
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [BoxSelector(self.page) for _ in info.layers]

@@ -22,8 +22,10 @@ class ShadowKV(RetrievalMethod):
     `cache` and `eviction` are about the values; low-rank keys stay on the device.
 
     Attributes:
-        rank: numbers that a key of all heads together is kept as.
-        chunk: tokens that are ranked by one landmark, the mean of their keys, and read together.
+        rank: numbers that a key of all heads together is kept as. None takes 160, but at most a third of
+            those that it has in all heads: more would not save memory.
+        chunk: tokens that are ranked by one landmark, the mean of their keys, and read together. None takes a
+            sixteenth of the head size, 4 to 8.
         outliers: chunks of the prompt, for each KV head, that their landmark stands for worst: their keys
             stay as they are, and they are read before others, within a quarter of the budget.
     """
@@ -43,8 +45,11 @@ class ShadowKV(RetrievalMethod):
         "matter together, as passages do.",
         weak_at="Keys that left the window are never exact again, so even a full budget is not dense "
         "attention. A single token in a chunk of others is diluted. Few KV heads gain little: `rank` is "
-        "shared by fewer. The basis is fitted in the first step after a prompt, by eigenvectors of a "
+        "shared by fewer, and landmarks, basis and rebuilt keys are held beside. "
+        "The basis is fitted in the first step after a prompt, by eigenvectors of a "
         "matrix of Hkv * D rows. Models whose rotation depends on the length are refused.",
+        letters="rank is `rank`, or where that is None Hkv * D / 3, but at most 160. chunk is `chunk`, or "
+        "where that is None D / 16, but 4 to 8.",
         kept="Dv * e + rank * e / Hkv",
         index="4 * D / chunk",
         scan="4 * D * N / chunk",
@@ -56,22 +61,33 @@ class ShadowKV(RetrievalMethod):
                 "sinks", "0, the first chunk being an outlier", "sinks are read without having to stand out"
             ),
             Differs("place", "host", ON_DEVICE),
+            Differs(
+                "rank",
+                "160",
+                "the same for 8 heads of 128; few heads would hold more than dense",
+            ),
+            Differs(
+                "chunk",
+                "8",
+                "the same for heads of 128; at 64, 4 reads more of the attention",
+            ),
         ),
     )
 
     window: int = 32
-    rank: int = 160
-    chunk: int = 8
+    rank: int | None = None
+    chunk: int | None = None
     outliers: int = 48
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self.name, "rank", self.rank, 1)
-        check_range(self.name, "chunk", self.chunk, 1)
+        for option in ("rank", "chunk"):
+            if getattr(self, option) is not None:
+                check_range(self.name, option, getattr(self, option), 1)
         check_range(self.name, "outliers", self.outliers, 0)
         if self.keys != "full":
             raise SpecError(
-                f"{self.name}: keys={self.keys} goes with other methods; here keys are kept as {self.rank} "
+                f"{self.name}: keys={self.keys} goes with other methods; here keys are kept as `rank` "
                 "numbers for all heads together, so give a smaller rank to make them smaller"
             )
 

@@ -94,8 +94,11 @@ class Selector(ABC):
     def select(self, step: Step) -> Selection:
         """Pick among the slots in [first, stop)."""
 
-    def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: B027 - most need no queries to build
-        """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: B027 - most need no queries
+        """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps.
+
+        `tokens` is how many there are by then, of which the queries are those of the last.
+        """
 
     def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:  # noqa: B027
         """See the step `query [B, H, D]` of a leading layer, which is read whole."""

@@ -37,6 +37,10 @@ def test_formulas_are_what_is_measured(name, case):
     own = {field.name: getattr(method, field.name) for field in fields(method)}
     if name == "pqcache":
         own |= {"M": own["subspaces"] or 16, "C": 2 ** own["bits"]}
+    if name == "quest":
+        own["page"] = own["page"] or max(4, shape.keys // 8)
+    if name == "shadowkv":
+        own["chunk"] = own["chunk"] or max(4, shape.keys // 16)
     if name == "a2ats":
         own["C"] = own["sample"] // 8
 
@@ -57,6 +61,7 @@ def test_formulas_of_products_can_be_read(name):
     method = METHODS[name]()
     own = {field.name: getattr(method, field.name) for field in fields(method)}
     known = letters(Shape(), N=4096, R=500, G=4, M=32, C=16)
+    own |= {name: own[name] or 16 for name in ("page", "chunk", "rank") if name in own}
     assert eval(method.facts.products, known | own) >= 0
 
 

@@ -36,7 +36,7 @@ def full_budget(name: str) -> dict[str, Method | Recipe]:
 
 SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, RetrievalMethod)]
 # Those that may read as many tokens as the text asks for.
-BY_MASS = [name for name in SELECTIVE if name != "mpcache"]
+BY_MASS = [name for name in SELECTIVE if METHODS[name].options()["budget"][0].mass]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
 # Those that are dense attention at a full budget.

@@ -36,8 +36,12 @@ def test_roles_of_four_layers(full, expected):
     assert [layer.selector.role.value for layer in layers] == expected
 
 
-def test_the_published_layers_are_the_default():
-    assert default_full(28) == (0, 1, 2, 14, 22)
+@pytest.mark.parametrize(
+    ("layers", "full"),
+    [(1, (0,)), (4, (0, 1)), (8, (0, 1, 2, 5)), (30, (0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26))],
+)
+def test_a_third_of_the_layers_lead_by_default(layers, full):
+    assert default_full(layers) == full
 
 
 @given(st.integers(0, 130))
@@ -48,7 +52,7 @@ def test_default_layers_are_few_and_lead(layers):
     assert len(full) <= max(1, layers // 2) if layers else not full
     if layers > 1:
         leaders = [role.value for role in roles(range(layers), set(full))].count("leader")
-        assert leaders == min(3, 1 + layers // 9)
+        assert leaders == len(full) - min(2, layers // 4)
 
 
 def test_a_leader_leads_the_next_layer_that_is_served():

@@ -140,30 +140,6 @@ def test_turns_hold_the_union_of_each_heads_best(shape, limit):
             assert all(min(int((row_ > row_[n]).sum()) for row_ in group) >= worst for n in left)
 
 
-@given(
-    st.sampled_from([0.3, 0.8, 0.99]),
-    st.sampled_from([0, 4]),
-    st.sampled_from([0.2, 1.0]),
-    st.integers(0, 50),
-)
-def test_reads_the_fewest_that_reach_the_mass(target, floor, cap, seed):
-    shape = {"tokens": 63, "padding": [0, 30], "heads": 2, "groups": 2, "size": 8, "seed": seed}
-    budget = Budget(mass=target, floor=floor, cap=cap)
-    case = Case(selector(a_book(2, 7, 8)), budget=budget, **shape)
-    for row in case.rows():
-        _, middle, _ = oracles.regions(case.padding[row], 63, 2, 3)
-        shares, fixed = oracles.group_shares(
-            case.logits(row)[:, middle], oracles.array(case.anchor[row]).reshape(-1, 1), 2
-        )
-        for head in range(2):
-            limit = budget.limit(63 - case.padding[row])
-            near = [
-                len(oracles.fewest_for_mass(shares[head].round(9), fixed[head], t, floor, limit))
-                for t in (target - 1e-4, target + 1e-4)
-            ]
-            assert near[0] <= int(case.selection.counts[row, head]) <= near[1]
-
-
 def test_tokens_of_a_codeword_are_cut_from_the_lower_slot_on():
     """One codeword for all: ties, as the many tokens of a codeword are."""
     book = a_book(1, 1, 8)

@@ -223,28 +223,6 @@ def test_selects_the_greatest_estimated_shares(subspaces, bits, groups, rotate, 
     check_greatest(selector, step, selector.select(step), counts=40)
 
 
-@pytest.mark.parametrize("target", [0.3, 0.8, 0.99, 1.0])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_selects_the_fewest_for_the_mass(bits, target):
-    keys = draw(330)
-    selector = built(keys, bits=bits)
-    query = 4 * torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(5))
-    budget = Budget(mass=target, floor=3, cap=0.5)
-    step = step_of(query, keys, 0, 300, budget, torch.zeros(1, 4))
-    selection = selector.select(step)
-    check_greatest(selector, step, selection)
-    shares, fixed, slack = shares_of(selector, step, 0)
-    # One standard deviation of the logits is left as a margin for what is not read.
-    variances = logit_variances(selector, step, 0, oracles.array(quantised_keys(selector, query)[0]))
-    target = 1 - (1 - target) * np.exp(-np.sqrt(variances.mean()))
-    for head in range(2):
-        bounds = [
-            len(oracles.fewest_for_mass(shares[head], fixed[head], near, 3, budget.limit(330)))
-            for near in (1 - (1 - target) * slack - 1e-3, 1 - (1 - target) / slack + 1e-3)
-        ]
-        assert bounds[0] <= int(selection.counts[0, head]) <= bounds[1]
-
-
 @pytest.mark.parametrize("kind", [make, ExactSelector])
 def test_a_selection_is_no_wider_than_it_need_be(kind):
     """Else all keys would be gathered for a mass that few tokens hold."""

@@ -166,7 +166,7 @@ def test_a_prompt_ends_the_reuse():
     later = step._replace(regions=problem(60, 2, last=50).regions)
     fresh = selector.vote.elect(later).slots.tolist()
     assert selector.select(later).slots.tolist() != fresh
-    selector.see(step.query.unsqueeze(2), 2)
+    selector.see(step.query.unsqueeze(2), 2, 60)
     assert selector.select(later).slots.tolist() == fresh
 
 

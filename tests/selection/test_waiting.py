@@ -70,7 +70,7 @@ def test_nothing_waits(name, budget, monkeypatch):
     with as_if_on_gpu(monkeypatch), without_waiting(monkeypatch):
         found = selector.select(step)
     assert torch.equal(found.counts, usual.counts)
-    torch.testing.assert_close(found.mass, usual.mass)
+    torch.testing.assert_close(found.mass, usual.mass, atol=1e-4, rtol=1e-4)
     most = usual.slots.shape[-1]
     assert found.slots.shape[-1] >= most
     asked = torch.arange(most) < usual.counts.unsqueeze(-1)

@@ -158,7 +158,7 @@ class LayerCache:
         queries = queries[:, :, -self.remember :].clone()
         self._prompted, self._prompted_end = prompted._replace(queries=queries), self.length
         if self.selector is not None:
-            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1])
+            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1], self.length)
         with torch.no_grad():
             for part in self._informed(Needs.ALL_QUERIES):
                 part.see_queries(prompted.queries, self.storage)

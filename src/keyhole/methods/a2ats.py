@@ -100,7 +100,7 @@ class A2ATS(RetrievalMethod):
     def needs_positions(self) -> bool:
         return True
 
-    def letters(self, head_dim: int) -> dict[str, float]:  # noqa: ARG002
+    def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
         return {"C": self.codewords if self.codebook else min(self.codewords, max(1, self.sample // 8))}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:

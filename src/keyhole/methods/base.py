@@ -149,8 +149,8 @@ class RetrievalMethod(Method):
         super().__post_init__()
         placing.check_blocks(self)
 
-    def letters(self, head_dim: int) -> dict[str, float]:  # noqa: ARG002
-        """What the formulas of `facts` call by letters of their own, at a head size."""
+    def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
+        """What the formulas of `facts` call by letters of their own, for heads of this size and number."""
         return {}
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
@@ -15,9 +16,8 @@ from keyhole.selection import Selector, SharedPageSelector
 from keyhole.selection.shared import Board, Role
 from keyhole.storage import Storage, make_storage
 
-_DENSE, _LEADERS = 2, 3  # at most
-_LAYERS_A_LEADER, _LAYERS_A_DENSE = 9, 4
-_DEPTHS = (1 / 2, 11 / 14)  # of the second and third leader
+_DENSE = 2  # at most
+_LAYERS_A_LEADER, _LAYERS_A_DENSE = 3, 4
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,24 @@ class Delta(RetrievalMethod):
             Differs("budget", "896", ALIKE),
             Differs("sinks", "0", ALIKE),
             Differs("window", "128", ALIKE),
+            Differs(
+                "full", "0, 1, 2, 14, 22 of 28 layers", "behind few leaders, layers read what others need"
+            ),
         ),
     )
 
-    # Followers save nearly all that dense attention takes, a leader takes half of it more. With a leader for
-    # nine layers it is overhead that decides, and that is paid for at a few thousand tokens.
+    # Followers save nearly all that dense attention takes, a leader takes half of it more. With two followers
+    # for each leader it is overhead that decides, and that is paid for at a few thousand tokens.
     pays_from: ClassVar[int | None] = 4096
 
+    budget: Budget = options.budget(
+        Budget(fraction=0.1),
+        mass=False,
+        refusal="cannot be promised: pages are chosen by the attention of another layer, so what a layer "
+        "reads of its own is not known",
+        unit="tokens",
+        help="Tokens read beside the always-read ones.",
+    )
     page: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a page.")
     full: tuple[int, ...] | None = options.layers(
         help="Layers that read everything, counted from 0 in the model; the last of each run of them leads "
@@ -114,12 +125,10 @@ def roles(layers: Sequence[int], full: Set[int]) -> list[Role]:
 
 
 def default_full(layers: int) -> tuple[int, ...]:
-    """Layers to read whole of so many, as the paper's for 28 layers: 0, 1 and the leaders 2, 14, 22.
+    """Layers to read whole of so many: one in four is dense, the first two at most, then each third leads.
 
-    One in four of the first layers is dense, two at most, and the next leads; one more for each nine layers,
-    three at most, lead at 1/2 and 11/14 of the depth.
+    The paper's for 28 layers are 0, 1 and the leaders 2, 14, 22: most layers follow one that they are unlike.
     """
     dense = min(_DENSE, layers // _LAYERS_A_DENSE)
-    leaders = min(_LEADERS, 1 + layers // _LAYERS_A_LEADER)
-    later = (round(depth * layers) for depth in _DEPTHS[: leaders - 1])
-    return (*range(dense + 1), *later) if layers else ()
+    leaders = range(dense, max(layers - 1, min(layers, dense + 1)), _LAYERS_A_LEADER)
+    return (*range(dense), *leaders)

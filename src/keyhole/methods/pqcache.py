@@ -84,7 +84,7 @@ class PQCache(RetrievalMethod):
                 f"{self.name}: sample={self.sample} is out of range; give at least 2**bits, {2**self.bits}"
             )
 
-    def letters(self, head_dim: int) -> dict[str, float]:
+    def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
         return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:

@@ -8,8 +8,9 @@ from typing import ClassVar
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
 from keyhole.methods.base import RetrievalMethod
-from keyhole.methods.facts import Facts
+from keyhole.methods.facts import Differs, Facts
 from keyhole.selection import BoxSelector, Selector
+from keyhole.selection.boxes import default_page
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,29 @@ class Quest(RetrievalMethod):
         "changes. The baseline to compare with.",
         weak_at="Bounds are loose where a page holds unlike keys. A single token is read with its whole "
         "page, and the budget with it.",
+        letters="page is `page`, or where that is None D / 8, but 4 to 16.",
         index="2 * D * e / page",
         scan="2 * D * e * N / page",
         products="4 * G * D * N / page",
+        differs=(
+            Differs(
+                "page",
+                "16",
+                "the same for heads of 128; at 64, 8 reads more of the attention, with as large an index",
+            ),
+        ),
     )
 
-    page: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a page.")
+    page: int | None = options.integer(
+        None,
+        ge=1,
+        optional=True,
+        unit="tokens",
+        help="Tokens of a page. None takes an eighth of the head size, 4 to 16: boxes of as many bytes.",
+    )
+
+    def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
+        return {"page": self.page or default_page(head_dim)}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [BoxSelector(self.page) for _ in info.layers]

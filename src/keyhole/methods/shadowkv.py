@@ -12,6 +12,8 @@ from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, ON_DEVICE, Differs, Facts
 from keyhole.selection import LandmarkSelector, Selector
 from keyhole.storage import LowRankStorage, Storage, make_rows
+from keyhole.storage.basis import default_rank
+from keyhole.storage.chunks import default_chunk
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class ShadowKV(RetrievalMethod):
         "matter together, as passages do.",
         weak_at="Keys that left the window are never exact again, so even a full budget is not dense "
         "attention. A single token in a chunk of others is diluted. Few KV heads gain little: `rank` is "
-        "shared by fewer. The basis is fitted in the first step after a prompt, by eigenvectors of a "
+        "shared by fewer, and landmarks, basis and rebuilt keys are held beside. "
+        "The basis is fitted in the first step after a prompt, by eigenvectors of a "
         "matrix of Hkv * D rows. Models whose rotation depends on the length are refused.",
+        letters="rank is `rank`, or where that is None Hkv * D / 3, but at most 160. chunk is `chunk`, or "
+        "where that is None D / 16, but 4 to 8.",
         kept="Dv * e + rank * e / Hkv",
         index="4 * D / chunk",
         scan="4 * D * N / chunk",
@@ -51,16 +56,34 @@ class ShadowKV(RetrievalMethod):
                 "sinks", "0, the first chunk being an outlier", "sinks are read without having to stand out"
             ),
             Differs("place", "host", ON_DEVICE),
+            Differs(
+                "rank",
+                "160",
+                "the same for 8 heads of 128; few heads would hold more than dense",
+            ),
+            Differs(
+                "chunk",
+                "8",
+                "the same for heads of 128; at 64, 4 reads more of the attention",
+            ),
         ),
     )
 
     window: int = 32
-    rank: int = options.integer(160, ge=1, help="Numbers that a key of all heads together is kept as.")
-    chunk: int = options.integer(
-        8,
+    rank: int | None = options.integer(
+        None,
         ge=1,
+        optional=True,
+        help="Numbers that a key of all heads together is kept as. None takes 160, but at most a third of "
+        "those that it has in all heads: more would not save memory.",
+    )
+    chunk: int | None = options.integer(
+        None,
+        ge=1,
+        optional=True,
         unit="tokens",
-        help="Tokens that are ranked by one landmark, the mean of their keys, and read together.",
+        help="Tokens that are ranked by one landmark, the mean of their keys, and read together. None takes "
+        "a sixteenth of the head size, 4 to 8.",
     )
     outliers: int = options.integer(
         48,
@@ -75,8 +98,14 @@ class ShadowKV(RetrievalMethod):
         if self.kv_dtype != "auto":
             raise SpecError(
                 f"{self.name}: kv_dtype={self.kv_dtype} goes with other methods; here keys are kept as "
-                f"{self.rank} numbers for all heads together, so give a smaller rank to make them smaller"
+                "`rank` numbers for all heads together, so give a smaller rank to make them smaller"
             )
+
+    def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:
+        return {
+            "rank": self.rank or default_rank(kv_heads, head_dim),
+            "chunk": self.chunk or default_chunk(head_dim),
+        }
 
     @property
     def needs_positions(self) -> bool:

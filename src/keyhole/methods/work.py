@@ -55,4 +55,4 @@ def _letters(method: RetrievalMethod, heads: Heads) -> dict[str, Any]:
         "Hkv": heads.kv_heads,
         "G": heads.query_heads // heads.kv_heads,
     }
-    return options | general | method.letters(heads.head_dim)
+    return options | general | method.letters(heads.head_dim, heads.kv_heads)

@@ -95,8 +95,11 @@ class Selector(Informed, ABC):
     def select(self, step: Step) -> Selection:
         """Pick among the slots in [first, stop)."""
 
-    def see(self, queries: Tensor, kv_heads: int) -> None:
-        """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps."""
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
+        """Be shown some of the newest `queries [B, H, Q, D]` of a prompt, before `build` or between steps.
+
+        `tokens` is how many there are by then, of which the queries are those of the last.
+        """
 
     def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:
         """See the step `query [B, H, D]` of a leading layer, which is read whole."""

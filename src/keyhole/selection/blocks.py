@@ -17,8 +17,9 @@ from keyhole import kernels
 from keyhole.core.needs import Needs
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Step
+from keyhole.selection.calibration import Estimate
 from keyhole.selection.local_scores import LocalScores
-from keyhole.selection.picking.pages import page_count, pick_pages, spans
+from keyhole.selection.picking.pages import page_count, spans
 from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector
 from keyhole.storage import Storage
@@ -83,6 +84,9 @@ class RepresentativeSelector(SummarySelector):
 
     def select(self, step: Step) -> Selection:
         self.see_queries(step.query.unsqueeze(2), step.storage)
+        return super().select(step)
+
+    def _estimate(self, step: Step) -> Estimate:
         logits, represented = self._logits(step)
         count = represented.sum(-1).clamp(min=1)
         _, sizes = spans(step.regions, self.page)
@@ -91,8 +95,8 @@ class RepresentativeSelector(SummarySelector):
         logs = logits.logsumexp(-1) - count.log() + sizes.clamp(min=1).log()
         shares, anchored = group_shares(logs.masked_fill(missing, _NONE), step)
         scores = (logits.masked_fill(~represented, 0).sum(-1) / count).masked_fill(missing, _NONE).sum(2)
-        scores = scores if self.per_head else scores.sum(1, keepdim=True)
-        return pick_pages(scores, shares, anchored, step, self.page)
+        scores = scores if self.per_head else scores.sum(1, keepdim=True).expand_as(scores)
+        return Estimate(scores, shares, anchored, self._by_page)
 
     def _logits(self, step: Step) -> tuple[Tensor, Tensor]:
         """Those of representatives, float32 `[B, Hkv, G, P, R]`, -inf where there is none; and where not."""

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.selection.base import Selection, Step
-from keyhole.selection.picking.pages import page_count, pick_pages, spans
+from keyhole.selection.base import Step
+from keyhole.selection.calibration import Estimate
+from keyhole.selection.picking.pages import page_count, spans
 from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector
 
 _ABOVE_MIDDLE = 0.5  # measured on the keys of the embedded model: 0.4 to 0.65 in the mean of a layer
+
+
+def default_page(head_dim: int) -> int:
+    """As published, 16, for heads of 128; less for smaller ones, so that boxes take as many bytes."""
+    return min(16, max(4, head_dim // 8))
 
 
 class BoxSelector(SummarySelector):
@@ -29,6 +35,14 @@ class BoxSelector(SummarySelector):
     A summary is the greatest key, then the least. A page of which no slot counts is a box inside out.
     """
 
+    @staticmethod
+    def _default_page(head_dim: int) -> int:
+        return default_page(head_dim)
+
+    @staticmethod
+    def _head_dim(width: int) -> int:
+        return width // 2
+
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
         return torch.cat(box_ends(keys, counted, begun, self.page), dim=-1)
 
@@ -36,7 +50,7 @@ class BoxSelector(SummarySelector):
         (greatest, least), (other_greatest, other_least) = former.chunk(2, -1), latter.chunk(2, -1)
         return torch.cat([greatest.maximum(other_greatest), least.minimum(other_least)], -1)
 
-    def select(self, step: Step) -> Selection:
+    def _estimate(self, step: Step) -> Estimate:
         upper, lower = self._bounds(step)
         _, sizes = spans(step.regions, self.page)
         sizes = sizes.view(len(sizes), 1, 1, -1)
@@ -45,7 +59,7 @@ class BoxSelector(SummarySelector):
         shares, anchored = group_shares(logs, step)
         # As logarithms: bounds lie far apart, and shares of zero would be ties.
         scores = upper.log_softmax(-1).logsumexp(2)
-        return pick_pages(scores, shares, anchored, step, self.page)
+        return Estimate(scores, shares, anchored, self._by_page)
 
     def _bounds(self, step: Step) -> tuple[Tensor, Tensor]:
         """The greatest and the least logit of a key in each box, float32 `[B, Hkv, G, P]`."""

@@ -16,8 +16,9 @@ from keyhole.core.layout import Regions
 from keyhole.core.rope import FixedDistance, Rope
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Capturable, Selection, Step
+from keyhole.selection.calibration import Calibration, Estimate
 from keyhole.selection.picking.groups import Groups, pick_groups
-from keyhole.selection.quantisers.codebook import Codebook, fit_codebook
+from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, together
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
@@ -62,6 +63,7 @@ class CodewordSelector(Capturable):
         self._codes = GrowingBuffer()  # int16 `[B, Hkv, T, 1]`
         self._padding: Tensor | None = None  # int64 `[B]`
         self._built = 0  # tokens there were at the last build
+        self._calibration = Calibration()
 
     @property
     def minimum(self) -> int:
@@ -84,7 +86,24 @@ class CodewordSelector(Capturable):
             self._codes.append(self._encoded(part, slots))
             self.length += part.shape[2]
 
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
+        self._calibration.see(queries, tokens)
+
     def select(self, step: Step) -> Selection:
+        reach = self._calibration.reach(step, self._estimate)
+        groups, scores, shares, anchored = self._ranked(step)
+        if reach is None:
+            return pick_groups(scores, shares, anchored, groups, step)
+        picked = pick_groups(scores, shares, anchored, groups, step, reach.share)
+        return picked._replace(mass=reach.held(picked.mass))
+
+    def _estimate(self, step: Step) -> Estimate:
+        groups, scores, shares, anchored = self._ranked(step)
+        scores = scores.masked_fill(groups.sizes == 0, -torch.inf)
+        return Estimate(scores, shares * groups.sizes, anchored, groups.summed)
+
+    def _ranked(self, step: Step) -> tuple[Groups, Tensor, Tensor, Tensor]:
+        """Groups, their scores and the share of a token of each `[B, Hkv, C]`, and the always-read share."""
         groups = Groups.of(self._codes.view().squeeze(-1), self._known().points.shape[2], step)
         logits = self._logits(step).masked_fill(groups.sizes.unsqueeze(2) == 0, -torch.inf)
         anchor = step.anchor_lse.view(logits.shape[:3])
@@ -93,7 +112,7 @@ class CodewordSelector(Capturable):
         shares = logs.exp().mean(2)
         # As logarithms: shares may be too small to tell apart.
         scores = logs.logsumexp(2) if self.union == "share" else _turns(logits, shares, groups.sizes)
-        return pick_groups(scores, shares, (anchor - total).exp().mean(2), groups, step)
+        return groups, scores, shares, (anchor - total).exp().mean(2)
 
     def _logits(self, step: Step) -> Tensor:
         """Those of a token of each codeword, at the constant distance, float32 `[B, Hkv, G, C]`."""
@@ -117,12 +136,14 @@ class CodewordSelector(Capturable):
 
     def bytes_read(self, step: Step) -> int:
         fitted = sum(part[0, 0].nbytes for part in (self._known().points, self._known().inverse))
-        return step.regions.last * self._codes.view().element_size() + fitted
+        codes = step.regions.last * self._codes.view().element_size()
+        return codes + fitted + self._calibration.bytes_read(step)
 
     def crop(self, length: int) -> None:
         super().crop(length)
         self._codes.crop(length)
         self._built = min(self._built, length)
+        self._calibration.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._padding is None:
@@ -130,6 +151,7 @@ class CodewordSelector(Capturable):
         rows = rows.to(self._padding.device)
         self._padding = self._padding.index_select(0, rows)
         self._codes.reorder(rows)
+        self._calibration.reorder(rows)
         if self._fits:
             self._book = self._known().map(lambda tensor: tensor.index_select(0, rows))
 
@@ -139,11 +161,13 @@ class CodewordSelector(Capturable):
             return {}
         book = self._known()
         of_book = {"points": book.points, "metric": book.metric} if self._fits else {"book": book.digest}
-        return {"labels": self._codes.view(), "padding": self._paddings(), **of_book}
+        held = {"labels": self._codes.view(), "padding": self._paddings()} | self._calibration.state()
+        return held | of_book
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
         self._codes, self._padding = GrowingBuffer(), state.get("padding")
+        self._calibration.restore(state)
         if state:
             self._codes.append(state["labels"])
             if self._fits:
@@ -157,17 +181,21 @@ class CodewordSelector(Capturable):
     def nbytes(self) -> int:
         """A codebook that was given is one for all requests, and no part of theirs."""
         own = sum(tensor.nbytes for tensor in self._book) if self._fits and self._book else 0
-        return self._codes.nbytes + own
+        return self._codes.nbytes + own + self._calibration.nbytes
 
     def _fitted(self, keys: Tensor, first: Tensor) -> Codebook:
-        tokens = keys.shape[2]
-        size = min(self.sample, tokens - int(first.min()))
-        slots = sample_slots(tokens, first, size)
-        drawn = torch.stack([row[:, at] for row, at in zip(keys, slots, strict=True)])
-        count = max(1, min(self.codewords, size // _KEYS_PER_CODEWORD))
-        return fit_codebook(
-            self._unrotated(drawn, slots), None, count, iterations=self.iterations, spread=False
-        )
+        """A codebook for each batch row, each as it would be alone: shorter rows are fitted apart."""
+        tokens, sizes = keys.shape[2], [min(self.sample, keys.shape[2] - start) for start in first.tolist()]
+        books: dict[int, Codebook] = {}
+        for size in set(sizes):
+            rows = [row for row, own in enumerate(sizes) if own == size]
+            slots = sample_slots(tokens, first[rows], size)
+            drawn = torch.stack([keys[row][:, at] for row, at in zip(rows, slots, strict=True)])
+            count = max(1, min(self.codewords, size // _KEYS_PER_CODEWORD))
+            bare = self.ranking.keys(drawn, slots, self._paddings()[rows])
+            book = fit_codebook(bare, None, count, iterations=self.iterations, spread=False)
+            books |= {row: book.map(lambda part, at=at: part[at : at + 1]) for at, row in enumerate(rows)}
+        return together([books[row] for row in range(len(sizes))])
 
     def _encoded(self, keys: Tensor, slots: Tensor) -> Tensor:
         """The codes int16 `[B, Hkv, T, 1]` of `keys [B, Hkv, T, D]` of `slots [T]`."""

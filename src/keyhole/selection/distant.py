@@ -47,7 +47,8 @@ class BareKeys(DeviceStorage):
         self.padding = self.padding.index_select(0, rows.to(self.padding.device))
 
     def _without_rotation(self, keys: Tensor, slots: Tensor) -> Tensor:
-        return self.scoring.keys(keys, slots, self.padding).to(keys.dtype)
+        bare, most = self.scoring.keys(keys, slots, self.padding), torch.finfo(keys.dtype).max
+        return bare.clamp(-most, most).to(keys.dtype)
 
 
 class DistantVoteSelector(VoteSelector):

@@ -13,11 +13,12 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.selection.base import Selection, Step
-from keyhole.selection.picking.pages import page_count, pick_pages, spans
+from keyhole.selection.base import Step
+from keyhole.selection.calibration import Estimate
+from keyhole.selection.picking.pages import page_count, spans
 from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector
-from keyhole.storage.chunks import chunk_sums, outlier_chunks
+from keyhole.storage.chunks import chunk_sums, default_chunk, outlier_chunks
 
 _OUTLIERS_SHARE = 4  # outliers take at most a quarter of a budget; in the paper 48 of 304 chunks
 
@@ -28,18 +29,26 @@ class LandmarkSelector(SummarySelector):
     A summary is the sum of a chunk's keys, float32: sums can be added to, unlike means.
 
     Args:
-        chunk: slots of a chunk.
+        chunk: slots of a chunk; None is `default_chunk` of the keys.
         outliers: chunks of the prompt read before others, for each KV head.
     """
 
-    def __init__(self, chunk: int, outliers: int) -> None:
+    def __init__(self, chunk: int | None, outliers: int) -> None:
         super().__init__(chunk)
         self.outliers = outliers
         self._apart: Tensor | None = None  # int64 `[B, Hkv, outliers]`, worst first, -1 for none
 
     def build(self, keys: Tensor, regions: Regions) -> None:
-        self._apart = outlier_chunks(keys, regions, self.page, self.outliers)
         super().build(keys, regions)
+        self._apart = outlier_chunks(keys, regions, self.page, self.outliers)
+
+    @staticmethod
+    def _default_page(head_dim: int) -> int:
+        return default_chunk(head_dim)
+
+    @staticmethod
+    def _head_dim(width: int) -> int:
+        return width
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
         return chunk_sums(keys, counted, begun, self.page)
@@ -47,7 +56,7 @@ class LandmarkSelector(SummarySelector):
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
         return former + latter
 
-    def select(self, step: Step) -> Selection:
+    def _estimate(self, step: Step) -> Estimate:
         _, sizes = spans(step.regions, self.page)
         sizes = sizes.view(len(sizes), 1, 1, -1)
         logits = self._logits(step).masked_fill(sizes == 0, -torch.inf)
@@ -56,7 +65,7 @@ class LandmarkSelector(SummarySelector):
         rivals = logits.masked_fill(forced.unsqueeze(2), -torch.inf)
         # As logarithms: shares may be too small to tell apart.
         scores = rivals.log_softmax(-1).amax(2).masked_fill(forced, torch.inf)
-        return pick_pages(scores, shares, anchored, step, self.page)
+        return Estimate(scores, shares, anchored, self._by_page)
 
     def _logits(self, step: Step) -> Tensor:
         """Those of the landmarks, float32 `[B, Hkv, G, P]`."""

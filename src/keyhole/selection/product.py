@@ -8,23 +8,41 @@ M sub-spaces, C = 2 ** bits centroids.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
 from keyhole.core.layout import Regions
+from keyhole.core.scales import scales_of
 from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
+from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.picking.rank import competing, group_probabilities
 from keyhole.selection.quantisers.drift import DriftWatch
-from keyhole.selection.quantisers.product import Codes, Quantiser, decode, fit, fit_rotated
+from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
 from keyhole.selection.quantisers.sample import sample_slots
-from keyhole.selection.quantisers.uncertainty import cautious, logit_variance
+from keyhole.selection.quantisers.uncertainty import logit_variance
 from keyhole.storage import CapturableStorage
 
-_TENSORS = ("codebooks", "residuals", "rotation", "codes")
+_TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
+_LARGEST = 2.0**50  # logits beyond are scaled down to it: they leave one token all of the mass in any case
 _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
+
+
+class _Asked(NamedTuple):
+    """A step's queries as the index takes them, R rows and G query heads of each.
+
+    Attributes:
+        query: float32 `[R, G, D]`, along the axes that are quantised.
+        anchor: float32 `[R, G]`, log-sum-exp of the always-read tokens, relative to estimated weights.
+    """
+
+    query: Tensor
+    anchor: Tensor
 
 
 class ProductSelector(Capturable):
@@ -37,9 +55,15 @@ class ProductSelector(Capturable):
         self.iterations, self.sample = iterations, sample
         # Once built: `codebooks [B, Hkv, M, C, D / M]`, `residuals [B, Hkv, D, D]` (their second moment) and,
         # where asked for, `rotation [B, Hkv, D, D]`, all float32; `codes [B, Hkv, blocks, bytes]`, packed.
+        # `scales [B, Hkv]` only where keys are so large or small that their squares are out of range: what is
+        # quantised is keys divided by these.
         self._held: dict[str, Tensor] = {}
-        self._queries: Tensor | None = None  # second moment `[B, Hkv, D, D]` of the latest seen
+        self._largest = torch.empty(0)  # of the codebooks' numbers, float64 `[B, Hkv, 1]`
+        self._shown: tuple[Tensor, int] | None = (
+            None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
+        )
         self._drift = DriftWatch()
+        self._calibration = Calibration()
         self._built = 0  # tokens there were at the last build
 
     @property
@@ -50,9 +74,9 @@ class ProductSelector(Capturable):
     def stale(self) -> bool:
         return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
-    def see(self, queries: Tensor, kv_heads: int) -> None:
-        grouped = queries.unflatten(1, (kv_heads, -1)).flatten(2, 3).float()
-        self._queries = grouped.transpose(-1, -2) @ grouped / grouped.shape[2]
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
+        self._calibration.see(queries, tokens)
+        self._shown = queries.unflatten(1, (kv_heads, -1)), tokens
 
     def build(self, keys: Tensor, regions: Regions) -> None:
         first = regions.first
@@ -62,9 +86,7 @@ class ProductSelector(Capturable):
                 f"keys of size {keys.shape[-1]} cannot be cut into {self.subspaces} equal sub-spaces; "
                 "give a number of subspaces that divides the head size"
             )
-        sample = self._training_rows(keys, first)
-        fitted = self._fit(sample.flatten(0, 1))._asdict()
-        self._held = {n: t.unflatten(0, sample.shape[:2]) for n, t in fitted.items() if t is not None}
+        self._hold(self._fit(keys, regions))
         self.length, self._built = 0, keys.shape[2]
         errors = self._encode(keys)
         padding = torch.arange(keys.shape[2], device=keys.device) < first.view(-1, 1, 1)
@@ -76,109 +98,200 @@ class ProductSelector(Capturable):
 
     def select(self, step: Step) -> Selection:
         batch, kv_heads = self._fitted("codebooks").shape[:2]
-        query = self._rotated(step.query.unflatten(1, (kv_heads, -1)).float())
-        variance = logit_variance(query, self._fitted("residuals"), step.logits.scale)
-        # Rows of one budget are one call; a mass to reach depends on the uncertainty of its row.
-        together = step.budget.mass is None and len(set(step.limits())) == 1
-        calls = [slice(0, batch)] if together else [slice(b, b + 1) for b in range(batch)]
-        picked = [self._pick(step, query[rows], variance[rows], rows) for rows in calls]
+        reach = self._calibration.reach(step, self._estimate)
+        asked = self._asked(step)
+        limits = [limit for limit in step.limits() for _ in range(kv_heads)]
+        if reach is None:
+            # Rows of one budget are one call.
+            size = len(limits) if len(set(limits)) == 1 else kv_heads
+            picked = [
+                self._pick(step, asked, slice(begin, begin + size), limits[begin])
+                for begin in range(0, len(limits), size)
+            ]
+        else:
+            shares = reach.share.flatten().tolist()
+            picked = [
+                self._pick(step, asked, slice(row, row + 1), limit, share)
+                for row, (limit, share) in enumerate(zip(limits, shares, strict=True))
+            ]
         # A mass budget may allow the whole context and take little of it, which only the device knows.
         by_mass = step.budget.mass is not None
         width = max(1, *(int(p.counts.max()) if by_mass else p.slots.shape[1] for p in picked))
         fields = zip(*(part._replace(slots=_as_wide(part.slots, width)) for part in picked), strict=True)
-        return Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
+        picked = Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
+        held = picked.mass.clamp(0, 1) if reach is None else reach.held(picked.mass)
+        return picked._replace(mass=held)
 
-    def _pick(self, step: Step, query: Tensor, variance: Tensor, rows: slice) -> kernels.Picked:
-        """Pick for batch rows `rows`: `query [b, Hkv, G, D]` along quantised axes, `variance [b, Hkv, G]`."""
-        budget, limit = step.budget, step.limits()[rows.start]
-        first = step.regions.first[rows].repeat_interleave(query.shape[1])
-        anchor = step.anchor_lse[rows].reshape(first.shape[0], -1)
+    def _pick(
+        self, step: Step, asked: _Asked, rows: slice, limit: int, share: float | None = None
+    ) -> kernels.Picked:
+        """Pick for rows `rows`: `limit` slots, or the fewest that reach a share by estimate."""
+        heads = self._fitted("codebooks").shape[1]
+        first = step.regions.first.repeat_interleave(heads)[rows]
         return kernels.pq_select(
-            query.flatten(0, 1),
-            self._fitted("codebooks")[rows].flatten(0, 1),
-            self._fitted("codes")[rows].flatten(0, 1),
+            asked.query[rows],
+            self._fitted("codebooks").flatten(0, 1)[rows],
+            self._fitted("codes").flatten(0, 1)[rows],
             first,
-            first.maximum(step.regions.stop[rows].repeat_interleave(query.shape[1])),
-            k=limit if budget.mass is None else None,
-            mass=None if budget.mass is None else cautious(budget.mass, variance),
-            floor=min(budget.floor, limit),
+            first.maximum(step.regions.stop.repeat_interleave(heads)[rows]),
+            k=limit if share is None else None,
+            mass=share,
+            floor=min(step.budget.floor, limit),
             cap=limit,
-            # Relative to estimated weights, exact ones count for less: see uncertainty.py.
-            anchor_lse=anchor - variance.flatten(0, 1) / 2,
+            anchor_lse=asked.anchor[rows],
             scale=step.logits.scale,
             softcap=step.logits.softcap,
         )
+
+    def _estimate(self, step: Step) -> Estimate:
+        asked, last = self._asked(step), step.regions.last
+        books = self._fitted("codebooks")
+        logits = kernels.pq_scores(
+            asked.query,
+            books.flatten(0, 1),
+            self._fitted("codes").flatten(0, 1),
+            last,
+            scale=step.logits.scale,
+            softcap=step.logits.softcap,
+        ).unflatten(0, books.shape[:2])
+        anchor = asked.anchor.reshape(step.anchor_lse.shape)
+        shares, anchored = group_probabilities(logits, step._replace(anchor_lse=anchor))
+        return Estimate(
+            shares.masked_fill(~competing(step.regions, last), -1.0), shares, anchored, lambda values: values
+        )
+
+    def _asked(self, step: Step) -> _Asked:
+        """The step's queries as the index takes them."""
+        query = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
+        largest = query.abs().amax(-1).double() * self._largest * (query.shape[-1] * step.logits.scale)
+        scales = self._held.get("scales")
+        if scales is None:
+            factor = change = (_LARGEST / largest).clamp(max=1.0)
+        else:
+            along = scales.double().unsqueeze(-1)
+            factor = (_LARGEST / (largest * along)).clamp(max=1.0)
+            change = factor * along
+        query = query * change.float().unsqueeze(-1)
+        query = query if "rotation" not in self._held else query @ self._held["rotation"]
+        anchor = step.anchor_lse.view(query.shape[:3])
+        # Capped logits are in range as they are.
+        anchor = anchor * factor.float() if step.logits.softcap is None else anchor
+        variance = logit_variance(query, self._fitted("residuals"), step.logits.scale)
+        # Relative to estimated weights, exact ones count for less: see uncertainty.py.
+        return _Asked(query.flatten(0, 1), (anchor - variance / 2).flatten(0, 1))
 
     def reserve(self, tokens: int) -> None:
         self._reserve(tokens)
 
     def place(self, storage: CapturableStorage, slot: Tensor) -> None:
-        rows = self._rotated(storage.keys_at(slot).float()).flatten(0, 1)
+        rows = self._quantisable(storage.keys_at(slot)).flatten(0, 1)
         books = self._fitted("codebooks").flatten(0, 1)
         codes = kernels.pq_encode(rows, books)
         kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 
     def bytes_read(self, step: Step) -> int:
         fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
-        return step.regions.last * (self._fitted("codes").shape[-1] // BLOCK) + fitted
+        codes = step.regions.last * (self._fitted("codes").shape[-1] // BLOCK)
+        return codes + fitted + self._calibration.bytes_read(step)
 
     def state(self) -> dict[str, Tensor]:
-        return self._held | self._drift.state()
+        return self._held | self._drift.state() | self._calibration.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
         # Codes are written to; whoever else takes this state must not see that.
-        self._held = {name: tensor.clone() for name, tensor in state.items() if name in _TENSORS}
+        self._hold({name: tensor.clone() for name, tensor in state.items() if name in _TENSORS})
         if self._held:
             self.subspaces = self._held["codebooks"].shape[2]
         self._drift = DriftWatch()
         self._drift.restore(state)
+        self._calibration.restore(state)
 
     def crop(self, length: int) -> None:
         super().crop(length)
         self._built = min(self._built, length)
+        self._calibration.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
-        self._held = {
-            name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._held.items()
-        }
-        if self._queries is not None:
-            self._queries = self._queries.index_select(0, rows.to(self._queries.device))
+        self._hold(
+            {name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._held.items()}
+        )
+        if self._shown is not None:
+            queries, tokens = self._shown
+            self._shown = queries.index_select(0, rows.to(queries.device)), tokens
+        self._calibration.reorder(rows)
         self._drift.reorder(rows)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._held.values())
+        return sum(tensor.nbytes for tensor in self._held.values()) + self._calibration.nbytes
 
-    def _fit(self, sample: Tensor) -> Quantiser:
-        """Fit a quantiser to `sample [R, T, D]`."""
-        codes = Codes(self.subspaces, self.bits, self.iterations)
-        if not self.rotate:
-            return fit(sample, codes)
-        return fit_rotated(sample, codes, None if self._queries is None else self._queries.flatten(0, 1))
+    def _hold(self, held: dict[str, Tensor]) -> None:
+        self._held = held
+        if held:
+            self._largest = held["codebooks"].abs().amax((2, 3, 4)).double().unsqueeze(-1).clamp(min=1e-30)
 
-    def _training_rows(self, keys: Tensor, first: Tensor) -> Tensor:
-        """A random sample of the real tokens of each batch row, float32 `[B, Hkv, T, D]`."""
-        tokens = keys.shape[2]
-        size = max(min(self.sample, tokens - int(first.min())), 2**self.bits)
-        slots = sample_slots(tokens, first, size)
-        return torch.stack([row[:, drawn] for row, drawn in zip(keys, slots, strict=True)]).float()
+    def _fit(self, keys: Tensor, regions: Regions) -> dict[str, Tensor]:
+        """Fit quantisers to a random sample of the real tokens of each row of `keys [B, Hkv, N, D]`.
+
+        Rows of as many tokens are fitted in one call, and others apart: each gets what it would get alone.
+        """
+        sizes = [max(min(self.sample, keys.shape[2] - f), 2**self.bits) for f in regions.first.tolist()]
+        moments = self._query_moments(regions)
+        parts: dict[str, list[Tensor]] = {}
+        order = []
+        for size in sorted(set(sizes)):
+            rows = [row for row, own in enumerate(sizes) if own == size]
+            order += rows
+            slots = sample_slots(keys.shape[2], regions.first[rows], size)
+            drawn = torch.stack([keys[row][:, at] for row, at in zip(rows, slots, strict=True)]).float()
+            for name, tensor in self._fitted_to(drawn, None if moments is None else moments[rows]).items():
+                parts.setdefault(name, []).append(tensor)
+        back = torch.tensor(order, device=keys.device).argsort()
+        fitted = {name: torch.cat(held)[back] if len(held) > 1 else held[0] for name, held in parts.items()}
+        if bool((fitted["scales"] == 1).all()):
+            del fitted["scales"]
+        return fitted
+
+    def _fitted_to(self, sample: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
+        """What is held of a quantiser fitted to `sample [b, Hkv, T, D]`, float32."""
+        codes, scales = Codes(self.subspaces, self.bits, self.iterations), scales_of(sample)
+        points = (sample / scales[..., None, None]).flatten(0, 1)
+        moments = None if moments is None else moments.flatten(0, 1)
+        fitted = fit_rotated(points, codes, moments) if self.rotate else fit(points, codes)
+        held = {n: t.unflatten(0, scales.shape) for n, t in fitted._asdict().items() if t is not None}
+        return held | {"scales": scales}
+
+    def _query_moments(self, regions: Regions) -> Tensor | None:
+        """Second moments `[B, Hkv, D, D]` of the latest queries seen, of padding left out; None of none."""
+        if self._shown is None:
+            return None
+        queries, tokens = self._shown
+        shown = queries.shape[3]
+        counts = [max(1, min(shown, tokens - unused)) for unused in regions.padding]
+        real = torch.tensor(counts, device=queries.device)
+        counted = torch.arange(shown, device=queries.device) >= (shown - real).unsqueeze(1)
+        grouped = queries.float().masked_fill(~counted[:, None, None, :, None], 0.0).flatten(2, 3)
+        return grouped.transpose(-1, -2) @ grouped / (queries.shape[2] * real).view(-1, 1, 1, 1)
 
     def _encode(self, keys: Tensor) -> Tensor:
         """Write the codes of `keys [B, Hkv, T, D]` at `length`, advance it; squared errors `[B, Hkv, T]`."""
         books, errors = self._fitted("codebooks").flatten(0, 1), []
         codes_held = self._reserve(self.length + keys.shape[2]).flatten(0, 1)
         for part in keys.split(_CHUNK, dim=2):
-            rows = self._rotated(part.float()).flatten(0, 1)
+            rows = self._quantisable(part).flatten(0, 1)
             codes = kernels.pq_encode(rows, books)
             kernels.write_codes(codes_held, self.length, codes, bits=self.bits)
             errors.append((rows - decode(codes, books)).square().sum(-1))
             self.length += part.shape[2]
         return torch.cat(errors, dim=1).unflatten(0, keys.shape[:2])
 
-    def _rotated(self, vectors: Tensor) -> Tensor:
-        """Vectors `[B, Hkv, ..., D]` in the axes that are quantised."""
-        return vectors @ self._held["rotation"] if "rotation" in self._held else vectors
+    def _quantisable(self, keys: Tensor) -> Tensor:
+        """`keys [B, Hkv, T, D]` in the range and along the axes that are quantised, float32."""
+        keys = keys.float()
+        if "scales" in self._held:
+            keys = keys / self._held["scales"][..., None, None]
+        return keys @ self._held["rotation"] if "rotation" in self._held else keys
 
     def _reserve(self, tokens: int) -> Tensor:
         """The code buffer, grown to hold so many tokens."""

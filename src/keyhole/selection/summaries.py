@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.core.layout import Regions
-from keyhole.selection.base import Capturable, Step
-from keyhole.selection.picking.pages import page_count
+from keyhole.selection.base import Capturable, Selection, Step
+from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.picking.pages import page_count, pick_pages
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
@@ -21,13 +23,16 @@ _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 class SummarySelector(Capturable):
     """Ranks pages of `page` slots by their summaries. Padding and sinks are left out of these.
 
-    Subclasses say what a summary is, by `_summarised` and `_joined`, and rank.
+    A page of None is `_default_page` of the keys.
+
+    Subclasses say what a summary is, by `_summarised` and `_joined`, and rank by `_estimate`.
     """
 
-    def __init__(self, page: int) -> None:
-        self.page = page
+    def __init__(self, page: int | None) -> None:
+        self.page = page or 0
         self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
+        self._calibration = Calibration()
         self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
 
     @abstractmethod
@@ -41,7 +46,38 @@ class SummarySelector(Capturable):
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
         """The summaries `[B, Hkv, W]` of pages, of those of their two parts."""
 
+    @abstractmethod
+    def _estimate(self, step: Step) -> Estimate:
+        """How the competing pages rank, and the attention that is on them."""
+
+    def select(self, step: Step) -> Selection:
+        reach = self._calibration.reach(step, self._estimate)
+        found = self._estimate(step)
+        if reach is None:
+            return pick_pages(found.scores, found.shares, found.anchored, step, self.page)
+        picked = pick_pages(found.scores, found.shares, found.anchored, step, self.page, reach.share)
+        return picked._replace(mass=reach.held(picked.mass))
+
+    def _by_page(self, values: Tensor) -> Tensor:
+        """Sums `[B, Hkv, P]` of `values [B, Hkv, N]` of slots."""
+        return F.pad(values, (0, -values.shape[-1] % self.page)).unflatten(-1, (-1, self.page)).sum(-1)
+
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
+        self._calibration.see(queries, tokens)
+
+    # Only for indexes whose page may be None.
+    @staticmethod
+    def _default_page(head_dim: int) -> int:
+        """Slots of a page where they are not given."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _head_dim(width: int) -> int:
+        """D, of the size of a summary."""
+        raise NotImplementedError
+
     def build(self, keys: Tensor, regions: Regions) -> None:
+        self.page = self.page or self._default_page(keys.shape[-1])
         # A copy: layers are given one tensor, and what each states is to be saved apart.
         self._summaries, self._first, self.length = GrowingBuffer(), regions.first.clone(), 0
         self.append(keys)
@@ -84,31 +120,39 @@ class SummarySelector(Capturable):
         self._summaries.crop(length // self.page)
 
     def bytes_read(self, step: Step) -> int:
-        return page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes
+        summaries = page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes
+        return summaries + self._calibration.bytes_read(step)
 
     def crop(self, length: int) -> None:
         # A summary cannot be made smaller: a page that is cut is given up, and summarised anew from its keys.
         if length < self.length:
             self.length = length // self.page * self.page
             self._summaries.crop(length // self.page)
+            self._calibration.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._first is not None:
             self._summaries.reorder(rows)
+            self._calibration.reorder(rows)
             self._first = self._first.index_select(0, rows.to(self._first.device))
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.length == 0 else {"summaries": self._summaries.view(), "first": self._starts()}
+        if self.length == 0:
+            return {}
+        held = {"summaries": self._summaries.view(), "first": self._starts()}
+        return held | self._calibration.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
         self._summaries, self._first = GrowingBuffer(), state.get("first")
+        self._calibration.restore(state)
         if state:
             self._summaries.append(state["summaries"])
+            self.page = self.page or self._default_page(self._head_dim(state["summaries"].shape[-1]))
 
     @property
     def nbytes(self) -> int:
-        return self._summaries.nbytes
+        return self._summaries.nbytes + self._calibration.nbytes
 
     def _starts(self) -> Tensor:
         """The first slot of each batch row that counts, int32 `[B]`."""

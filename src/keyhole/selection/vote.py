@@ -102,7 +102,7 @@ class VoteSelector(ExactSelector):
         super().build(keys, regions)
         self._kept = None
 
-    def see(self, queries: Tensor, kv_heads: int) -> None:  # noqa: ARG002
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
         # What was elected knows nothing of a prompt that came since.
         self._kept = None
 

@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.core.layout import Regions
+from keyhole.core.scales import scales_of
 
 _PIECE = 8192  # tokens
+
+
+def default_chunk(head_dim: int) -> int:
+    """As published, 8, for heads of 128; less for smaller ones, so that landmarks take as many bytes."""
+    return min(8, max(4, head_dim // 16))
 
 
 def chunk_sums(keys: Tensor, counted: Tensor, begun: int, chunk: int) -> Tensor:
@@ -55,8 +61,10 @@ def _worst_cosines(keys: Tensor, regions: Regions, start: int, chunk: int) -> Te
     """`[B, Hkv, P]`; infinity where nothing of a chunk competes."""
     slots = torch.arange(start, start + keys.shape[2], device=keys.device)
     competes = slots >= regions.first.view(-1, 1)
+    keys = keys.float().masked_fill(~competes[:, None, :, None], 0.0)
+    keys = keys / scales_of(keys)[..., None, None]
     sums = chunk_sums(keys, competes, 0, chunk)
-    cosines = F.cosine_similarity(_by_chunk(keys.float(), 0, chunk), sums.unsqueeze(3), dim=-1)
+    cosines = F.cosine_similarity(_by_chunk(keys, 0, chunk), sums.unsqueeze(3), dim=-1)
     counted = _by_chunk(competes[:, None, :, None], 0, chunk).squeeze(-1)
     return cosines.masked_fill(~counted, torch.inf).amin(-1)
 

@@ -7,6 +7,8 @@ Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D head size, R 
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,19 @@ from keyhole import kernels
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.rope import Rope
+from keyhole.core.scales import scales_of
 from keyhole.kernels.backend.dispatch import at_hand
 from keyhole.storage.base import CapturableStorage, Footprint, Lookups
-from keyhole.storage.basis import Basis, fit_basis
+from keyhole.storage.basis import Basis, default_rank, fit_basis
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.chunks import outlier_chunks, pieces
+from keyhole.storage.chunks import default_chunk, outlier_chunks, pieces
 from keyhole.storage.formats.base import at
 from keyhole.storage.resident.fetched import FetchedRows
 from keyhole.storage.resident.hot_rows import HotRows
 from keyhole.storage.resident.key_lookup import KeptKeys
 from keyhole.storage.tiers.buffer import GrowingBuffer
+
+_LOG = logging.getLogger(__name__)
 
 _PIECE = 8192  # tokens compressed or rebuilt at a time, to bound temporary memory
 _BATCH = 64  # tokens that leave the window wait until there are so many
@@ -39,14 +44,20 @@ class LowRankStorage(CapturableStorage):
 
     Args:
         rope: the layer's rotation; keys are compressed without it.
-        rank: R; at most Hkv * D are taken, which lose nothing.
-        chunk: slots of a chunk.
+        rank: R; at most Hkv * D are taken, which lose nothing. None is `default_rank` of the keys.
+        chunk: slots of a chunk; None is `default_chunk` of them.
         outliers: chunks of the prompt whose keys stay as they are, for each KV head.
         values: where values go; None keeps them on the device.
     """
 
     def __init__(
-        self, rope: Rope, *, rank: int, chunk: int, outliers: int, values: FetchedRows | HotRows | None = None
+        self,
+        rope: Rope,
+        *,
+        rank: int | None,
+        chunk: int | None,
+        outliers: int,
+        values: FetchedRows | HotRows | None = None,
     ) -> None:
         self.rope, self.rank, self.chunk, self.outliers = rope, rank, chunk, outliers
         self._values = values or FetchedRows(GrowingBuffer())
@@ -216,24 +227,48 @@ class LowRankStorage(CapturableStorage):
     def _tells_enough(self, shortest: int) -> bool:
         """Whether the shortest row does, for each has a basis of its own; any does where no rank is lost."""
         _, heads, _, size = self._recent.view().shape
-        return heads * size <= self.rank or shortest >= _TOKENS_PER_AXIS * self.rank
+        rank = self._rank
+        return heads * size <= rank or shortest >= _TOKENS_PER_AXIS * rank
+
+    @property
+    def _rank(self) -> int:
+        _, heads, _, size = self._recent.view().shape
+        return default_rank(heads, size) if self.rank is None else self.rank
 
     def _fit(self, regions: Regions) -> None:
         keys = self._recent.view()[:, :, : regions.last]
         self._padding = torch.tensor(regions.padding, device=keys.device)
+        self.chunk = self.chunk or default_chunk(keys.shape[-1])
+        rank = min(self._rank, keys.shape[1] * keys.shape[3])
+        self._warn_if_in_vain(keys, rank)
+        parts = [part.abs().amax((1, 2, 3)) for _, part in pieces(keys, self.chunk)]
+        largest = torch.stack(parts).amax(0).float()
+        scales = scales_of(largest.view(-1, 1, 1))
         counted = (
             (self._unrotated(part, start), self._slots(start, part) >= regions.first.unsqueeze(1))
             for start, part in pieces(keys, self.chunk)
         )
-        self._take(fit_basis(counted, min(self.rank, keys.shape[1] * keys.shape[3])))
+        self._take(fit_basis(counted, rank, scales).within(largest, keys.dtype))
         slots, counts = packed_slots(self._kept_exact(keys, regions))
         self._exact = KeptKeys.of(slots, counts, at(keys, slots))
+
+    def _warn_if_in_vain(self, keys: Tensor, rank: int) -> None:
+        width = keys.shape[1] * keys.shape[3]
+        if 2 * rank > width:
+            _LOG.warning(
+                "rank=%d of the %d numbers that a key has in all heads may hold more than whole keys do, "
+                "with landmarks, basis and rebuilt keys beside; give rank=%d or less, or leave it out",
+                rank,
+                width,
+                default_rank(keys.shape[1], keys.shape[3]),
+            )
 
     def _take(self, basis: Basis) -> None:
         self._basis, self._turning = basis, self.rope.turning(basis.axes.shape[2], basis.axes.device)
 
     def _kept_exact(self, keys: Tensor, regions: Regions) -> Tensor:
         """Sinks and outlier chunks, bool `[B, Hkv, N]`."""
+        assert self.chunk is not None
         slots, first = self._slots(0, keys), regions.first.unsqueeze(1)
         sinks = (slots >= self._padding.unsqueeze(1)) & (slots < first)
         apart = outlier_chunks(keys, regions, self.chunk, self.outliers)

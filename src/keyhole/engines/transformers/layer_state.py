@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from keyhole.core.errors import SavedStateError, UnsupportedCacheError
-from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.cache import is_served
 
 _DERIVED = ("device", "dtype")  # of tensors that are there
-_NEVER_SAVED = ("inner", "steps")  # of a KeyholeLayer: stated by itself, or made with the cache
+# Of a layer of ours: stated by itself, made with the cache, or of no meaning between two calls.
+_NEVER_SAVED = ("inner", "steps", "hidden_states", "unfinished", "attention")
 _PLAIN = (bool, int, float, str, type(None))
 _FAILURES = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError)
 
@@ -30,7 +31,7 @@ def layer_state(layer: Any) -> State:
     """
     facts: dict[str, Any] = {"class": type(layer).__name__}
     tensors: dict[str, Tensor] = {}
-    if isinstance(layer, KeyholeLayer):
+    if is_served(layer):
         facts |= {"length": layer.inner.length, "indexed": layer.inner.indexed}
         tensors |= {f"inner.{name}": tensor for name, tensor in layer.inner.state().items()}
     facts["attributes"] = {
@@ -48,7 +49,7 @@ def restore_layer(layer: Any, facts: dict[str, Any], tensors: dict[str, Tensor])
     if facts["class"] != type(layer).__name__:
         raise SavedStateError(f"it was a {facts['class']}, and this model's is a {type(layer).__name__}")
     try:
-        if isinstance(layer, KeyholeLayer):
+        if is_served(layer):
             inner = {n.removeprefix("inner."): t for n, t in tensors.items() if n.startswith("inner.")}
             _check_kinds(inner)
             layer.inner.restore(inner, facts["indexed"])
@@ -69,7 +70,7 @@ def _check_kinds(tensors: dict[str, Tensor]) -> None:
 
 
 def _attributes(layer: Any) -> dict[str, Any]:
-    left_out = _DERIVED + (_NEVER_SAVED if isinstance(layer, KeyholeLayer) else ())
+    left_out = _DERIVED + (_NEVER_SAVED if is_served(layer) else ())
     public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
     return {name: value for name, value in public.items() if name not in left_out}
 
@@ -103,7 +104,7 @@ def _set_attributes(layer: Any, stated: dict[str, Any], tensors: dict[str, Tenso
         if isinstance(value, Tensor):
             setattr(layer, name, value.to(held[0].device))
     for name in _DERIVED:
-        if hasattr(layer, name) or not isinstance(layer, KeyholeLayer):
+        if hasattr(layer, name) or not is_served(layer):
             setattr(layer, name, getattr(held[0], name))
 
 

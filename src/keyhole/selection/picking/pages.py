@@ -33,7 +33,14 @@ def spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
     return begins, (ends - begins).clamp(min=0)
 
 
-def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, page: int) -> Selection:
+def pick_pages(
+    scores: Tensor,
+    shares: Tensor,
+    anchored: Tensor,
+    step: Step,
+    page: int,
+    reach: Tensor | None = None,
+) -> Selection:
     """The pages of largest score that the budget allows, the last from its start as far as it allows.
 
     A mass budget reads pages in that order until their shares reach it, for every head where all have one
@@ -44,6 +51,7 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
         scores: float32 `[B, L, P]`, of any scale; L is 1 or Hkv.
         shares: float32 `[B, Hkv, P]`, the share of attention on a page's competing slots.
         anchored: float32 `[B, Hkv]`, that of the always-read tokens.
+        reach: float32 `[B, Hkv]`, what a mass budget is to reach by these shares, where that is not the mass.
     """
     most = max(step.limits())
     count = min(scores.shape[-1], min(most, step.regions.last) // page + _BROKEN)
@@ -52,15 +60,19 @@ def pick_pages(scores: Tensor, shares: Tensor, anchored: Tensor, step: Step, pag
     earlier = pages < (step.regions.first // page).view(-1, 1, 1)
     scores = _comparable(scores.masked_fill(earlier, -torch.inf))
     mass = step.budget.mass if step.budget.mass != 1 else None
+    # One share to reach for all heads, each of which begins as far from it as from its own.
+    ahead = 0.0 if reach is None or mass is None else mass - reach
     slots, counts, held = kernels.page_slots(
         kernels.top_slots(scores, count),
         scores,
         shares,
-        anchored,
+        anchored + ahead,
         kernels.Paged(step.regions.first, step.regions.stop, step.regions.last, page),
         kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor),
     )
-    return Selection(slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), held)
+    return Selection(
+        slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), (held - ahead).clamp(0, 1)
+    )
 
 
 def ranked(scores: Tensor, most: int) -> Tensor:

@@ -57,7 +57,7 @@ def pick(logits: Tensor, step: Step) -> Selection:
     slots = order[..., :width].masked_fill(~chosen, beyond).sort(dim=-1).values
     slots = slots.masked_fill(slots == beyond, 0)
     held = (shares.gather(-1, order[..., :width]) * chosen).sum(-1) + anchored
-    return Selection(slots.int(), counts.int(), held)
+    return Selection(slots.int(), counts.int(), held.clamp(0, 1))
 
 
 def competing(regions: Regions, slots: int) -> Tensor:

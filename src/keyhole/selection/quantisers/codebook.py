@@ -17,6 +17,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.core.digest import digest
+from keyhole.core.scales import scales_of
 from keyhole.selection.quantisers.kmeans import kmeans
 
 _SEED = 0
@@ -102,6 +103,8 @@ def fit_codebook(
     """
     metric = torch.eye(keys.shape[-1], device=keys.device).expand(*keys.shape[:2], -1, -1)
     metric = metric.contiguous() if moment is None else query_metric(moment)
+    # Part of the metric, so that whoever asks in it need not know.
+    metric = metric / scales_of(keys)[..., None, None]
     generator = torch.Generator().manual_seed(_SEED)
     points = kmeans(
         (keys @ metric).flatten(0, 1),
@@ -112,6 +115,21 @@ def fit_codebook(
         tolerance=_TOLERANCE,
     )
     return Codebook.of(points.unflatten(0, keys.shape[:2]), metric)
+
+
+def together(books: list[Codebook]) -> Codebook:
+    """Codebooks of one set of keys each as one; the last codeword of a smaller one is there again.
+
+    A key goes to the lower of equal codewords, so none goes to what was added.
+    """
+    most = max(book.points.shape[2] for book in books)
+    points = [_repeated(book.points, most) for book in books]
+    return Codebook(torch.cat(points), *(torch.cat([book[at] for book in books]) for at in (1, 2)))
+
+
+def _repeated(points: Tensor, most: int) -> Tensor:
+    last = points[:, :, -1:].expand(-1, -1, most - points.shape[2], -1)
+    return torch.cat([points, last], 2)
 
 
 def query_metric(moment: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def kmeans(
         points: float32 `[P, T, D]`, P independent problems of T points; T >= clusters.
         spread: start from rows drawn in turn, by their squared distance to the nearest drawn before
             (k-means++, Arthur and Vassilvitskii 2007): better, and slow for many clusters.
-        tolerance: stop when no problem's centroids, taken as one vector, move further than that.
+        tolerance: a problem stops when its centroids, taken as one vector, move no further than that.
 
     Returns:
         Centroids, float32 `[P, clusters, D]`.
@@ -37,11 +37,15 @@ def kmeans(
     if points.shape[1] < clusters:
         raise ValueError(f"{points.shape[1]} points cannot start {clusters} clusters; use fewer bits")
     centroids = (_drawn_apart if spread else _drawn)(points, clusters, generator)
+    settled = torch.zeros(len(points), 1, 1, dtype=torch.bool, device=points.device)
     for _ in range(iterations):
         labels = kernels.kmeans_assign(points, centroids).long()
-        before, centroids = centroids, _means(points, labels, centroids)
-        if tolerance and (centroids - before).square().sum((1, 2)).max() <= tolerance**2:
-            break
+        before, centroids = centroids, _means(points, labels, centroids).where(~settled, centroids)
+        if tolerance:
+            moved = (centroids - before).square().sum((1, 2), keepdim=True)
+            settled = moved <= tolerance**2
+            if settled.all():
+                break
     return centroids
 
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.core.axes import principal_axes
+
+_ROUNDINGS = 16
+
 
 def balanced_rotation(keys: Tensor, subspaces: int) -> Tensor:
     """The rotation to principal axes, dealt to the sub-spaces so that their variances have equal products.
@@ -21,15 +25,22 @@ def balanced_rotation(keys: Tensor, subspaces: int) -> Tensor:
     """
     centred = keys - keys.mean(1, keepdim=True)
     covariance = centred.transpose(1, 2) @ centred / keys.shape[1]
-    variances, axes = torch.linalg.eigh(covariance)
+    # Of keys that are all alike, only rounding is left, and an eigensolver may fail on that.
+    noise = (_ROUNDINGS * torch.finfo(keys.dtype).eps * keys.abs().amax((1, 2))).square()
+    alike = covariance.diagonal(dim1=1, dim2=2).amax(-1) <= noise
+    variances, axes = principal_axes(covariance.masked_fill(alike[:, None, None], 0.0))
     order = torch.stack([_deal(row, subspaces) for row in variances.cpu()]).to(keys.device)
     return axes.gather(2, order.unsqueeze(1).expand_as(axes))
 
 
 def aligning_rotation(keys: Tensor, decoded: Tensor) -> Tensor:
     """The rotation `[R, D, D]` that brings `keys [R, T, D]` closest to what codes stand for (Procrustes)."""
-    left, _, right = torch.linalg.svd(keys.transpose(1, 2) @ decoded)
-    return left @ right
+    product = keys.transpose(1, 2) @ decoded
+    try:
+        left, _, right = torch.linalg.svd(product)
+    except torch.linalg.LinAlgError:
+        left, _, right = torch.linalg.svd(product.double())
+    return (left @ right).to(keys.dtype)
 
 
 def _deal(variances: Tensor, subspaces: int) -> Tensor:

@@ -190,7 +190,7 @@ def test_the_same_comes_out_with_and_without(precision, eviction, events, seed):
 
 
 def test_an_emptied_storage_takes_another_batch():
-    storage = make_storage("disk", "full", 100_000)
+    storage = make_storage("disk", "auto", 100_000)
     for batch in (2, 3):
         rows = drawing(batch=batch, width=4)(300)
         storage.append(rows, rows)

@@ -100,6 +100,8 @@ def test_memory_is_given_back(name):
     layer.attend(2048)
     token = 4 * 2 * 64 * 4
     bound = 1.3 * (64 + 64) * token  # with room for the next 64 tokens
+    if name == "expectedattention":
+        bound += 8 * 64 * (64 + 1) * 4 + 4  # how the queries of each head are distributed
     assert layer.cache.footprint.device < bound
     for _ in range(150):
         layer.step()

@@ -57,8 +57,8 @@ class Method:
     def schema(cls) -> dict[str, Any]:
         """A JSON schema of the method's options."""
         properties = {name: option.schema(default) for name, (option, default) in cls.options().items()}
-        if "budget" in properties and cls.options()["budget"][0].mass:
-            properties |= _MASS_SCHEMA
+        for option, _ in cls.options().values():
+            properties |= option.beside
         return {
             "title": cls.name,
             "description": f"{cls.paper}: {cls.summary}",
@@ -157,24 +157,6 @@ class RetrievalMethod(Method):
         if (self.place, self.kv_dtype) == ("device", "auto"):
             return None
         return placing.storages(self, info, self.kv_dtype, self.window)
-
-
-# Options that stand in place of a budget, see `keyhole.methods.spec.make_method`.
-_MASS_SCHEMA = {
-    "mass": {
-        "description": "In place of budget: the share of attention mass to read.",
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "maximum": 1,
-    },
-    "floor": {"description": "With mass: the fewest tokens to read.", "type": "integer", "minimum": 0},
-    "cap": {
-        "description": "With mass: the largest fraction of the context to read.",
-        "type": "number",
-        "exclusiveMinimum": 0,
-        "maximum": 1,
-    },
-}
 
 
 def _option(name: str, value: Any) -> str:

@@ -77,6 +77,11 @@ class Option:
     def _schema(self) -> dict[str, Any]:
         raise NotImplementedError
 
+    @property
+    def beside(self) -> dict[str, Any]:
+        """JSON schemas of words that may be written in place of it, by word."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Integer(Option):
@@ -232,6 +237,20 @@ class BudgetOption(Option):
 
     def _schema(self) -> dict[str, Any]:
         return BUDGET_SCHEMA
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+        words = {
+            "mass": {"description": "In place of budget: the share of attention mass to read.", **share},
+            "floor": {
+                "description": "With mass: the fewest tokens to read.",
+                "type": "integer",
+                "minimum": 0,
+            },
+            "cap": {"description": "With mass: the largest fraction of the context to read.", **share},
+        }
+        return words if self.mass else {}
 
 
 @dataclass(frozen=True, kw_only=True)

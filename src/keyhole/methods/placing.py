@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
@@ -15,8 +15,8 @@ RENAMED = {"cache": "block_cache", "eviction": "block_eviction"}
 class Placing(Protocol):
     """A method with these options."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+
     @property
     def place(self) -> str: ...
     @property

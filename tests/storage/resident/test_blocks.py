@@ -128,7 +128,7 @@ def test_too_small_for_a_block_keeps_none():
     assert cached.resident.rows is None
 
 
-@pytest.mark.parametrize("precision", ["full", "int8"])
+@pytest.mark.parametrize("precision", ["auto", "int8"])
 @pytest.mark.parametrize("place", ["host", "disk"])
 def test_a_larger_batch_may_be_too_large_for_a_block(place, precision):
     """What fits for one row does not for three: requests go on without blocks, and with them again."""
@@ -151,7 +151,7 @@ def test_a_larger_batch_may_be_too_large_for_a_block(place, precision):
 
 
 @pytest.mark.parametrize("eviction", ["lfu", "lru"])
-@pytest.mark.parametrize("precision", ["full", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["auto", "int8", "int4"])
 @settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["append", "read", "read", "crop", "reorder"]), max_size=25), st.integers(0, 99)
@@ -190,7 +190,7 @@ def test_the_same_comes_out_with_and_without(precision, eviction, events, seed):
 
 
 def test_an_emptied_storage_takes_another_batch():
-    storage = make_storage("disk", "full", 100_000)
+    storage = make_storage("disk", "auto", 100_000)
     for batch in (2, 3):
         rows = drawing(batch=batch, width=4)(300)
         storage.append(rows, rows)

@@ -76,9 +76,7 @@ def test_any_finite_keys(method, kind, dtype, seed, by_mass):
     assert answered(layer, *more).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "method", ["quest", "a2ats", "tokenselect", "oracle"]
-)
+@pytest.mark.parametrize("method", ["quest", "a2ats", "tokenselect", "oracle"])
 def test_the_one_huge_key_that_answers_is_found(method):
     keys, values, query = draw("one huge", torch.float32, 3)
     query = keys[:, :, TOKENS // 2].repeat_interleave(2, 1).unsqueeze(2).sign()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+
 
 def principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and orthonormal eigenvectors of symmetric `moments [R, D, D]`, float32.
@@ -21,13 +23,13 @@ def principal_axes(moments: Tensor) -> tuple[Tensor, Tensor]:
 def _solved(moments: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, axes = torch.linalg.eigh(moments)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         # It names one row that failed; the others are as good as ever.
         values, axes = moments.new_full(moments.shape[:2], torch.nan), torch.full_like(moments, torch.nan)
         for row, moment in enumerate(moments):
             try:
                 values[row], axes[row] = torch.linalg.eigh(moment)
-            except torch.linalg.LinAlgError:
+            except LinAlgError:
                 continue
     return values, axes
 
@@ -35,7 +37,7 @@ def _solved(moments: Tensor) -> tuple[Tensor, Tensor]:
 def _apart(moment: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, axes = torch.linalg.eigh(moment.double())
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         values = axes = moment.new_full((1,), torch.nan)
     if not bool(axes.isfinite().all()):
         values, order = moment.diagonal().nan_to_num().sort()

@@ -14,6 +14,8 @@ _MOST = 120  # of an exponent, so that factors and their inverses are normal flo
 
 def scales_of(points: Tensor) -> Tensor:
     """A factor for each set of `points [..., T, D]`, float32 `[...]`: 1 unless they are out of range."""
+    if points.shape[-2] == 0:
+        return points.new_ones(points.shape[:-2])
     largest = points.abs().amax((-2, -1))
     exponents = torch.frexp(largest).exponent.clamp(-_MOST, _MOST)
     within = (exponents.abs() <= _RANGE) | (largest == 0)

@@ -108,7 +108,9 @@ class Calibration:
 
     def bytes_read(self, step: Step) -> int:
         """Of the keys that the latest step scored to know how far to read, for one KV head of a batch row."""
-        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes * self._scanned
+        if not self._scanned:
+            return 0
+        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
 
     def crop(self, length: int) -> None:
         """Forget queries of tokens from `length` on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.core.axes import principal_axes
+from keyhole.core.axes import LinAlgError, principal_axes
 
 _ROUNDINGS = 16
 
@@ -38,7 +38,7 @@ def aligning_rotation(keys: Tensor, decoded: Tensor) -> Tensor:
     product = keys.transpose(1, 2) @ decoded
     try:
         left, _, right = torch.linalg.svd(product)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         left, _, right = torch.linalg.svd(product.double())
     return (left @ right).to(keys.dtype)
 

@@ -12,6 +12,7 @@ groups), Q queries shown, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -198,8 +199,8 @@ def _at_time(step: Step, query: Tensor, tokens: int) -> Step:
     now = step.regions
     since = now.length - tokens
     stop = (now.stop - since).clamp(min=0)
-    past = now._replace(
-        length=tokens, last=max(now.last - since, 0), stop=stop, first=now.first.minimum(stop)
+    past = replace(
+        now, length=tokens, last=max(now.last - since, 0), stop=stop, first=now.first.minimum(stop)
     )
     return step._replace(query=query, regions=past)
 

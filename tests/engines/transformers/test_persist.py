@@ -133,7 +133,9 @@ def test_the_method_is_the_files_to_say(model, tmp_path):
             save_cache(cache, tmp_path, model=model, method=other)
     cache.save(tmp_path)
     for other in ("quest", "pqcache(budget=20, sinks=2, window=6, subspaces=8)"):
-        with pytest.raises(SavedStateError, match=f"{tmp_path}: the cache is of pqcache.*only place, block_cache"):
+        with pytest.raises(
+            SavedStateError, match=f"{tmp_path}: the cache is of pqcache.*only place, block_cache"
+        ):
             KeyholeCache.load(tmp_path, model, other)
 
 

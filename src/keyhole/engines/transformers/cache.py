@@ -229,7 +229,7 @@ def _unfilled(cache: DynamicCache, kinds: list) -> list:
 
 def served_layers(cache: Cache) -> list[LayerCache]:
     """The layers of a cache that Keyhole keeps; sliding and linear layers are not among them."""
-    return [layer.inner for layer in cache.layers if is_served(layer)]
+    return [layer.inner for layer in cache.layers if isinstance(layer, KeyholeLayer | HybridLayer)]
 
 
 def request_of(cache: Cache) -> Request | None:

@@ -64,5 +64,5 @@ def are_level(layers: Sequence[Any]) -> bool:
     served = [layer for layer in layers if isinstance(layer, KeyholeLayer)]
     others = [layer for layer in layers if isinstance(layer, CacheLayerMixin) and layer not in served]
     lengths = {layer.get_seq_length() for layer in served}
-    lengths |= {layer.get_seq_length() for layer in others if not layer.is_sliding} - {0}
+    lengths |= {layer.get_seq_length() for layer in others if not getattr(layer, "is_sliding", False)} - {0}
     return len(lengths) <= 1 and not any(layer.unfinished for layer in served)

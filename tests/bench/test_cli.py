@@ -16,9 +16,8 @@ READ = ["--read-tokens", "100"]
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch, tmp_path, tiny):
+def _small(monkeypatch, tiny):
     monkeypatch.setattr("keyhole.tuning.timing.cache_bytes", lambda *_: 1 << 18)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
 
 
@@ -83,7 +82,6 @@ def test_a_wrong_operation_ends_with_1_and_no_file(monkeypatch, tmp_path):
         (["gemv", "--active", "some"], "--active 'some'"),
         (["step", "--shape", "tinny"], "did you mean tiny"),
         (["step", "--shape", "Llama-3.1-8B", "--tokens", "1000000000"], "GiB are free"),
-        (["calibrate", "--shape", "tiny", "--model", "other"], "keep one of them"),
         (["report", "missing.json"], "cannot read missing.json"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -92,21 +90,3 @@ def test_what_users_can_mend_ends_with_2(words, said):
     result = bench(*words)
     assert result.exit_code == 2
     assert said in result.stderr
-
-
-def test_calibrate_says_from_where_on_a_method_pays(monkeypatch):
-    lengths = {"pqcache": 1234, "oracle": 2**63 - 1}
-    monkeypatch.setattr("keyhole.tuning.break_even.break_even", lambda spec, **_: lengths[spec])
-    result = bench("calibrate", "--shape", "tiny", "--method", "pqcache", "--method", "oracle")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == ["pqcache: from 1234 tokens on", "oracle: no length in sight"]
-
-
-def test_calibrate_takes_several_batches(monkeypatch):
-    monkeypatch.setattr("keyhole.tuning.break_even.break_even", lambda *_, batch, **__: 1000 * batch)
-    result = bench("calibrate", "--shape", "tiny", "--batch", "1", "--batch", "4")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
-        "pqcache: from 1000 tokens on",
-        "pqcache: batch 4, from 4000 tokens on",
-    ]

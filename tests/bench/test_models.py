@@ -5,7 +5,7 @@ import pytest
 from keyhole.bench import step as step_module
 from keyhole.bench.models import weight_bytes
 from keyhole.bench.prompt import prompt
-from keyhole.bench.shapes import SHAPES, attention_of, cut, shape_named
+from keyhole.bench.shapes import SHAPES, cut, shape_named
 from keyhole.bench.step import step
 
 from .test_operations import checked_rows
@@ -91,12 +91,3 @@ def test_unknown_shapes_and_depths_are_refused(tiny):
         cut(tiny, 3)
     assert cut(tiny, 1).layers == 1
     assert cut(tiny, 0) == tiny
-
-
-def test_attention_sizes_of_a_model_directory(tiny, tmp_path):
-    import torch
-
-    tiny.model(torch.float32, 64).config.save_pretrained(tmp_path)
-    assert attention_of(str(tmp_path)) == tiny.attention
-    with pytest.raises(ValueError, match="nowhere"):
-        attention_of(str(tmp_path / "nowhere"))

@@ -100,12 +100,12 @@ def test_damaged_constants_are_refused_and_never_passed_over(text):
 def test_a_method_that_was_not_measured_is_taken_for_the_slowest():
     known = {
         DENSE: Rates(9e8, Work()),
-        "a": Rates(1.0, Work(read=5.0, heads=1.0)),
+        "a": Rates(1.0, Work(read=5.0, scanned=1.0)),
         "b": Rates(2.0, Work(read=3.0, ranked=7.0)),
     }
     table = CostTable("base", dict.fromkeys(FORMS, known))
     assert table.of("int8", "a") == known["a"]
-    assert table.of("int8", "new") == Rates(2.0, Work(heads=1.0, ranked=7.0, read=5.0))
+    assert table.of("int8", "new") == Rates(2.0, Work(scanned=1.0, ranked=7.0, read=5.0))
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

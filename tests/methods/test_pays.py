@@ -128,7 +128,7 @@ def test_a_share_of_the_context_is_more_of_what_was_kept():
 
 def test_what_a_step_moves():
     heads = Heads(8, 2, 16, 8, torch.float32, batch=3)
-    assert dense_work(heads, "float32", 100) == Work(heads=6, read=6 * 100 * 24 * 4, attended=24 * 100 * 24)
+    assert dense_work(heads, "float32", 100) == Work(ranked=600, read=6 * 100 * 24 * 4)
     assert dense_work(heads, "int4", 100).read == 6 * 100 * 12
     method = METHODS["quest"](budget=10, sinks=2, window=8, page=4)
     found = selecting_work(method, heads, 100, 100)

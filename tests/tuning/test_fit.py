@@ -1,40 +1,59 @@
 """Rates are found again from the steps they explain, and what is shipped is what its steps give."""
 
 import json
+from itertools import product
 
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhole.core.costs import Rates, Work, cost_table
+from keyhole.core.costs import DENSE, Rates, Work, cost_table
 from keyhole.core.costs.places import shipped_file
 from keyhole.core.costs.table import FORMS, MACHINES
 from keyhole.methods.work import dense_work, selecting_work
-from keyhole.tuning.fit import fit, fit_rates
-from keyhole.tuning.measure import Point, measured_methods
+from keyhole.tuning.fit import fit, non_negative
+from keyhole.tuning.measure import SHAPES, Point, measured_methods
 
 MEASURED = [machine for machine in MACHINES if machine != "cuda"]
-WORKS = [
-    Work(read=1e6, ranked=1e3),
-    Work(read=2e6, ranked=3e4),
-    Work(read=5e5, ranked=5e4),
-    Work(read=4e6, ranked=2e3),
-]
+CASES = ((1, 1024, 0.1), (1, 4096, 0.3), (2, 8192, 0.1))
 
 
-@settings(max_examples=20)
-@given(st.floats(10, 1e4), st.floats(0.01, 1), st.floats(0, 1))
-def test_exact_steps_give_the_rates_back(overhead, read, ranked):
-    rates = Rates(overhead, Work(read=read, ranked=ranked))
-    found = fit_rates([(work, rates.microseconds(work)) for work in WORKS])
-    for work in WORKS:
-        assert found.microseconds(work) == pytest.approx(rates.microseconds(work), rel=1e-4)
+@given(
+    st.lists(st.floats(-3, 3), min_size=12, max_size=12), st.lists(st.floats(-3, 3), min_size=4, max_size=4)
+)
+def test_least_squares_without_negatives(entries, target):
+    """The conditions that only the best non-negative answer meets (Karush, Kuhn and Tucker)."""
+    matrix = torch.tensor(entries, dtype=torch.float64).view(4, 3)
+    aim = torch.tensor(target, dtype=torch.float64)
+    found = non_negative(matrix, aim)
+    gain = matrix.T @ (aim - matrix @ found)
+    assert (found >= 0).all()
+    assert (gain <= 1e-6).all()
+    assert (gain[found > 0].abs() <= 1e-6).all()
 
 
-def test_no_rate_is_negative():
-    """Times that fall with the work."""
-    found = fit_rates([(work, 1e3 - work.read / 1e4) for work in WORKS])
-    assert all(rate >= 0 for rate in (found.overhead, *found.per_unit))
+def test_exact_steps_give_their_rates_back():
+    """Two methods that share how fast keys and values are read, beside a dense step."""
+    rates = {
+        "quest": Rates(900.0, Work(scanned=0.2, ranked=3.0, read=0.3)),
+        "tokenselect": Rates(1500.0, Work(scanned=0.1, ranked=9.0, read=0.3)),
+        DENSE: Rates(300.0, Work(ranked=5.0, read=0.1)),
+    }
+    found = fit("base", list(steps(rates)), {}).rates["float32"]
+    for name, known in rates.items():
+        assert found[name].overhead == pytest.approx(known.overhead, rel=0.01)
+        assert found[name].per_unit == pytest.approx(known.per_unit, rel=0.01)
+
+
+def steps(rates):
+    """What would be measured, by these rates."""
+    for name in set(rates) - {DENSE}:
+        for shape, (batch, tokens, budget) in product(SHAPES, CASES):
+            point = Point("float32", name, *shape, batch, tokens, budget, 0.0, 0.0)
+            (_, own), (_, dense) = both(point)
+            times = rates[name].microseconds(own), rates[DENSE].microseconds(dense)
+            yield point._replace(selecting=times[0], dense=times[1])
 
 
 def points(machine):
@@ -72,4 +91,4 @@ def cost_table_shipped(machine):
 
 def both(point):
     yield point.method, selecting_work(point.method_read, point.heads, point.tokens, point.tokens)
-    yield "dense", dense_work(point.heads, point.form, point.tokens)
+    yield DENSE, dense_work(point.heads, point.form, point.tokens)

@@ -49,7 +49,7 @@ def fill(layer: LayerCache, keys: Tensor, values: Tensor, case: Case, source: Sy
 
 def keeps_its_size(layer: LayerCache) -> bool:
     """Whether a layer drops a token for each that comes: such a step needs not be taken back."""
-    return isinstance(layer, EvictingLayer) and layer.retention.keeping.every == 1
+    return isinstance(layer, EvictingLayer) and layer.retention.policy.every == 1
 
 
 def require_layer_memory(case: Case, copies: int = 1) -> None:

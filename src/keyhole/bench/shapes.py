@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from keyhole.engines.transformers.sizes import Attention, attention_sizes
+from keyhole.engines.transformers.sizes import Attention
 
 _SPARE_POSITIONS = 1024
 
@@ -85,21 +85,6 @@ def shape_named(name: str) -> Shape:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(SHAPES)}"
         raise ValueError(f"unknown shape {name!r}; {hint}")
     return SHAPES[name]
-
-
-def attention_of(name: str) -> Attention:
-    """The attention sizes of a model directory or hub name; only its configuration is read.
-
-    Raises:
-        ValueError: there is none of that name, or it has no attention heads.
-    """
-    try:
-        sizes = attention_sizes(AutoConfig.from_pretrained(name))
-    except OSError as error:
-        raise ValueError(f"cannot read the configuration of the model {name!r}: {error}") from error
-    if sizes is None:
-        raise ValueError(f"the model {name!r} has no attention heads; give one with attention layers")
-    return sizes
 
 
 def cut(shape: Shape, layers: int) -> Shape:

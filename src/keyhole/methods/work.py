@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -25,7 +26,8 @@ def form_of(method: RetrievalMethod, dtype: torch.dtype) -> str:
 def dense_work(heads: Heads, form: str, tokens: float) -> Work:
     """A step that reads all of so many tokens."""
     row = (heads.head_dim + heads.value_dim) * _BYTES.get(form, heads.dtype.itemsize)
-    return _reading(heads, tokens, row)
+    rows = heads.batch * heads.kv_heads
+    return Work(ranked=rows * tokens, read=rows * tokens * row)
 
 
 def selecting_work(method: RetrievalMethod, heads: Heads, tokens: int, context: float) -> Work:
@@ -35,17 +37,7 @@ def selecting_work(method: RetrievalMethod, heads: Heads, tokens: int, context: 
     known = _letters(method, heads) | {"N": tokens, "R": read}
     facts = method.facts
     row = value(facts.row, known | {"e": _BYTES.get(form, heads.dtype.itemsize)})
-    return _reading(heads, read, row)._replace(
-        scanned=rows * value(facts.scan, known),
-        ranked=rows * tokens,
-        products=rows * value(facts.products, known),
-    )
-
-
-def _reading(heads: Heads, tokens: float, row: float) -> Work:
-    rows = heads.batch * heads.kv_heads
-    products = heads.batch * heads.query_heads * (heads.head_dim + heads.value_dim)
-    return Work(heads=rows, read=rows * tokens * row, attended=products * tokens)
+    return Work(scanned=rows * value(facts.scan, known), ranked=rows * tokens, read=rows * read * row)
 
 
 def _budgeted(budget: Budget, context: int) -> int:
@@ -54,7 +46,7 @@ def _budgeted(budget: Budget, context: int) -> int:
     return max(budget.floor, round(min(budget.cap, _MASS) * context))
 
 
-def _letters(method: RetrievalMethod, heads: Heads) -> dict[str, object]:
+def _letters(method: RetrievalMethod, heads: Heads) -> dict[str, Any]:
     options = {field.name: getattr(method, field.name) for field in fields(method)}
     general = {
         "D": heads.head_dim,

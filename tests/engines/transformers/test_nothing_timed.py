@@ -14,57 +14,67 @@ import keyhole
 from keyhole.methods import METHODS, RetrievalMethod
 from tests.tiny import fresh_model
 
-_BURNERS = 4
+_BURNERS = 2
 _ROOT = Path(__file__).parents[3]
-# Wide heads, for which selecting pays at lengths of a test: one prompt is read whole, the other is not.
-_GENERATE = """
-import json, sys, torch
-import keyhole
-from tests.tiny import fresh_model
+_CHILD = """
+import json, sys
+from tests.engines.transformers.test_nothing_timed import generated
 
-torch.set_num_threads(1)
-wide = dict(num_attention_heads=8, num_key_value_heads=8, head_dim=256, max_position_embeddings=8192)
-model = fresh_model("llama", **wide)
-found = []
-for tokens in (100, 3000):
-    ids = torch.randint(3, 60, (1, tokens), generator=torch.Generator().manual_seed(0))
-    with keyhole.attach(model, "quest(budget=0.05)") as attached:
-        torch.manual_seed(0)
-        out = model.generate(ids, max_new_tokens=4, do_sample=True, eos_token_id=None)
-    found.append([out[0, tokens:].tolist(), attached.usage.tokens, attached.usage.read])
+found = generated()
 loaded = [name for name in sys.modules if name.startswith(("keyhole.tuning", "keyhole.bench"))]
 print(json.dumps([found, loaded]))
 """
 
 
-def generated(home):
-    """What another process generates whose home is an empty folder; it is empty afterwards."""
+def generated():
+    """Tokens drawn after a short prompt and a long one, with what was held and read.
+
+    Heads are many and wide, so that selecting pays at the longer of them.
+    """
+    torch.set_num_threads(1)
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 256}
+    model = fresh_model("llama", hidden_size=64, max_position_embeddings=2048, **heads)
+    found = []
+    for tokens in (90, 900):
+        ids = torch.randint(3, 60, (1, tokens), generator=torch.Generator().manual_seed(0))
+        with keyhole.attach(model, "quest(budget=0.05)") as attached:
+            torch.manual_seed(0)
+            out = model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=True)
+        found.append([out[0, tokens:].tolist(), attached.usage.tokens, attached.usage.read])
+    return found
+
+
+def beside_a_busy_loop(home):
+    """The same in a process of its own whose home is an empty folder, and what it has loaded."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("KEYHOLE_", "XDG_"))}
     own = {"HOME": str(home), "USERPROFILE": str(home), "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *sys.path])
-    home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", _GENERATE], capture_output=True, text=True, env=kept | own, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert list(home.iterdir()) == []
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_same_seed_same_text_beside_a_busy_loop(tmp_path):
-    alone, loaded = generated(tmp_path / "alone")
-    assert loaded == []
+    own |= {"KEYHOLE_COSTS": "", "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path])}
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(_BURNERS)]
     try:
-        beside, _ = generated(tmp_path / "beside")
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD], capture_output=True, text=True, env=kept | own, check=False
+        )
     finally:
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert beside == alone
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_same_seed_same_text_beside_a_busy_loop(tmp_path, monkeypatch):
+    monkeypatch.delenv("KEYHOLE_COSTS")
+    monkeypatch.setenv("KEYHOLE_HOME", str(tmp_path / "none"))
+    alone = generated()
     (_, tokens, read), (_, more, some) = alone
     assert tokens == read
     assert some < 0.2 * more
+    (tmp_path / "home").mkdir()
+    beside, loaded = beside_a_busy_loop(tmp_path / "home")
+    assert beside == alone
+    assert loaded == []
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 @pytest.fixture

@@ -39,20 +39,14 @@ class Work(NamedTuple):
     """What a step moves and computes, all sequences and KV heads together.
 
     Attributes:
-        heads: KV heads of all sequences.
         scanned: bytes of the index read.
-        ranked: tokens ranked.
-        products: multiplications to select.
+        ranked: tokens that are scored, and ranked where they are selected from.
         read: bytes of keys and values read.
-        attended: multiplications to attend to them.
     """
 
-    heads: float = 0.0
     scanned: float = 0.0
     ranked: float = 0.0
-    products: float = 0.0
     read: float = 0.0
-    attended: float = 0.0
 
 
 class Rates(NamedTuple):

@@ -1,7 +1,8 @@
 import pytest
 
 from keyhole.core.errors import SpecError
-from keyhole.evaluation.candidates import DENSE, candidates, split_specs
+from keyhole.core.method_text import split_specs
+from keyhole.evaluation.candidates import DENSE, candidates
 from keyhole.methods import PQCache
 
 

@@ -139,9 +139,9 @@ def test_what_a_step_moves():
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_every_method_states_its_work(name):
-    for keys in ("full", "int8"):
-        if (name, keys) != ("shadowkv", "int8"):
-            work = selecting_work(METHODS[name](keys=keys), HEADS, 4096, 4096)
+    for kv_dtype in ("auto", "int8"):
+        if (name, kv_dtype) != ("shadowkv", "int8"):
+            work = selecting_work(METHODS[name](kv_dtype=kv_dtype), HEADS, 4096, 4096)
             assert all(amount >= 0 for amount in work)
             assert work.read > 0
 
@@ -150,7 +150,7 @@ def test_forms():
     quest = METHODS["quest"]
     assert form_of(quest(), torch.float32) == form_of(quest(), torch.float64) == "float32"
     assert form_of(quest(), torch.float16) == form_of(quest(), torch.bfloat16) == "bfloat16"
-    assert form_of(quest(keys="int8"), torch.float16) == "int8"
+    assert form_of(quest(kv_dtype="int8"), torch.float16) == "int8"
 
 
 def test_each_decision_is_one_line(caplog):

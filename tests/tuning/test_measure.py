@@ -55,7 +55,7 @@ def test_methods_are_measured_as_they_select(form):
         if not (name == "shadowkv" and form.startswith("int")):
             method = method_of(name, form, 0.2)
             assert (method.dense_below, method.budget.fraction) == (0, 0.2)
-            assert method.keys == (form if form.startswith("int") else "full")
+            assert method.kv_dtype == (form if form.startswith("int") else "auto")
 
 
 def test_a_point_knows_its_sizes():

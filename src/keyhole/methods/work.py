@@ -18,8 +18,8 @@ _MASS = 0.25  # of the context, that a budget of attention mass is taken to read
 
 def form_of(method: RetrievalMethod, dtype: torch.dtype) -> str:
     """The form keys and values are read in, as cost constants name it."""
-    if method.keys in _BYTES:
-        return method.keys
+    if method.kv_dtype in _BYTES:
+        return method.kv_dtype
     return "bfloat16" if dtype.itemsize < 4 else "float32"
 
 

@@ -65,9 +65,9 @@ def method_of(name: str, form: str, budget: float) -> RetrievalMethod:
     kind: Any = METHODS[name]
     known = {field.name for field in fields(kind)}
     cheap = {option: value for option, value in _CHEAPEST.items() if option in known}
-    keys = form if form.startswith("int") else "full"
+    kv_dtype = form if form.startswith("int") else "auto"
     more = {"keep": Budget(fraction=1.0)} if "keep" in known else {}
-    return kind(budget=Budget(fraction=budget), dense_below=0, keys=keys, **cheap, **more)
+    return kind(budget=Budget(fraction=budget), dense_below=0, kv_dtype=kv_dtype, **cheap, **more)
 
 
 def measured_methods() -> list[str]:
@@ -115,8 +115,8 @@ def _of_shape(form: str, name: str, shape: Shape, flusher: CacheFlusher, rounds:
         heads = Heads(*shape, shape[-1], dtype, batch)
         source = Synthetic(heads.kv_heads, heads.head_dim, dtype=dtype, device=flusher.device, batch=batch)
         layer = Recipe((method_of(name, form, budget),)).layers(1)[0]
-        keys = form if form.startswith("int") else "full"
-        dense = LayerCache(DensePrefill(), make_storage("device", keys))
+        kv_dtype = form if form.startswith("int") else "auto"
+        dense = LayerCache(DensePrefill(), make_storage("device", kv_dtype))
         filled = source.keys_values(tokens)
         for cache in (layer, dense):
             cache.append(*filled)

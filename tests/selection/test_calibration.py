@@ -57,7 +57,7 @@ def test_later_queries_hold_it(method, target):
     held, reported = asked(filled(layer_of(method, target), *text()), *text())
     # Nine in ten are meant; of 48 cases fewer may, by chance.
     assert (held >= target - 1e-5).float().mean() >= 0.85
-    assert -0.1 < reported.mean() - held.mean() < 0.02
+    assert -0.1 < reported.mean() - held.mean() < 0.05
 
 
 @pytest.mark.parametrize("method", INDEXES)

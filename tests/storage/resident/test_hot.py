@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import keyhole
 from keyhole.attention import Logits
-from keyhole.methods import base
+from keyhole.methods import placing
 from keyhole.storage import Footprint, HotRows, HotStorage, make_storage
 from keyhole.storage.chosen import Chosen
 from tests.layers import Layer
@@ -198,7 +198,7 @@ def hot(monkeypatch):
         made.append(make_storage(where, precision, cache, eviction, torch.device("cuda"), window))
         return made[-1]
 
-    monkeypatch.setattr(base, "make_storage", make)
+    monkeypatch.setattr(placing, "make_storage", make)
     return made
 
 

@@ -16,7 +16,7 @@ from keyhole.core.layout import Regions
 from keyhole.core.rope import FixedDistance, Rope
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.groups import Groups, pick_groups
 from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, together
 from keyhole.selection.quantisers.sample import sample_slots
@@ -63,7 +63,7 @@ class CodewordSelector(Capturable):
         self._codes = GrowingBuffer()  # int16 `[B, Hkv, T, 1]`
         self._padding: Tensor | None = None  # int64 `[B]`
         self._built = 0  # tokens there were at the last build
-        self._calibration = Calibration()
+        self._mass_control = MassControl()
 
     @property
     def minimum(self) -> int:
@@ -87,10 +87,10 @@ class CodewordSelector(Capturable):
             self.length += part.shape[2]
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
-        self._calibration.see(queries, tokens)
+        self._mass_control.see(queries, tokens)
 
     def select(self, step: Step) -> Selection:
-        reach = self._calibration.reach(step, self._estimate)
+        reach = self._mass_control.reach(step, self._estimate)
         groups, scores, shares, anchored = self._ranked(step)
         if reach is None:
             return pick_groups(scores, shares, anchored, groups, step)
@@ -137,13 +137,13 @@ class CodewordSelector(Capturable):
     def bytes_read(self, step: Step) -> int:
         fitted = sum(part[0, 0].nbytes for part in (self._known().points, self._known().inverse))
         codes = step.regions.last * self._codes.view().element_size()
-        return codes + fitted + self._calibration.bytes_read(step)
+        return codes + fitted + self._mass_control.bytes_read(step)
 
     def crop(self, length: int) -> None:
         super().crop(length)
         self._codes.crop(length)
         self._built = min(self._built, length)
-        self._calibration.crop(length)
+        self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._padding is None:
@@ -151,7 +151,7 @@ class CodewordSelector(Capturable):
         rows = rows.to(self._padding.device)
         self._padding = self._padding.index_select(0, rows)
         self._codes.reorder(rows)
-        self._calibration.reorder(rows)
+        self._mass_control.reorder(rows)
         if self._fits:
             self._book = self._known().map(lambda tensor: tensor.index_select(0, rows))
 
@@ -161,13 +161,13 @@ class CodewordSelector(Capturable):
             return {}
         book = self._known()
         of_book = {"points": book.points, "metric": book.metric} if self._fits else {"book": book.digest}
-        held = {"labels": self._codes.view(), "padding": self._paddings()} | self._calibration.state()
+        held = {"labels": self._codes.view(), "padding": self._paddings()} | self._mass_control.state()
         return held | of_book
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
         self._codes, self._padding = GrowingBuffer(), state.get("padding")
-        self._calibration.restore(state)
+        self._mass_control.restore(state)
         if state:
             self._codes.append(state["labels"])
             if self._fits:
@@ -181,7 +181,7 @@ class CodewordSelector(Capturable):
     def nbytes(self) -> int:
         """A codebook that was given is one for all requests, and no part of theirs."""
         own = sum(tensor.nbytes for tensor in self._book) if self._fits and self._book else 0
-        return self._codes.nbytes + own + self._calibration.nbytes
+        return self._codes.nbytes + own + self._mass_control.nbytes
 
     def _fitted(self, keys: Tensor, first: Tensor) -> Codebook:
         """A codebook for each batch row, each as it would be alone: shorter rows are fitted apart."""

@@ -19,7 +19,7 @@ from keyhole.core.layout import Regions
 from keyhole.core.scales import scales_of
 from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.rank import competing, group_probabilities
 from keyhole.selection.quantisers.drift import DriftWatch
 from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
@@ -63,7 +63,7 @@ class ProductSelector(Capturable):
             None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
         )
         self._drift = DriftWatch()
-        self._calibration = Calibration()
+        self._mass_control = MassControl()
         self._built = 0  # tokens there were at the last build
 
     @property
@@ -75,7 +75,7 @@ class ProductSelector(Capturable):
         return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
-        self._calibration.see(queries, tokens)
+        self._mass_control.see(queries, tokens)
         self._shown = queries.unflatten(1, (kv_heads, -1)), tokens
 
     def build(self, keys: Tensor, regions: Regions) -> None:
@@ -98,7 +98,7 @@ class ProductSelector(Capturable):
 
     def select(self, step: Step) -> Selection:
         batch, kv_heads = self._fitted("codebooks").shape[:2]
-        reach = self._calibration.reach(step, self._estimate)
+        reach = self._mass_control.reach(step, self._estimate)
         asked = self._asked(step)
         limits = [limit for limit in step.limits() for _ in range(kv_heads)]
         if reach is None:
@@ -192,10 +192,10 @@ class ProductSelector(Capturable):
     def bytes_read(self, step: Step) -> int:
         fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
         codes = step.regions.last * (self._fitted("codes").shape[-1] // BLOCK)
-        return codes + fitted + self._calibration.bytes_read(step)
+        return codes + fitted + self._mass_control.bytes_read(step)
 
     def state(self) -> dict[str, Tensor]:
-        return self._held | self._drift.state() | self._calibration.state()
+        return self._held | self._drift.state() | self._mass_control.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = self._built = length
@@ -205,12 +205,12 @@ class ProductSelector(Capturable):
             self.subspaces = self._held["codebooks"].shape[2]
         self._drift = DriftWatch()
         self._drift.restore(state)
-        self._calibration.restore(state)
+        self._mass_control.restore(state)
 
     def crop(self, length: int) -> None:
         super().crop(length)
         self._built = min(self._built, length)
-        self._calibration.crop(length)
+        self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         self._hold(
@@ -219,12 +219,12 @@ class ProductSelector(Capturable):
         if self._shown is not None:
             queries, tokens = self._shown
             self._shown = queries.index_select(0, rows.to(queries.device)), tokens
-        self._calibration.reorder(rows)
+        self._mass_control.reorder(rows)
         self._drift.reorder(rows)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._held.values()) + self._calibration.nbytes
+        return sum(tensor.nbytes for tensor in self._held.values()) + self._mass_control.nbytes
 
     def _hold(self, held: dict[str, Tensor]) -> None:
         self._held = held

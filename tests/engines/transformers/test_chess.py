@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Con
 
 import keyhole
 from keyhole.engines.transformers.cache import end_prompt
-from keyhole.engines.transformers.calibrate.activations import fit_activations
 from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
 from keyhole.engines.transformers.sparse_ffn.sites import decoder_of, gated_sites, input_sites
 from keyhole.engines.transformers.sparse_ffn.weights import activated_share, streamed_weights
 from keyhole.feedforward import Rule, gated

@@ -76,9 +76,23 @@ def test_any_finite_keys(method, kind, dtype, seed, by_mass):
     assert answered(layer, *more).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["quest", "a2ats", "tokenselect", "oracle"])
-def test_the_one_huge_key_that_answers_is_found(method):
-    keys, values, query = draw("one huge", torch.float32, 3)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "method",
+    [
+        "pqcache",
+        "pqcache(rotate=false)",
+        "pqcache(bits=8)",
+        "quest",
+        "a2ats",
+        "shadowkv(rank=9)",
+        "mpcache(keep=1.0, coarse=16, fine=8)",  # a text's first coarse cluster is read before any other
+        "tokenselect",
+        "oracle",
+    ],
+)
+def test_the_one_huge_key_that_answers_is_found(method, seed):
+    keys, values, query = draw("one huge", torch.float32, seed)
     query = keys[:, :, TOKENS // 2].repeat_interleave(2, 1).unsqueeze(2).sign()
     out = answered(layer_of(method, "budget=0.3"), keys, values, query)
     torch.testing.assert_close(

@@ -29,7 +29,9 @@ from keyhole.storage import CapturableStorage
 
 _TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
-_LARGEST = 2.0**50  # logits beyond are scaled down to it: they leave one token all of the mass in any case
+# Logits beyond are scaled down to it: they leave one token all of the mass in any case, and kernels, which add
+# them up in float32, would round off whole units of them.
+_LARGEST = 2.0**16
 _REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
 
 
@@ -58,7 +60,7 @@ class ProductSelector(Capturable):
         # `scales [B, Hkv]` only where keys are so large or small that their squares are out of range: what is
         # quantised is keys divided by these.
         self._held: dict[str, Tensor] = {}
-        self._largest = torch.empty(0)  # of the codebooks' numbers, float64 `[B, Hkv, 1]`
+        self._longest = torch.empty(0)  # bound of what codes stand for, as a length; float64 `[B, Hkv, 1]`
         self._shown: tuple[Tensor, int] | None = (
             None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
         )
@@ -163,7 +165,7 @@ class ProductSelector(Capturable):
     def _asked(self, step: Step) -> _Asked:
         """The step's queries as the index takes them."""
         query = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
-        largest = query.abs().amax(-1).double() * self._largest * (query.shape[-1] * step.logits.scale)
+        largest = query.double().norm(dim=-1) * self._longest * step.logits.scale
         scales = self._held.get("scales")
         if scales is None:
             factor = change = (_LARGEST / largest).clamp(max=1.0)
@@ -229,7 +231,8 @@ class ProductSelector(Capturable):
     def _hold(self, held: dict[str, Tensor]) -> None:
         self._held = held
         if held:
-            self._largest = held["codebooks"].abs().amax((2, 3, 4)).double().unsqueeze(-1).clamp(min=1e-30)
+            longest = held["codebooks"].double().norm(dim=-1).amax(-1)  # of each sub-space
+            self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)
 
     def _fit(self, keys: Tensor, regions: Regions) -> dict[str, Tensor]:
         """Fit quantisers to a random sample of the real tokens of each row of `keys [B, Hkv, N, D]`.

@@ -106,8 +106,10 @@ class StepReader:
         sinks, window = self.reading.sinks, self.reading.window
         parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)
         try:
-            if self.selector.length == 0 or self.selector.stale:
+            if self.selector.length == 0:
                 self.selector.build(storage.keys(), parts)
+            elif self.selector.stale:
+                self.selector.refit(storage.keys(), parts)
             elif self.selector.length < parts.last:
                 self.selector.append(storage.keys(self.selector.length))
         except BaseException:

@@ -149,12 +149,12 @@ def test_a_schema_takes_the_defaults(name):
 
 def test_a_schema_has_types_ranges_and_words():
     described = Quest.schema()["properties"]
-    assert described["page"] == {
-        "description": "Tokens of a page.",
+    assert described["window"] == {
+        "description": "Newest tokens, always read, including the current one.",
         "type": "integer",
         "minimum": 1,
         "maximum": MOST_TOKENS,
-        "default": 16,
+        "default": 64,
         "x-unit": "tokens",
     }
     assert described["kv_dtype"]["enum"] == ["auto", "int8", "int4"]

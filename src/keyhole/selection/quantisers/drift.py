@@ -44,7 +44,7 @@ class DriftWatch:
     def watch(self, errors: Tensor) -> None:
         """Look at the errors `[B, Hkv, T]` of new tokens; a full block above the range sets `exceeded`."""
         if self._worst is None:
-            raise ValueError("nothing was learnt; call learn first")
+            raise ValueError("no statistics yet; call learn first")
         self._pending.append(errors)
         if sum(part.shape[-1] for part in self._pending) < _BLOCK:
             return

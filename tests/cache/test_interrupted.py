@@ -107,7 +107,7 @@ def test_what_is_refused_can_be_taken_back(name):
     )
     length = layer.length
     layer.append(2)
-    with pytest.raises(ValueError, match="does not go with"):
+    with pytest.raises(ValueError, match="does not match"):
         layer.cache.attend(layer.draw(1, 4, 2, 16), layer.logits, mask=torch.ones(1, 4, 2, 9).bool())
     layer.crop(length)
     for each in (layer, other):

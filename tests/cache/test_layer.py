@@ -127,7 +127,7 @@ def test_a_mask_of_other_sizes_is_refused():
     layer = Layer(SPECS[1])
     layer.append(63)
     for shape in ((1, 1, 1, 62), (1, 4, 1, 63), (1, 1, 2, 63), (2, 1, 1, 63)):
-        with pytest.raises(ValueError, match="does not go with 1 queries"):
+        with pytest.raises(ValueError, match="does not match 1 queries"):
             layer.cache.attend(
                 layer.draw(1, 4, 1, 16), layer.logits, mask=torch.ones(shape, dtype=torch.bool)
             )
@@ -337,7 +337,7 @@ def test_not_finite_is_refused_and_leaves_no_trace(bad, where):
 def test_keys_and_values_of_different_tokens_are_refused(shape):
     layer = Layer(SPECS[3])
     layer.append(63)
-    with pytest.raises(ValueError, match="not of the same tokens"):
+    with pytest.raises(ValueError, match="are of different tokens"):
         layer.cache.append(torch.zeros(1, 2, 4, 16), torch.zeros(shape))
     layer.step()
 

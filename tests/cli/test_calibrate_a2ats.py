@@ -112,7 +112,7 @@ def test_a_cache_is_not_loaded_by_other_codebooks(books, model_folder, tmp_path)
     held = {place: book for place, book in enumerate(read_codebooks(folder, ModelInfo.of(2), 90))}
     held[1] = held[1].map(lambda tensor: tensor * 1.5)
     write_codebooks(folder, held, model=fingerprint(model), distance=90)
-    with pytest.raises(library.SavedStateError, match=r"layer 1.*indexed by another codebook"):
+    with pytest.raises(library.SavedStateError, match=r"layer 1.*indexed with a different codebook"):
         library.KeyholeCache.load(tmp_path / "cache", model)
 
 

@@ -64,3 +64,14 @@ def test_methods_of_other_packages_are_checked_by_themselves(monkeypatch):
     early.check_method("other(option=1) + pqcache")
     with pytest.raises(SpecError, match="unknown method 'othr'; did you mean 'other'"):
         early.check_method("othr")
+
+
+@pytest.mark.parametrize("spec", ["snapkv(mass=0.9)", "delta(budget='mass=0.9')", "mpcache(floor=4)"])
+def test_a_budget_of_mass_is_refused_with_what_to_give(spec):
+    with pytest.raises(SpecError, match=r"attention mass; give tokens \(budget=256\) or a fraction"):
+        early.check_method(spec)
+
+
+def test_a_renamed_option_is_shown_as_it_is_written():
+    with pytest.raises(SpecError, match=r"write kv_dtype=int8$"):
+        early.check_method("quest(keys=int8)")

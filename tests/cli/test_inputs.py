@@ -28,6 +28,11 @@ def test_no_such_folder():
         load("./nowhere")
 
 
+def test_a_directory_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no model: neither config\.json nor a GGUF file"):
+        load(str(tmp_path))
+
+
 def test_a_file_is_no_model(broken):
     with pytest.raises(ValueError, match="is a file"):
         load(str(broken / "config.json"))
@@ -144,7 +149,7 @@ def test_a_gguf_file_needs_its_package(monkeypatch, tmp_path):
 
 def test_gguf_files_that_cannot_be_read(tmp_path):
     pytest.importorskip("gguf")
-    with pytest.raises(ValueError, match="is no GGUF file"):
+    with pytest.raises(ValueError, match="is not a GGUF file"):
         load(str(gguf(tmp_path / "a.gguf", b"PK")))
     with pytest.raises(ValueError, match=r"cannot load the model .*b\.gguf"):
         load(str(gguf(tmp_path / "b.gguf", b"GGUF" + bytes(100))))

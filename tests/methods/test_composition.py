@@ -200,7 +200,7 @@ def test_kept_tokens_lie_where_the_selecting_stage_places_them(place, kv_dtype):
 @pytest.mark.parametrize("spec", ["a2ats", "shadowkv", "delta", "tokenselect", "mpcache(keep=1.0)"])
 @pytest.mark.parametrize("first", EVICTING)
 def test_what_needs_positions_is_refused(first, spec):
-    with pytest.raises(SpecError, match=r"takes slots for places.*quest"):
+    with pytest.raises(SpecError, match=r"needs the positions of tokens.*quest"):
         Recipe.parse(f"{spec} + {evicting(first)}")
 
 

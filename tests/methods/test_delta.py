@@ -60,7 +60,7 @@ def test_a_leader_leads_the_next_layer_that_is_served():
     served = ModelInfo((1, 3, 5, 7))
     found = [selector.role.value for selector in Delta(full=(1, 3)).selectors(served)]
     assert found == ["dense", "leader", "follower", "follower"]
-    with pytest.raises(SpecError, match=r"names layer 2, .* are 1, 3, 5, 7"):
+    with pytest.raises(SpecError, match=r"contains layer 2, .* are 1, 3, 5, 7"):
         Delta(full=(1, 2)).selectors(served)
 
 

@@ -123,8 +123,8 @@ def test_keeping_everything_leaves_that_question_to_others():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"budget": Budget(mass=0.9)}, "counts depend on the text"),
-        ({"keep": "mass=0.9"}, "counts depend on the text"),
+        ({"budget": Budget(mass=0.9)}, "number of tokens depend on the text"),
+        ({"keep": "mass=0.9"}, "number of tokens depend on the text"),
         ({"coarse": 24}, "multiple of fine=16"),
         ({"coarse": 8}, "at least 16"),
         ({"alpha": 1.5}, "give a number, 0 to 1"),

@@ -150,7 +150,7 @@ def test_a_schema_takes_the_defaults(name):
 def test_a_schema_has_types_ranges_and_words():
     described = Quest.schema()["properties"]
     assert described["window"] == {
-        "description": "Newest tokens that are always read, the current one included.",
+        "description": "Newest tokens, always read, including the current one.",
         "type": "integer",
         "minimum": 1,
         "maximum": MOST_TOKENS,

@@ -40,7 +40,8 @@ class Case:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range; give at least 1")
         if self.query_heads % self.kv_heads:
             raise ValueError(
-                f"{self.query_heads} query heads are no multiple of {self.kv_heads} KV heads; give one"
+                f"{self.query_heads} query heads are not a multiple of {self.kv_heads} KV heads; give a "
+                "multiple"
             )
         if self.read_tokens < 0:
             raise ValueError(

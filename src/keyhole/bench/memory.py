@@ -56,7 +56,7 @@ def memory(
     check_dtype(dtype)
     recipes = [str(Recipe.parse(method)) for method in methods]
     if not (_STATUS.exists() and _CLEAR.exists()):
-        raise ValueError("this system does not tell the peak memory of a process; run it on Linux")
+        raise ValueError("this system does not report the peak memory of a process; run it on Linux")
     found = []
     for recipe in recipes:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:

@@ -122,7 +122,7 @@ def _prompts(model: PreTrainedModel, ids: Tensor, recipe: Recipe, layers: Sequen
     wanted = tuple(layers) or tuple(served)
     missing = [place for place in wanted if place not in served]
     if missing:
-        raise ValueError(f"layer {missing[0]} is not one of {', '.join(map(str, served))}; name one of these")
+        raise ValueError(f"layer {missing[0]} is not one of {', '.join(map(str, served))}; give one of these")
     kept: list[_Prompt] = []
     record(
         model,

@@ -129,7 +129,7 @@ class CapturedLayer:
 
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(
-            f"a cache cannot be {what} while its decode steps are of fixed size; leave the block first"
+            f"a cache cannot be {what} while its decode steps are captured; leave the block first"
         )
 
     @property
@@ -185,7 +185,7 @@ def check_capturable(layer: LayerCache, position: DecodePosition) -> None:
     """Raise ValueError unless a layer cache that holds a prompt has steps of fixed size."""
     why = _varying(layer, position)
     if why:
-        raise ValueError(f"{layer.method} has no decode steps of fixed size: {why}; decode without capturing")
+        raise ValueError(f"{layer.method} cannot be captured: {why}; decode without capturing")
 
 
 def _varying(layer: LayerCache, position: DecodePosition) -> str:
@@ -200,7 +200,7 @@ def _varying(layer: LayerCache, position: DecodePosition) -> str:
     if not isinstance(selector, Capturable):
         return f"the work of its {type(selector).__name__} follows from what that finds"
     if reading.budget.mass is not None:
-        return f"{reading.budget} reads as many tokens as it takes, so give tokens or a share as budget"
+        return f"{reading.budget} reads a varying number of tokens; give tokens or a fraction as budget"
     shortest = position.length - max(position.padding)
     if (layer.selects or layer.leads) and shortest < reading.sinks + reading.window:
         return f"a row of {shortest} tokens has fewer than its sinks and window"

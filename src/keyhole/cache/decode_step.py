@@ -101,7 +101,7 @@ class StepReader:
         newest = storage.keys(storage.length - 1)
         if max(seen.padding) >= storage.length:
             raise ValueError(
-                "the attention mask hides a whole sequence from its newest token; leave the row out"
+                "the attention mask hides the whole sequence from its newest token; remove that row"
             )
         sinks, window = self.reading.sinks, self.reading.window
         parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)

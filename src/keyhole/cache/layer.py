@@ -101,7 +101,7 @@ class LayerCache:
         """
         if keys.shape[:3] != values.shape[:3]:
             raise ValueError(
-                f"keys {list(keys.shape)} and values {list(values.shape)} are not of the same tokens"
+                f"keys {list(keys.shape)} and values {list(values.shape)} are of different tokens"
             )
         for name, tensor in (("keys", keys), ("values", values)):
             if not torch.isfinite(tensor).all():
@@ -357,7 +357,7 @@ def _check_mask(mask: Tensor | None, query: Tensor, length: int) -> None:
     rows, heads, *last = mask.shape
     if rows not in (1, batch) or heads != 1 or last != [queries, length]:
         raise ValueError(
-            f"an attention mask of {list(mask.shape)} does not go with {queries} queries of {batch} "
+            f"an attention mask of {list(mask.shape)} does not match {queries} queries of {batch} "
             f"sequences over {length} cached tokens; give one of [{batch}, 1, {queries}, {length}], the same "
             "for all heads"
         )

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Long-context inference that computes, keeps and reads only the part of the KV cache that matters.",
-    epilog="Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 failure, 2 bad usage or input, 130 interrupted.",
 )
 
 
@@ -41,7 +41,7 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error arose.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
     """The options of `keyhole` itself; `traceback` is read where errors are handled."""
 

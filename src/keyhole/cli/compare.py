@@ -28,13 +28,13 @@ SAMPLES = 10
 def compare(
     model: options.Model = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas, with options: pqcache(bits=6).")
+        str, typer.Option(help="Methods with options, such as pqcache(bits=6), separated by commas.")
     ] = METHODS,
     budgets: Annotated[
         str, typer.Option(help="Tokens (256), fractions of the context (0.1), or attention mass (mass=0.95).")
     ] = BUDGETS,
     tasks: Annotated[
-        str, typer.Option(help="Task names, separated by commas.", show_default="all of one turn")
+        str, typer.Option(help="Task names, separated by commas.", show_default="all single-turn tasks")
     ] = "",
     context: Annotated[
         int | None,
@@ -54,7 +54,7 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Draw accuracy against bytes read into this file (png, pdf or svg).")
     ] = None,
-    by_task: Annotated[bool, typer.Option("--by-task", help="Show every task, not only the mean.")] = False,
+    by_task: Annotated[bool, typer.Option("--by-task", help="Show every task instead of the mean.")] = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:

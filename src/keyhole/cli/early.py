@@ -58,14 +58,28 @@ def _check_options(name: str, options: dict[str, Any], known: dict[str, Any]) ->
     allowed = list(known["options"])
     for option, value in options.items():
         if option in known["renamed"]:
-            new = known["renamed"][option]
-            raise SpecError(f"{name}: {option}= is now {new}=; write {new}={shown(value)}")
+            raise _renaming(name, option, value, known["renamed"][option])
+        if option in _MASS and "budget" in allowed and option not in allowed:
+            raise _no_mass(name)
         if option not in allowed:
             raise SpecError(f"{name} has no option {option!r}{nearest(option, allowed)}")
         if option == "budget":
-            Budget.parse(value)
+            if Budget.parse(value).mass is not None and "mass" not in allowed:
+                raise _no_mass(name)
         elif option not in _MASS:
             _check_value(f"{name}: {option}", value, known["options"][option])
+
+
+def _renaming(name: str, option: str, value: Any, new: str) -> SpecError:
+    word = isinstance(value, str) and value.isidentifier()
+    return SpecError(f"{name}: {option}= is now {new}=; write {new}={value if word else shown(value)}")
+
+
+def _no_mass(name: str) -> SpecError:
+    return SpecError(
+        f"{name} cannot guarantee a budget of attention mass; give tokens (budget=256) or a fraction of the "
+        "context (budget=0.1)"
+    )
 
 
 def _check_value(what: str, value: Any, schema: dict[str, Any]) -> None:

@@ -17,14 +17,21 @@ _MOST = 2**31 - 1
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Option(help="The text to read.")] = None,
-    prompt_file: Annotated[str | None, typer.Option(help="A text file to read; - is stdin.")] = None,
-    question: Annotated[str, typer.Option(help="What to ask about it; follows the text.")] = "",
+    prompt: Annotated[str | None, typer.Option(help="The text to ask about.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(help="File with the text to ask about; - is stdin.")
+    ] = None,
+    question: Annotated[
+        str,
+        typer.Option(help="The question, which follows the text; without one, the model continues the text."),
+    ] = "",
     model: options.Model = None,
     method: Annotated[
-        str, typer.Option(help="A method of `keyhole methods`, with options: pqcache(budget=0.1).")
+        str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
     ] = "pqcache",
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=_MOST, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=_MOST, help="Maximum length of the answer, in tokens.")
+    ] = 256,
     temperature: Annotated[
         float, typer.Option(callback=within(0, 1e6), help="Sampling temperature; 0 is greedy decoding.")
     ] = 0.0,
@@ -37,11 +44,11 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Do not use the model's chat template: the model continues the text."),
+        typer.Option("--raw", help="Continue the text without the model's chat template."),
     ] = False,
     chunk: Annotated[
         int | None,
@@ -55,7 +62,7 @@ def generate(
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer a question about a text: the answer goes to stdout, what was read and spent to stderr."""
+    """Answer a question about a text. The answer goes to stdout, statistics to stderr."""
     check_method(method)
     text = _text(prompt, prompt_file)
     find_source(model)
@@ -94,7 +101,7 @@ def _write(text: str) -> None:
 
 def _text(prompt: str | None, prompt_file: str | None) -> str:
     if (prompt is None) == (prompt_file is None):
-        raise ValueError("give the text by --prompt TEXT or --prompt-file FILE, one of them")
+        raise ValueError("give the text by one of --prompt TEXT and --prompt-file FILE")
     if prompt_file is not None:
         return read_text(prompt_file)
     if not (prompt or "").strip():

@@ -17,7 +17,7 @@ def methods(
         bool, typer.Option("--json-schema", help="Print the options of each method as a JSON schema.")
     ] = False,
 ) -> None:
-    """List the methods, each with its paper and its answers to the five questions."""
+    """List the methods with their papers and their answers to the five questions."""
     if json_schema:
         from keyhole.methods.registry import json_schema as schema
 

@@ -11,4 +11,4 @@ Model = Annotated[
     typer.Option(help="Hugging Face directory, hub name, or GGUF file.", show_default="the embedded model"),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]

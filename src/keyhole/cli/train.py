@@ -14,23 +14,25 @@ _QUICK_STEPS = 3
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the model goes to its subfolder `model`.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and lessons.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Directory of the run; the model is written to its subdirectory `model`.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and training data.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in that directory.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"{_QUICK_STEPS} steps of each lesson, to see that it works.")
+        bool, typer.Option("--quick", help=f"{_QUICK_STEPS} steps per lesson, as a smoke test.")
     ] = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train the small model that Keyhole ships, by its own recipe."""
+    """Train the small model that comes with Keyhole."""
     checkpoint = out / "checkpoint.safetensors"
     check_writable(checkpoint, "--out")
     if checkpoint.exists() != resume:
         raise ValueError(
-            f"there is no run to go on with in {str(out)!r}; leave out --resume"
+            f"there is no run to resume in {str(out)!r}; leave out --resume"
             if resume
-            else f"{str(out)!r} holds a run already; give --resume to go on with it, or another --out"
+            else f"{str(out)!r} already contains a run; give --resume, or another --out"
         )
     from dataclasses import replace
 

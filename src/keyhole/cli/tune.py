@@ -19,16 +19,20 @@ _SHOWN = ("Llama-3.2-1B", "Llama-3.1-8B")  # shapes whose lengths are shown, in 
 
 def tune(
     device: Annotated[str, typer.Option(help="What to measure: cpu or cuda.")] = "cpu",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and show, keep nothing.")] = False,
-    reset: Annotated[bool, typer.Option("--reset", help="Remove tuned constants, measure nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure and show, without writing anything.")
+    ] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Remove the tuned constants instead of measuring.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Write the constants to this file; those in use stay.")
+        Path | None, typer.Option(help="Write the constants to this file instead of installing them.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how long decode steps take on this machine, for `dense_below=auto` to decide by.
+    """Measure decode steps on this machine, to calibrate `dense_below=auto`.
 
-    Takes some minutes. Without it, the constants that come with Keyhole are used.
+    Takes some minutes. Without it, Keyhole uses the constants it is shipped with.
     """
     from keyhole.cli.console import stderr
 

@@ -88,7 +88,7 @@ class ArtifactFiles:
         if len(places) != len(info) or any(place not in held for place in places):
             source = self._in(directory).path
             raise SavedStateError(
-                f"{source}: there are {self.name} of layers {sorted(held)}, not of {info.layers}"
+                f"{source}: {self.name} are for layers {sorted(held)}, not for {info.layers}"
             )
         return [held[place] for place in places]
 
@@ -100,8 +100,8 @@ class ArtifactFiles:
             pairs = zip(saved.split("; "), found.split("; "), strict=False)
             differing = [f"{was}, not {now}" for was, now in pairs if was != now]
             raise SavedStateError(
-                f"{source}: the {self.name} belong to another model ({'; '.join(differing)}); make some with "
-                f"`keyhole calibrate {self.method}`"
+                f"{source}: the {self.name} were made for another model ({'; '.join(differing)}); make some "
+                f"with `keyhole calibrate {self.method}`"
             )
 
 

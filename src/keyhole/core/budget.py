@@ -42,9 +42,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if [self.tokens, self.fraction, self.mass].count(None) != 2:
-            raise SpecError("a budget is one of tokens, fraction or mass; exactly one must be given")
+            raise SpecError("give exactly one of tokens, fraction and mass")
         if self.mass is None and (self.floor, self.cap) != (_FLOOR, 1.0):
-            raise SpecError("floor and cap bound a budget of mass; leave them out, or give mass")
+            raise SpecError("floor and cap need a mass budget; leave them out, or give mass")
         _check_count("budget", self.tokens, 1)
         _check_share("budget", self.fraction)
         _check_share("mass", self.mass)

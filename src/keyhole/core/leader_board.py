@@ -33,8 +33,8 @@ class LeaderBoard(Generic[_Note]):
             if noted == moment:
                 return note
         raise ValueError(
-            f"the leading layer has noted nothing at {moment}: a layer runs without the one it follows; "
-            "let all layers of a model take part in every step"
+            f"the leading layer has published nothing at {moment}: a layer runs without its leader; run "
+            "all layers of the model in every step"
         )
 
     def clear(self) -> None:

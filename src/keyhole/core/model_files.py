@@ -22,7 +22,12 @@ def find_model(name: str | Path) -> str | Path:
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
             raise ValueError(
-                f"the directory {str(path)!r} has several GGUF files ({names}); name one of them"
+                f"the directory {str(path)!r} has several GGUF files ({names}); give one of them"
+            )
+        if not files and not (path / "config.json").exists():
+            raise ValueError(
+                f"the directory {str(path)!r} holds no model: neither config.json nor a GGUF file; give the "
+                "directory of a Hugging Face model"
             )
         return _readable(files[0]) if files else str(path)
     if path.exists():
@@ -43,5 +48,5 @@ def _readable(path: Path) -> Path:
         )
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError(f"the model {str(path)!r} is no GGUF file: it does not begin with GGUF")
+            raise ValueError(f"the model {str(path)!r} is not a GGUF file: it does not start with GGUF")
     return path

@@ -41,7 +41,7 @@ def parse_bytes(what: str, value: Any) -> int:
     else:
         size = value
     if isinstance(size, bool) or not isinstance(size, int | float) or isinstance(value, float) or size < 0:
-        raise SpecError(f'{what}={shown(value)} is no number of bytes; write 1000000, "64MB" or "1GiB"')
+        raise SpecError(f'{what}={shown(value)} is not a number of bytes; write 1000000, "64MB" or "1GiB"')
     if size > _MOST_BYTES:
         raise SpecError(f"{what}={shown(value)} is out of range; give at most {_MOST_BYTES} bytes")
     return int(size)

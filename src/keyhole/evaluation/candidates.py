@@ -54,7 +54,9 @@ def candidates(
         else:
             found += [_at(recipe, budget) for budget in (own if named else _possible(recipe, grid))]
     if len(found) == 1:
-        raise SpecError("nothing to compare; name at least one method, and one budget if it takes budgets")
+        raise SpecError(
+            "nothing to compare; give at least one method, and at least one budget if it takes budgets"
+        )
     return list(dict.fromkeys(found))
 
 

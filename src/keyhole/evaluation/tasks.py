@@ -165,7 +165,7 @@ def draw_common(
     rest = items - COMMON * each
     if each < RATIO:
         least = COMMON * RATIO + OTHERS
-        raise ValueError(f"a list of {items} words is too short, the least is {least}")
+        raise ValueError(f"a list of {items} words is too short; the minimum is {least}")
     chosen = rng.permutation(words)
     others = np.resize(chosen[COMMON : COMMON + OTHERS], rest)
     listed = rng.permutation(np.concatenate([np.repeat(chosen[:COMMON], each), others]))

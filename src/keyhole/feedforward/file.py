@@ -51,7 +51,7 @@ def read_activations(
     settings = _FILES.settings(directory, info)
     if settings["rule"] != rule._asdict():
         raise SavedStateError(
-            f"{directory}: the activations were weighed by {Rule(**settings['rule'])}, not {rule}; "
+            f"{directory}: the activations were weighted by {Rule(**settings['rule'])}, not {rule}; "
             "give those options, or calibrate again with these"
         )
     if settings["attention"] != attention:

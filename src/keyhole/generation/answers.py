@@ -77,23 +77,23 @@ def generate(
     stream: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> Answer | list[Answer]:
-    """Answer questions about a context, which is read once and asked again and again.
+    """Answer questions about a context that is read once.
 
-    Each question follows the context alone, so its answer does not depend on the others.
+    Each question follows the context directly, so its answer does not depend on the other questions.
 
     Args:
         model: a model, or what `keyhole.generation.load_model` takes: a directory, a hub name or a GGUF file.
         tokenizer: needed where `model` is a model.
         context: the document.
         questions: one question, or several; an empty one lets the model continue the context.
-        method: how the context is kept and read.
+        method: a method string, method or recipe.
         question_aware: read the context again for each question, together with it. Methods that drop tokens
-            then know the question when they choose what to keep.
+            then know the question when they select what to keep.
         temperature: 0 is greedy decoding.
         top_p: sample from the smallest set of tokens that has this probability.
-        seed: of the sampling, for each question anew.
-        stop: strings that end an answer; they are no part of it.
-        chat: ask in the tokenizer's chat form; by default where it has one.
+        seed: random seed of the sampling, applied to each question separately.
+        stop: strings that end an answer; they are not part of it.
+        chat: use the tokenizer's chat template; by default if there is one.
         chunk: prompt tokens computed at once; 1,024 on a CPU, 8,192 elsewhere and for methods that drop
             tokens.
         stream: called with pieces of text as they are generated.
@@ -147,7 +147,7 @@ def _loaded(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerB
         return loaded if tokenizer is None else Loaded(loaded.model, tokenizer)
     if tokenizer is None:
         raise ValueError(
-            "a model needs its tokenizer; give `tokenizer`, or the model's directory or name as `model`"
+            "a loaded model needs its tokenizer; give `tokenizer`, or pass the model's directory or name"
         )
     return Loaded(model, tokenizer)
 

@@ -54,14 +54,16 @@ def load_model(name: str | Path) -> Loaded:
         model, tokenizer = _read_gguf(source) if isinstance(source, Path) else _read(source)
     except _UNLOADABLE as error:
         reason = " ".join(str(error).split())
-        wanted = (
-            "give a GGUF file of an architecture that transformers reads, or a Hugging Face directory"
-            if isinstance(source, Path)
-            else "give a directory with config.json, tokenizer files and weights, or a name on the hub"
-        )
-        raise ValueError(f"cannot load the model {str(source)!r}: {reason}; {wanted}") from error
+        raise ValueError(f"cannot load the model {str(source)!r}: {reason}; {_wanted(source)}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return Loaded(model.eval(), tokenizer)
+
+
+def _wanted(source: str | Path) -> str:
+    if isinstance(source, Path):
+        return "give a GGUF file of an architecture that transformers reads, or a Hugging Face directory"
+    wanted = "give a directory with config.json, tokenizer files and weights, or a name on the hub"
+    return wanted if Path(source).is_dir() else f"there is no directory of that name; {wanted}"
 
 
 def _read(source: str) -> Loaded:

@@ -79,8 +79,8 @@ def check_range(model: PreTrainedModel, asked: Asked, room: int) -> None:
     if limit is not None and asked.length + room > limit:
         raise ValueError(
             f"the prompt has {asked.length:,} tokens and the answer up to {room:,}, together beyond the "
-            f"model's range of {limit:,} positions; shorten the context by "
-            f"{asked.length + room - limit:,} tokens, lower max_new_tokens, or take a model of a longer range"
+            f"model's range of {limit:,} positions; shorten the context by {asked.length + room - limit:,} "
+            "tokens, lower max_new_tokens, or use a model with a longer range"
         )
 
 
@@ -95,7 +95,7 @@ def _around_question(tokenizer: PreTrainedTokenizerBase, context: str) -> tuple[
     head, *tails = text.split(_MARK)
     if len(tails) != 1:
         raise ValueError(
-            f"the chat template shows the user's message {len(tails)} times, so the context cannot be read "
+            f"the chat template repeats the user's message {len(tails)} times, so the context cannot be read "
             "once; give chat=False (--raw)"
         )
     return head, tails[0]

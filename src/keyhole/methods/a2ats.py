@@ -23,69 +23,72 @@ class A2ATS(RetrievalMethod):
     """He et al., "A2ATS: Retrieval-Based KV Cache Reduction via Windowed Rotary Position Embedding and
     Query-Aware Vector Quantization", Findings of ACL 2025.
 
-    The paper gives each query head a budget of its own (0.03) and reads the union. Here a budget is what a KV
-    head reads, so that methods can be compared; the union is cut to it.
+    The paper gives each query head its own budget (0.03) and reads the union. Here the budget is what a KV
+    head reads, as for all methods, and the union is cut to it.
     """
 
     name: ClassVar[str] = "a2ats"
     paper: ClassVar[str] = "A2ATS, arXiv 2502.12665"
-    summary: ClassVar[str] = "a codeword for each key, blind to positions, ranks all tokens"
+    summary: ClassVar[str] = "ranks tokens by one position-independent codeword per key"
     facts: ClassVar[Facts] = Facts(
-        stored="The number of a codeword for each key, 16 bits, on the device. A codebook `4 * C * D` and "
-        "its metric and the inverse `4 * D * D` each, for each KV head, as 32-bit floats: one for all "
-        "requests where it was calibrated, else one for each batch row.",
-        select="Products with C codewords, a ranking of C codewords, and for each of N tokens a look-up "
-        "of its code.",
-        best_for="Very long contexts with a codebook calibrated for the model: the smallest index here, "
-        "nothing to fit while a prompt waits, codewords ranked in place of tokens.",
-        weak_at="Tokens of a codeword cannot be told apart. Heads that attend by distance, beyond the "
-        "window, are ranked blindly. Without a codebook the first step after a prompt waits for k-means, "
-        "and again whenever the context has doubled. Models whose rotation depends on the length are "
-        "refused.",
-        letters="C are the codewords: of the codebook, or `codewords`, but at most one for 8 keys fitted on.",
+        stored="A 16-bit codeword index per key, on the device. Per KV head, as 32-bit floats: a codebook "
+        "(`4 * C * D`), its metric and the inverse metric (`4 * D * D` each). A calibrated codebook is "
+        "shared by all requests; otherwise there is one per batch row.",
+        select="Dot products with C codewords, a ranking of the C codewords, and one code look-up for each "
+        "of the N tokens.",
+        best_for="Very long contexts with a codebook calibrated for the model: the smallest index of all "
+        "methods, no fitting at request time, and codewords are ranked instead of tokens.",
+        weak_at="Tokens that share a codeword are indistinguishable. Heads that attend by relative position "
+        "beyond the window are ranked poorly. Without a calibrated codebook, k-means runs in the first step "
+        "after a prompt, and again whenever the context has doubled. Models whose rotary embedding depends "
+        "on the sequence length are refused.",
+        letters="C is the number of codewords: those of the codebook, or `codewords`, limited to one per 8 "
+        "keys used for fitting.",
         index="2",
         scan="2 * N + 4 * (C * D + D * D)",
         products="G * (C * D + D * D)",
         differs=(
             Differs(
-                "budget", "0.03 for each query head, united over a group", "a budget is what a KV head reads"
+                "budget", "0.03 per query head, united over a group", "the budget is what a KV head reads"
             ),
-            Differs("union", "turns", "the union is cut to the budget, by what is attended to most"),
-            Differs("codebook", "always one", "works without; `keyhole calibrate a2ats` makes one"),
-            Differs("iterations", "at most 300", "these are spent on each prompt; calibration has its own"),
-            Differs("sample", "-", "these are spent on each prompt, too"),
-            Differs("place", "host, attended to on the CPU", ON_DEVICE),
+            Differs("union", "turns", "the union is cut to the budget, by attention"),
+            Differs(
+                "codebook", "always calibrated", "works without one; `keyhole calibrate a2ats` makes one"
+            ),
+            Differs("iterations", "at most 300", "runs for every prompt; calibration has its own setting"),
+            Differs("sample", "-", "fitting runs for every prompt"),
+            Differs("place", "host, with attention on the CPU", ON_DEVICE),
         ),
     )
 
     sinks: int = 8
     codebook: str | None = options.directory(
-        help="Written by `keyhole calibrate a2ats` for the model. None fits codewords on each prompt's own "
-        "keys, all directions of queries taken alike: needs no calibration, but time."
+        help="Directory written by `keyhole calibrate a2ats` for this model. None fits codewords to the "
+        "keys of each prompt, with unweighted queries: no calibration is needed, but the first step takes "
+        "longer."
     )
     distance: int = options.integer(
         2048,
         ge=0,
         unit="tokens",
-        help="The constant relative position b at which what lies behind the window is ranked. It must be "
-        "within the context the model was trained at, at least the window, and is the one the codebook was "
-        "made for.",
+        help="Constant relative position b at which tokens before the window are ranked. At least the "
+        "window, within the model's trained context, and the same as the codebook's.",
     )
     union: str = options.choice(
         "share",
         UNIONS,
-        help='"share" reads the codewords of largest share of attention, a mean over the query heads of a '
-        'group; "turns" lets the heads name their next best in turns, the paper\'s union of their best.',
+        help='How the query heads of a group agree on codewords: "share" ranks them by their mean share of '
+        'attention; "turns" takes each head\'s next best in turn, the union of the paper.',
     )
     codewords: int = options.integer(
-        4096, ge=1, le=_MOST, help="Without a codebook, at most so many for each head, and one for 8 keys."
+        4096, ge=1, le=_MOST, help="Without a codebook: maximum number per head, limited to one per 8 keys."
     )
-    iterations: int = options.integer(10, ge=1, le=300, help="Without a codebook, Lloyd iterations.")
+    iterations: int = options.integer(10, ge=1, le=300, help="Without a codebook: Lloyd iterations.")
     sample: int = options.integer(
         8192,
         ge=1,
         unit="tokens",
-        help="Without a codebook, keys of each head that codewords are fitted on; all keys are then encoded.",
+        help="Without a codebook: keys per head that codewords are fitted to; all keys are then encoded.",
     )
 
     def __post_init__(self) -> None:

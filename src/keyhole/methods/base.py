@@ -21,22 +21,22 @@ from keyhole.storage import KV_DTYPES, Storage
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe without tensors: its fields are hyper-parameters, each factory answers one question.
+    """One published system: its fields are hyper-parameters, and each factory method answers one question.
 
-    Fields are declared by the functions of `keyhole.methods.options`, which says their types and ranges.
-    A factory returns one answer for each served layer, made together since layers may share state. None
-    leaves the question to the other stages of a pipeline, and in the end to the plain answer: dense prefill,
-    keep everything, store on the device, read everything, activate everything.
+    Fields are declared by the functions of `keyhole.methods.options`, which define their types and ranges.
+    A factory returns one answer per served layer, made together since layers may share state. None
+    leaves the question to the other stages of a recipe, and finally to the default: dense prefill, keep
+    everything, store on the device, read everything, activate everything.
 
     Raises:
-        SpecError: an option is out of range, or has another name now.
+        SpecError: an option is out of range, or was renamed.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
     facts: ClassVar[Facts]
-    # Options of former versions, and what they are called now.
+    # Options of earlier versions, and their current names.
     renamed: ClassVar[dict[str, str]] = {}
 
     def __new__(cls, *args: Any, **given: Any) -> Method:  # noqa: ARG004
@@ -70,7 +70,7 @@ class Method:
 
     @classmethod
     def renaming(cls, old: str, value: Any) -> SpecError:
-        """The error for an option by its former name, with what to write instead."""
+        """The error for an option's former name, with its replacement."""
         new = cls.renamed[old]
         option = cls.options()[new][0]
         value = dict(option.renamed).get(value, value)
@@ -78,11 +78,11 @@ class Method:
 
     @property
     def needs_positions(self) -> bool:
-        """Whether a slot must be the same token in all heads and layers, or its place in the text."""
+        """Whether a slot must be the same token in all heads and layers, or its position in the text."""
         return False
 
     def for_text(self, text: str) -> Method:  # noqa: ARG002
-        """The method for one prompt; another than itself where it depends on what is asked."""
+        """The method for one prompt, where its options depend on the prompt; otherwise itself."""
         return self
 
     def prefill(self, info: ModelInfo) -> list[Prefill] | None:  # noqa: ARG002
@@ -94,7 +94,7 @@ class Method:
         return None
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:  # noqa: ARG002
-        """Place: where keys and values live."""
+        """Place: where keys and values are stored."""
         return None
 
     def selectors(self, info: ModelInfo) -> list[Selector] | None:  # noqa: ARG002
@@ -102,7 +102,7 @@ class Method:
         return None
 
     def feedforward(self, info: ModelInfo) -> FeedForward | None:  # noqa: ARG002
-        """Activate: which weights a token of a decode step needs; one answer for the model."""
+        """Activate: which weights a decode step reads; one answer for the model."""
         return None
 
     def __str__(self) -> str:
@@ -113,35 +113,34 @@ class Method:
 
 @dataclass(frozen=True)
 class RetrievalMethod(Method):
-    """A method that keeps everything and reads little of it."""
+    """A method that keeps every token and reads a selection of them."""
 
-    # Tokens from which the method pays, where that does not show in the step of one layer alone.
+    # Break-even length, where it cannot be derived from the step of a single layer.
     pays_from: ClassVar[int | None] = None
     renamed: ClassVar[dict[str, str]] = {**placing.RENAMED, "keys": "kv_dtype"}
 
     budget: Budget = options.budget(
-        Budget(fraction=0.1), unit="tokens", help="Tokens read beside the always-read ones."
+        Budget(fraction=0.1), unit="tokens", help="Tokens read per step, in addition to sinks and window."
     )
-    sinks: int = options.integer(
-        16, ge=0, unit="tokens", help="First tokens of the sequence that are always read."
-    )
+    sinks: int = options.integer(16, ge=0, unit="tokens", help="First tokens of the sequence, always read.")
     window: int = options.integer(
-        64, ge=1, unit="tokens", help="Newest tokens that are always read, the current one included."
+        64, ge=1, unit="tokens", help="Newest tokens, always read, including the current one."
     )
     dense_below: int | str = options.integer(
         "auto",
         ge=0,
         words=("auto",),
         unit="tokens",
-        help='Contexts shorter than that are read whole; "auto" is the length from which the method pays by '
-        "the cost constants in use, shipped or of `keyhole tune`.",
+        help='Contexts shorter than this are read densely; "auto" is the break-even length by the cost '
+        "constants in use, shipped or from `keyhole tune`.",
     )
     place: str = placing.place()
     kv_dtype: str = options.choice(
         "auto",
         KV_DTYPES,
         renamed=(("full", "auto"),),
-        help='How keys and values are stored: "auto" is the type of the model; "int8" and "int4" quantise.',
+        help='Precision of stored keys and values: "auto" is the dtype of the model; "int8" and "int4" '
+        "quantise.",
     )
     block_cache: int | str = placing.block_cache()
     block_eviction: str = placing.block_eviction()
@@ -151,7 +150,7 @@ class RetrievalMethod(Method):
         placing.check_blocks(self)
 
     def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
-        """What the formulas of `facts` call by letters of their own, for heads of this size and number."""
+        """Values of the additional letters in the formulas of `facts`, for this head size and count."""
         return {}
 
     def storage(self, info: ModelInfo) -> list[Storage] | None:
@@ -163,6 +162,6 @@ class RetrievalMethod(Method):
 def _option(name: str, value: Any) -> str:
     if isinstance(value, Budget) and value.mass is not None:
         return str(value)
-    # Words stand for themselves; other text, such as a path, needs its quotes.
+    # Identifiers need no quotes; other text, such as a path, does.
     quoted = isinstance(value, str) and not value.isidentifier()
     return f"{name}={value!r}" if quoted else f"{name}={value}"

@@ -19,51 +19,57 @@ class Chess(Method):
     """ "CHESS: Optimizing LLM Inference via Channel-Wise Thresholding and Selective
     Sparsification", EMNLP 2024.
 
-    It says which weights a step reads and leaves keys and values to others: `pqcache + chess`. Prompts are
-    computed with all weights. A batch of several rows computes with all weights what each row alone gives.
+    Chooses which weights a decode step reads; combine it with a cache method: `pqcache + chess`. Prompts are
+    computed with all weights. A batch of several rows gives the results of each row alone, but reads all
+    weights.
 
     `chess(weighting=none, attention=false)` is CATS (arXiv 2404.08763): one threshold for all channels.
     """
 
     name: ClassVar[str] = "chess"
     paper: ClassVar[str] = "CHESS, arXiv 2409.01366"
-    summary: ClassVar[str] = "steps skip weights of channels that thresholds find unimportant"
+    summary: ClassVar[str] = "decode steps skip weight channels whose activations are below a threshold"
     facts: ClassVar[Facts] = Facts(
-        stored="Keys and values as ever, and a threshold for each channel. Output projections lie "
-        "transposed in memory from the first cache of this method to `detach`, in place of the usual order.",
-        select="Nothing of the cache, which is read whole: R = N. Of the weights, the gate, the projections "
-        "of keys and values and the output layer are read whole, of the others what thresholds leave: 73% of "
-        "all at half the channels of Llama-3.2-1B.",
-        best_for="Single requests on a CPU, where a step takes as long as reading the weights does; before "
-        "any method for the cache.",
-        weak_at="Batches, where each row needs other channels and all weights are read, GPUs and CPUs "
-        "without native code: the answers are those of the sparse weights, without the gain. Prompts gain "
-        "nothing. Thresholds found on other text drift; `keyhole generate` shows the share of weights that "
-        "was read.",
-        differs=(Differs("file", "always some", "works without; `keyhole calibrate chess` makes one"),),
+        stored="The full KV cache, and one threshold per channel. While the model is attached, output "
+        "projections are stored transposed.",
+        select="The cache is read whole: R = N. The gate, the key and value projections and the output layer "
+        "are read whole; of the other weights, the channels above the threshold. With half the channels "
+        "skipped, Llama-3.2-1B reads 73% of its weights.",
+        best_for="Single requests on a CPU, where reading the weights dominates a decode step; combines with "
+        "any cache method.",
+        weak_at="Batches (each row needs different channels, so all weights are read), GPUs, and CPUs "
+        "without native kernels: outputs are those of the sparse weights, without the speed-up. Prompts are "
+        "not faster. Thresholds fitted to other text drift; `keyhole generate` shows the share of weights "
+        "read.",
+        differs=(
+            Differs("file", "always calibrated", "works without one; `keyhole calibrate chess` makes one"),
+        ),
     )
 
     sparsity: float = options.number(
         0.5,
         ge=0,
         lt=1,
-        help="Share of channels that are skipped, a mean over tokens and over the channels of a layer.",
+        help="Fraction of channels to skip, as a mean over tokens and the channels of a layer.",
     )
     attention: bool = options.flag(
-        True, help="The projections of queries and of attention's output skip inputs, too."
+        True, help="Also skip input channels of the query and attention output projections."
     )
     file: str | None = options.directory(
-        help="Written by `keyhole calibrate chess` for the model; without it activations are those of random "
-        "tokens, found once, which is less accurate."
+        help="Directory written by `keyhole calibrate chess` for this model. Without it, thresholds are "
+        "fitted once to random tokens, which is less accurate."
     )
     first: str = options.choice(
-        "gate", FIRST, help='The factor that is computed for all channels, "gate" or "up".'
+        "gate",
+        FIRST,
+        help='Projection computed for all channels, from which thresholds are applied: "gate" or "up".',
     )
     weighting: str = options.choice(
         "mean",
         WEIGHTINGS,
-        help='A channel\'s importance is that factor times the "mean" magnitude of the other one, times that '
-        'and the "norm" of the channel\'s output weights, or "none" of them.',
+        help="Importance of a channel: the magnitude of `first`, times the mean magnitude of the other "
+        'projection ("mean"), also times the norm of the channel\'s output weights ("norm"), or neither '
+        '("none").',
     )
 
     @property

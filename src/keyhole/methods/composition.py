@@ -1,4 +1,4 @@
-"""Which stages go together: what dropping tokens asks of the others."""
+"""Which stages can be combined with one that drops tokens."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from keyhole.methods.registry import METHODS
 
 
 def check_evicting(evicting: Method, others: list[Method]) -> None:
-    """Raise unless the other stages of a recipe can work on what one stage has left.
+    """Raise unless the other stages of a recipe can work on the tokens that `evicting` keeps.
 
     Raises:
-        SpecError: one cannot; it names what to give instead.
+        SpecError: one cannot, with the alternative.
     """
     for other in others:
         if other.needs_positions:
             raise SpecError(
-                f"{other.name} takes slots for places in the text, or for the same tokens in all heads and "
-                f"layers, and {evicting.name} drops tokens; compose it with {_composable()}, or give options "
-                "by which heads and layers do not share"
+                f"{other.name} needs the positions of tokens, or the same tokens in all heads and layers, "
+                f"and {evicting.name} drops tokens; combine {evicting.name} with {_composable()}, or set "
+                f"the options of {other.name} so that heads and layers do not share"
             )
     if not others or not isinstance(evicting, EvictionMethod):
         return
     names = " and ".join(other.name for other in others)
     if evicting.ragged:
         raise SpecError(
-            f"{evicting.name}: heads=adaptive leaves heads of different lengths, which {names} cannot work "
-            f"on; give {evicting.name}(heads=uniform)"
+            f"{evicting.name}: heads=adaptive keeps different numbers of tokens per head, which {names} "
+            f"does not support; give {evicting.name}(heads=uniform)"
         )
     if evicting.every and any(isinstance(other, RetrievalMethod) for other in others):
         raise SpecError(
-            f"{evicting.name}: every={evicting.every} drops tokens while generating, and {names} would index "
-            f"anew each time; give {evicting.name}(every=0)"
+            f"{evicting.name}: every={evicting.every} drops tokens during generation, and {names} would "
+            f"rebuild the index each time; give {evicting.name}(every=0)"
         )
 
 
 def check_placing(evicting: Method, placing: list[Method]) -> None:
-    """Raise unless keys and values may lie where one stage puts them while another drops tokens.
+    """Raise unless the storage of one stage works while another drops tokens.
 
     Raises:
-        SpecError: what is left would be packed again with every few tokens.
+        SpecError: the kept tokens would be requantised repeatedly.
     """
     every = evicting.every if isinstance(evicting, EvictionMethod) else 0
     for stage in placing:
         if every and not isinstance(stage, RetrievalMethod):
             raise SpecError(
-                f"{evicting.name}: every={every} drops tokens while generating, and {stage.name} would pack "
-                f"the rest again each time; give {evicting.name}(every=0)"
+                f"{evicting.name}: every={every} drops tokens during generation, and {stage.name} would "
+                f"requantise the rest each time; give {evicting.name}(every=0)"
             )
 
 

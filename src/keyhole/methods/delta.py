@@ -1,4 +1,4 @@
-"""DELTA: a few layers read everything and choose the pages of the layers behind them."""
+"""DELTA: a few layers read everything and select pages for the layers after them."""
 
 from __future__ import annotations
 
@@ -25,53 +25,53 @@ class Delta(RetrievalMethod):
     """Entezari Zarch et al., "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context
     Reasoning", 2025.
 
-    Layers read whole do not keep to the budget; `keyhole calibrate delta` finds which they should be. They
-    stay on the device, whatever the `place`: to fetch them whole in each step costs more than it saves. The
-    paper counts its window of 8 pages among 64: `delta(budget=896, window=128, sinks=0)`.
+    Layers in `full` read everything and exceed the budget; `keyhole calibrate delta` finds good ones for a
+    model. They stay on the device whatever `place` is, since fetching them whole in every step would cost
+    more than it saves. The paper includes its window of 8 pages in a budget of 64 pages:
+    `delta(budget=896, window=128, sinks=0)`.
     """
 
     name: ClassVar[str] = "delta"
     paper: ClassVar[str] = "DELTA, arXiv 2510.09883"
     summary: ClassVar[str] = (
-        "a few layers read everything and rank pages, the others read the same best pages"
+        "a few layers read everything and rank pages; the layers after them read the best pages"
     )
     facts: ClassVar[Facts] = Facts(
-        stored="No index. While a step lasts, the scores of pages that a leader has seen, shared by its "
-        "followers.",
-        select="Nothing in a follower: the first one behind a leader ranks N / page pages for all. Layers "
-        "of `full` read everything, as dense does; leaders read the keys a second time, `D * e * N` bytes "
-        "and `G * D * N` products.",
-        best_for="Deep models and long generations: nothing to index, one list of pages for all heads and "
-        "for several layers.",
-        weak_at="Shallow models, where few layers follow. Layers of `full` do not keep to the budget, so "
-        "no more is saved than the share of followers. Heads, and layers behind one leader, share one "
-        "list.",
+        stored="No index. During a step, the page scores of a leading layer, shared with its followers.",
+        select="Followers compute no scores: the first one after a leader ranks N / page pages for all of "
+        "them. Layers in `full` read everything, as dense attention does; leaders read the keys a second "
+        "time (`D * e * N` bytes, `G * D * N` products).",
+        best_for="Deep models and long generations: no index to build, and one page list for all heads of "
+        "several layers.",
+        weak_at="Shallow models, which have few followers. Layers in `full` exceed the budget, so savings "
+        "are limited to the share of followers. All heads, and all followers of one leader, share one list.",
         differs=(
             Differs("budget", "896", ALIKE),
             Differs("sinks", "0", ALIKE),
             Differs("window", "128", ALIKE),
             Differs(
-                "full", "0, 1, 2, 14, 22 of 28 layers", "behind few leaders, layers read what others need"
+                "full",
+                "0, 1, 2, 14, 22 of 28 layers",
+                "with few leaders, layers read pages that suit distant layers",
             ),
         ),
     )
 
-    # Followers save nearly all that dense attention takes, a leader takes half of it more. With two followers
-    # for each leader it is overhead that decides, and that is paid for at a few thousand tokens.
+    # Followers save nearly all of dense attention's time, a leader takes 1.5 times as long. With two
+    # followers per leader the fixed overhead decides, which is recovered at a few thousand tokens.
     pays_from: ClassVar[int | None] = 4096
 
     budget: Budget = options.budget(
         Budget(fraction=0.1),
         mass=False,
-        refusal="cannot be promised: pages are chosen by the attention of another layer, so what a layer "
-        "reads of its own is not known",
+        refusal="cannot be guaranteed, because pages are selected by the attention of another layer",
         unit="tokens",
-        help="Tokens read beside the always-read ones.",
+        help="Tokens read per step, in addition to sinks and window.",
     )
-    page: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a page.")
+    page: int = options.integer(16, ge=1, unit="tokens", help="Tokens per page.")
     full: tuple[int, ...] | None = options.layers(
-        help="Layers that read everything, counted from 0 in the model; the last of each run of them leads "
-        "the layers behind it. None is `default_full` of the number of layers."
+        help="Model layers that read everything, counted from 0; the last of each consecutive run leads the "
+        "layers after it. None: the first two at most (one in four), then every third layer."
     )
 
     @property
@@ -105,16 +105,16 @@ class Delta(RetrievalMethod):
         unknown = sorted(set(self.full) - set(layers))
         if unknown:
             raise SpecError(
-                f"{self.name}: full names layer {unknown[0]}, but the layers that attend to everything are "
+                f"{self.name}: full contains layer {unknown[0]}, but the layers with full attention are "
                 f"{', '.join(map(str, layers))}; `keyhole calibrate delta` finds layers for a model"
             )
         return frozenset(self.full)
 
 
 def roles(layers: Sequence[int], full: Set[int]) -> list[Role]:
-    """What each of `layers` does: those of `full` read everything, the last of each run of them leads.
+    """The role of each of `layers`: those in `full` read everything, the last of each run is a leader.
 
-    The last layer of all has nobody to lead.
+    The model's last layer has no followers, so it never leads.
     """
     whole = [layer in full for layer in layers]
     followed = [not following for following in whole[1:]] + [False]
@@ -125,9 +125,9 @@ def roles(layers: Sequence[int], full: Set[int]) -> list[Role]:
 
 
 def default_full(layers: int) -> tuple[int, ...]:
-    """Layers to read whole of so many: one in four is dense, the first two at most, then each third leads.
+    """Default `full`: one layer in four is dense (the first two at most), then every third leads.
 
-    The paper's for 28 layers are 0, 1 and the leaders 2, 14, 22: most layers follow one that they are unlike.
+    The paper has 0, 1 and the leaders 2, 14, 22 of 28 layers, so that most layers follow a distant one.
     """
     dense = min(_DENSE, layers // _LAYERS_A_DENSE)
     leaders = range(dense, max(layers - 1, min(layers, dense + 1)), _LAYERS_A_LEADER)

@@ -1,4 +1,4 @@
-"""The plain answer to every question, the measure of all others."""
+"""Dense attention: the baseline."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Dense(Method):
     paper: ClassVar[str] = "Vaswani et al. 2017"
     summary: ClassVar[str] = "full attention, with the query group folded"
     facts: ClassVar[Facts] = Facts(
-        stored="Keys and values, as the model makes them, on its device.",
-        select="Nothing is selected: R = N, and all of it is one contiguous read.",
-        best_for="Contexts below the break-even length of the other methods, which read everything there "
-        "by this call; the measure of accuracy and of speed-ups.",
-        weak_at="Time for a step and memory both grow with the context.",
+        stored="Keys and values in the model's dtype, on its device.",
+        select="No selection: R = N, in one contiguous read.",
+        best_for="Contexts below the break-even length of the other methods, which use the same call there; "
+        "the baseline for accuracy and speed.",
+        weak_at="Step time and memory grow with the context.",
     )

@@ -1,4 +1,4 @@
-"""Methods that keep few tokens and read all of them."""
+"""Eviction methods: keep a subset of the tokens and read all of it."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from keyhole.retention import (
 LAYERS = ("uniform", "pyramid")
 HEADS = ("uniform", "adaptive")
 PROMPTS = ("pieces", "whole")
-_SLOPE = 20  # PyramidKV: how much less than the average the last layer keeps
-_FLOOR = 0.2  # Ada-KV: share of an equal part that each head has in any case
+_SLOPE = 20  # PyramidKV: the last layer keeps a twentieth of the average
+_FLOOR = 0.2  # Ada-KV: fraction of an equal share that every head keeps (the alpha safeguard)
 
 
 @dataclass(frozen=True)
 class EvictionMethod(Method):
-    """A method that drops tokens for good."""
+    """A method that evicts tokens: what is dropped cannot be read again."""
 
     budget: Budget = options.budget(
         Budget(fraction=0.2),
         mass=False,
-        refusal="cannot be kept to by dropping tokens",
+        refusal="cannot be guaranteed by a method that drops tokens",
         unit="tokens",
-        help="Tokens kept for each head, sinks and window among them: a number, or a fraction of the "
-        "context.",
+        help="Tokens kept per head, including sinks and window: a number, or a fraction of the context.",
     )
-    sinks: int = options.integer(
-        4, ge=0, unit="tokens", help="First tokens of the text that are always kept."
-    )
-    window: int = options.integer(32, ge=1, unit="tokens", help="Newest tokens that are always kept.")
+    sinks: int = options.integer(4, ge=0, unit="tokens", help="First tokens of the sequence, always kept.")
+    window: int = options.integer(32, ge=1, unit="tokens", help="Newest tokens, always kept.")
     every: int = options.integer(
         0,
         ge=0,
         unit="tokens",
-        help="Generated tokens after which tokens are dropped again; 0 keeps all that is generated.",
+        help="Evict again after this many generated tokens; 0 keeps all generated tokens.",
     )
     prompt: str = options.choice(
         "pieces",
         PROMPTS,
-        help='Drop after each of the "pieces" in which a prompt comes, which bounds memory to the budget and '
-        'one piece, or when the "whole" of it is there, by scores that know all of it.',
+        help='When to evict during a prompt: after each of its "pieces" (chunks), which bounds memory to '
+        'the budget plus one piece, or once the "whole" prompt is there, with scores computed over all of '
+        "it.",
     )
     layers: str = options.choice(
         "uniform",
         LAYERS,
-        help='"uniform", or a "pyramid" in which lower layers keep more, at the same sum (PyramidKV).',
+        help='Budget per layer: "uniform", or a "pyramid" in which lower layers keep more, with the same '
+        "total.",
     )
     heads: str = options.choice(
         "uniform",
         HEADS,
-        help='"uniform", or "adaptive": a layer\'s heads share its budget by their scores (Ada-KV).',
+        help='Budget per head: "uniform", or "adaptive", where a layer\'s heads share its budget by '
+        "their scores.",
     )
 
     def retention(self, info: ModelInfo) -> list[Retention]:
@@ -75,19 +75,19 @@ class EvictionMethod(Method):
 
     @abstractmethod
     def scorer(self, info: ModelInfo, place: int) -> Scorer:
-        """How important the tokens of layer `place` of the model are."""
+        """The importance scores of the tokens of model layer `place`."""
 
     def picker(self) -> Allocator:
-        """How tokens are picked by their worth."""
+        """How tokens are picked by their scores."""
         return BestOfLayer(_FLOOR) if self.heads == "adaptive" else BestTokens()
 
     def policy(self, share: LayerShare) -> EvictionPolicy:
-        """What a layer with that part of the budget keeps."""
+        """What a layer with this share of the budget keeps."""
         whole = self.prompt == "whole"
         return EvictionPolicy(self.budget, share, self.sinks, self.window, self.every, whole)
 
     def shares(self, layers: int) -> list[LayerShare]:
-        """The parts of the budget, one for each layer."""
+        """The share of the budget for each layer."""
         if self.layers == "uniform" or layers < 2:
             return [Equal() for _ in range(layers)]
         return [Pyramid(layer / (layers - 1), 1 / _SLOPE) for layer in range(layers)]

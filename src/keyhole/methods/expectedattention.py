@@ -1,4 +1,4 @@
-"""Expected Attention: tokens are kept by the attention that queries to come are expected to pay."""
+"""Expected Attention: keeps the tokens that future queries are expected to attend to."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ class ExpectedAttentionKV(EvictionMethod):
     """Devoto et al., "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
     Distribution", 2025.
 
-    Follows the released code (kvpress) where it differs from the paper: the norm is that of the value, not of
-    its output projection, and the covariance is rotated by the mean rotation. Tokens of the `sinks` are left
-    out of the statistics.
+    Follows the released code (kvpress) where it differs from the paper: scores use the norm of the value, not
+    of its output projection, and the covariance is rotated by the mean rotation. Sinks are excluded from the
+    statistics.
     """
 
     name: ClassVar[str] = "expectedattention"
     paper: ClassVar[str] = "Expected Attention, arXiv 2510.00636"
-    summary: ClassVar[str] = "keeps what the distribution of the prompt's queries expects to be attended to"
+    summary: ClassVar[str] = "keeps what queries like those of the prompt are expected to attend to"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, their positions, and once for each query head the mean "
-        "and the scatter of queries, `4 * D * (D + 1)`.",
-        select="Nothing is selected: all that was kept is read.",
+        stored="Kept keys and values, their positions, and per query head the mean and scatter of queries "
+        "(`4 * D * (D + 1)`).",
+        select="No selection: all kept tokens are read.",
         best_for="Compressing a text before its question is known: scores do not depend on the prompt's end.",
-        weak_at="Queries that are distributed unlike those of the text. Scoring multiplies each key with a "
-        "matrix, `D * D` products for each query head. A later question may need what was dropped.",
+        weak_at="Questions whose queries are distributed differently from those of the text. Scoring "
+        "multiplies every key by a matrix (`D * D` products per query head). Dropped tokens are lost to "
+        "later questions.",
         kept=EVICTED,
         differs=(
             Differs("window", "0", ALIKE),
-            Differs("statistics", "hidden_states", "the same numbers, without looking for projections"),
+            Differs("statistics", "hidden_states", "the same numbers, without needing the query projection"),
         ),
     )
 
     future: int = options.integer(
-        512, ge=1, unit="tokens", help="Positions after the newest token that queries are expected at."
+        512, ge=1, unit="tokens", help="Number of future positions, after the newest token, to average over."
     )
-    covariance: bool = options.flag(True, help="Count the variance of logits, not their mean alone.")
+    covariance: bool = options.flag(True, help="Include the variance of logits, not only their mean.")
     epsilon: float = options.number(
-        0.0, ge=0, le=1, help="Added to the expected attention before it is multiplied with the value's norm."
+        0.0, ge=0, le=1, help="Added to the expected attention before multiplying by the value norm."
     )
     statistics: str = options.choice(
         "queries",
         ("queries", "hidden_states"),
-        help='What the distribution is taken of: the "queries" of the text, turned back before their '
-        'rotation, or its "hidden_states" through the query projection.',
+        help='Source of the query distribution: the "queries" of the text with their rotary embedding '
+        'undone, or its "hidden_states" through the query projection.',
     )
 
     def scorer(self, info: ModelInfo, place: int) -> Scorer:

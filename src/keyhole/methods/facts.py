@@ -1,13 +1,13 @@
-"""What a method's code does not show, told beside it: the page of a method shows it.
+"""Documentation of a method that its code does not show; the page of each method is made from it.
 
 Formulas are Python expressions for one KV head of one layer, in
 
-    N    tokens indexed, all before the window     R    tokens read, sinks and window among them
+    N    tokens indexed, all before the window     R    tokens read, including sinks and window
     D    size of a key                             Dv   size of a value
-    e    bytes of one of their numbers             Hkv  KV heads
-    G    query heads of a KV head
+    e    bytes per element                         Hkv  KV heads
+    G    query heads per KV head
 
-and the method's options by name. Tests compare those that count bytes with what is held and read.
+and the method's options by name. Tests compare the byte counts with what is held and read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from types import CodeType
 from typing import NamedTuple
 
 _FULL = "(D + Dv) * e"
-# A kept token's keys and values, the row they lie in, and its position.
+# Key and value of a kept token, its row, and its position.
 EVICTED = f"{_FULL} + 8"
 
-# Why options that methods have in common differ from the published ones.
-ALIKE = "the same for all methods, so that they compare"
-FOLLOWS = "what is read beside sinks and window, and it follows the current length"
-ON_DEVICE = "a slower tier pays where memory is short; give place=host then"
+# Why shared options differ from the published defaults.
+ALIKE = "the same for all methods, for comparison"
+FOLLOWS = "excludes sinks and window, and follows the current length"
+ON_DEVICE = "a slower tier is useful only where memory is short; give place=host then"
 
 
 class Differs(NamedTuple):
@@ -37,18 +37,18 @@ class Differs(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """How a method is to be described.
+    """The description of a method.
 
     Attributes:
-        stored: what is kept where.
+        stored: what is stored where.
         select: what a step does to select.
         best_for: when to use it.
-        weak_at: what it is bad at.
-        letters: what letters of the formulas stand for that are neither general ones nor options.
-        kept: bytes of keys and values held for each token.
-        index: bytes of the index held for each token.
+        weak_at: its weaknesses.
+        letters: the meaning of letters in the formulas that are neither general ones nor options.
+        kept: bytes of keys and values held per token.
+        index: bytes of the index held per token.
         scan: bytes read to select.
-        row: bytes read to attend to one token.
+        row: bytes read per attended token.
         products: multiplications to select.
         differs: options whose defaults are not the published ones.
     """
@@ -67,10 +67,10 @@ class Facts(NamedTuple):
 
 
 def value(formula: str, letters: Mapping[str, object]) -> float:
-    """What a formula comes to; formulas are part of a method's class, never of its options.
+    """The value of a formula; formulas are part of a method's class, never of its options.
 
     Raises:
-        NameError: it has a letter that is not given.
+        NameError: a letter is not given.
     """
     return eval(_compiled(formula), {"__builtins__": {}, "ceil": ceil}, letters)
 

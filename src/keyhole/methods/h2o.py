@@ -1,4 +1,4 @@
-"""H2O, and Keyformer, which scores with noise."""
+"""H2O, and Keyformer, which adds noise to its scores."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class H2O(EvictionMethod):
     """Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
     NeurIPS 2023.
 
-    The scores of the heads of a group are summed, so that a KV head keeps one set.
+    Scores are summed over the query heads of a group, so that each KV head keeps one set.
     """
 
     name: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "H2O, arXiv 2306.14048"
-    summary: ClassVar[str] = "keeps the newest tokens and those that got most attention so far"
+    summary: ClassVar[str] = "keeps the newest tokens and those with the largest accumulated attention"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, their positions, and the attention each token got.",
-        select="Nothing is selected: all that was kept is read; its logits are summed up as it is read.",
-        best_for="Long answers: what matters is learned anew with every token that is generated.",
-        weak_at="Early tokens, which more queries could see, are favoured; a later question may need what was"
-        " dropped. A prompt's queries are all multiplied with its keys once more.",
+        stored="Kept keys and values, their positions, and the accumulated attention of each token.",
+        select="No selection: all kept tokens are read, and their attention is accumulated.",
+        best_for="Long answers: importance is updated with every generated token.",
+        weak_at="Early tokens are favoured, since more queries could see them. Dropped tokens are lost to "
+        "later questions. Scoring multiplies all queries of a prompt with its keys a second time.",
         kept=f"{EVICTED} + 4 + 4 * normalise",
         differs=(
             _SINKS,
-            Differs("budget", "0.2 of the prompt, fixed when it ends", "it follows the current length"),
+            Differs("budget", "0.2 of the prompt, fixed at its end", "follows the current length"),
         ),
     )
 
@@ -44,18 +44,17 @@ class H2O(EvictionMethod):
         0.5,
         ge=0.0,
         le=1.0,
-        help="Share of the budget that the newest tokens have, where that is more than the window.",
+        help="Fraction of the budget for the newest tokens, if larger than the window.",
     )
     queries: int = options.integer(
         0,
         ge=0,
         unit="tokens",
-        help="Of a prompt, or of a piece of it, only the newest so many count; 0 is all.",
+        help="Accumulate only over this many newest queries of each prompt piece; 0 is all.",
     )
     normalise: bool = options.flag(
         False,
-        help="Divide what a token got by the number of queries that could see it, which are more for early "
-        "ones.",
+        help="Divide accumulated attention by the number of queries that could see the token.",
     )
 
     def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
@@ -70,16 +69,17 @@ class Keyformer(H2O):
     """Adnan et al., "Keyformer: KV Cache Reduction through Key Tokens Selection for Efficient Generative
     Inference", MLSys 2024.
 
-    H2O's scores, of logits with Gumbel noise and a temperature that grows while tokens are generated; neither
-    touches the output. Without noise, and at temperature 1, it is H2O. Noise depends on the seed, the layer,
-    the query head and the positions in the text, so that neither the batch nor the pieces of a prompt matter.
+    H2O's scores from logits with Gumbel noise and a temperature that rises during generation; attention
+    outputs are unaffected. Without noise and at temperature 1 it is H2O. The noise depends on the seed, the
+    layer, the query head and the token positions only, so results do not depend on the batch or on prompt
+    chunking.
     """
 
     name: ClassVar[str] = "keyformer"
     paper: ClassVar[str] = "Keyformer, arXiv 2403.09054"
-    summary: ClassVar[str] = "H2O by noisy scores, which evictions distort less"
+    summary: ClassVar[str] = "H2O with noisy scores, less biased by earlier evictions"
     facts: ClassVar[Facts] = H2O.facts._replace(
-        best_for="Long answers, as H2O, at small budgets: noise keeps tokens that got little attention yet.",
+        best_for="Long answers at small budgets: noise retains tokens that have had little attention so far.",
         differs=(_SINKS, Differs("budget", "0.6", ALIKE)),
     )
 
@@ -87,26 +87,27 @@ class Keyformer(H2O):
     noise: str = options.choice(
         "gumbel",
         (*kernels.NOISES, "none"),
-        help='"gumbel", "gaussian" of the same mean and variance, their mean as a "constant" (which changes '
-        'no softmax), or "none".',
+        help='Noise added to logits: "gumbel"; "gaussian" with the same mean and variance; "constant", '
+        'their mean (no effect on the softmax); or "none".',
     )
-    seed: int = options.integer(0, ge=0, le=2**63 - 1, help="Of the noise.")
+    seed: int = options.integer(0, ge=0, le=2**63 - 1, help="Seed of the noise.")
     tau_init: float = options.number(1.0, ge=0.01, le=100.0, help="Temperature for the prompt.")
     tau_end: float = options.number(
-        2.0, ge=0.01, le=100.0, help="Temperature after `generate` generated tokens, and from then on."
+        2.0, ge=0.01, le=100.0, help="Temperature after `generate` generated tokens."
     )
     generate: int = options.integer(
         128,
         ge=1,
         unit="tokens",
-        help="Generated tokens in which the temperature moves from one to the other.",
+        help="Generated tokens over which the temperature moves from `tau_init` to `tau_end`.",
     )
     freeze_keys: bool = options.flag(
         False,
-        help="As released: the tokens chosen at the end of a prompt stay; what leaves the window goes.",
+        help="As in the released code: tokens chosen at the end of the prompt stay, and tokens that leave "
+        "the window are dropped.",
     )
     shared_selection: bool = options.flag(
-        False, help="As released: batch rows, and so beams, choose by the sum of their scores."
+        False, help="As in the released code: batch rows (and beams) choose by the sum of their scores."
     )
 
     def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002

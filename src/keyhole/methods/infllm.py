@@ -1,4 +1,4 @@
-"""InfLLM: blocks of the context, read where their representative tokens are attended to."""
+"""InfLLM: blocks of the context, ranked by their representative tokens."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ class InfLLM(RetrievalMethod):
     """Xiao et al., "InfLLM: Training-Free Long-Context Extrapolation for LLMs with an Efficient Context
     Memory", NeurIPS 2024.
 
-    A token's representative score is the mean logit that the `window - 1` queries after it give it, summed
-    over the query heads of a group; the best tokens of a block represent it. A step reads the blocks of
-    greatest summed logits, the same ones for all heads of a layer. Prompts are computed densely, and
-    positions stay true; the paper computes prompts by blocks as well, and gives all blocks one distance.
+    A token's representative score is the mean logit it receives from the `window - 1` queries after it,
+    summed over the query heads of a group; the best tokens of a block represent it. A step reads the blocks
+    with the largest summed logits, the same ones for all heads of a layer. Prompts are computed densely and
+    positions are unchanged; the paper also computes prompts by blocks, and places all blocks at one distance.
     """
 
     name: ClassVar[str] = "infllm"
     paper: ClassVar[str] = "InfLLM, arXiv 2402.04617"
-    summary: ClassVar[str] = "blocks ranked by a few representative tokens, the best blocks are read"
+    summary: ClassVar[str] = "reads the blocks whose representative tokens have the largest logits"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys of the representatives of each block and their scores, in the type of the keys, on "
-        "the device; 8 bytes for each token whose block is not whole yet.",
-        select="Products with the representatives of each block, and a ranking of N / block blocks for the "
+        stored="Keys and scores of each block's representatives, in the dtype of the keys, on the device; 8 "
+        "bytes per token of an incomplete block.",
+        select="Dot products with the representatives of each block, and a ranking of N / block blocks per "
         "layer.",
-        best_for="Runs of text that matter together. An index that is small and made of true keys.",
-        weak_at="A token is only found through the representatives of its block. Tokens whose following "
-        "queries were not seen, as those of a cache that was filled before, are represented by the first of "
-        "a block.",
+        best_for="Passages that matter as a whole. A small index, made of exact keys.",
+        weak_at="A token is found only through the representatives of its block. Where the following queries "
+        "were not observed (a cache that was filled before), the first tokens of a block represent it.",
         index="(D + 1) * e * representatives / block",
         scan="(D + 1) * e * representatives * N / block",
         products="G * D * representatives * N / block",
@@ -47,12 +46,12 @@ class InfLLM(RetrievalMethod):
         ),
     )
 
-    block: int = options.integer(128, ge=1, unit="tokens", help="Tokens of a block.")
+    block: int = options.integer(128, ge=1, unit="tokens", help="Tokens per block.")
     representatives: int = options.integer(
-        4, ge=1, unit="tokens", help="Tokens that represent a block, at most all of it."
+        4, ge=1, unit="tokens", help="Representative tokens per block, at most `block`."
     )
     per_head: bool = options.flag(
-        False, help="Each KV head reads blocks of its own; else all heads of a layer read one list."
+        False, help="Select blocks per KV head instead of one list for all heads of a layer."
     )
 
     def __post_init__(self) -> None:

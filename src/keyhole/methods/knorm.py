@@ -1,4 +1,4 @@
-"""L2 norm: tokens whose keys are short are kept."""
+"""L2 norm: keeps the tokens whose keys have the smallest norm."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from keyhole.retention import KeyNorm, Scorer
 class KNorm(EvictionMethod):
     """Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", EMNLP 2024.
 
-    The paper leaves the first two layers whole and has neither sinks nor a window of tokens that are always
-    kept; here every layer drops tokens, and these are kept as in the other methods.
+    The paper skips the first two layers and has neither sinks nor a window; here every layer drops tokens,
+    and sinks and window are kept as in the other methods.
     """
 
     name: ClassVar[str] = "knorm"
     paper: ClassVar[str] = "L2 norm, arXiv 2406.11430"
     summary: ClassVar[str] = "keeps the tokens whose keys have the smallest norm"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, and their positions.",
-        select="Nothing is selected: all that was kept is read.",
-        best_for="Eviction that needs no queries and no attention weights, and costs one pass over the keys.",
-        weak_at="It knows nothing of what is asked. Models that normalise their keys have norms that say "
-        "little. A later question may need what was dropped.",
+        stored="Kept keys and values, and their positions.",
+        select="No selection: all kept tokens are read.",
+        best_for="Cheap eviction: one pass over the keys, without queries or attention weights.",
+        weak_at="Scores do not depend on the question. In models with key normalisation, norms carry little "
+        "information. Dropped tokens are lost to later questions.",
         kept=EVICTED,
         differs=(Differs("sinks", "0", ALIKE), Differs("window", "0", ALIKE)),
     )

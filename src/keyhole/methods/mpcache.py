@@ -1,4 +1,4 @@
-"""MPCache, its algorithm in the clear: drop what nothing looks at, read clusters of the rest."""
+"""MPCache, without the secure computation: evict what the prompt's end ignores, read clusters of the rest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from keyhole.retention import BestTokens, Equal, EvictionPolicy, NewestShare, Re
 from keyhole.selection import ClusterSelector, FollowingClusters, Selector
 
 _EVERYTHING = Budget(fraction=1.0)
-_ALONE = 2  # the first layers, which attend unlike each other
-_TELLS = "would make counts depend on the text"
+_ALONE = 2  # the first layers, whose attention differs too much to be shared
+_TELLS = "would make the number of tokens depend on the text, which mpcache must not reveal"
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,24 @@ class MPCache(RetrievalMethod):
     """Zeng et al., "MPCache: MPC-Friendly KV Cache Eviction for Efficient Private LLM Inference", NeurIPS
     2025.
 
-    When a prompt is complete, tokens that its newest fifth hardly attends to are dropped for good; generated
-    tokens stay. A step reads clusters of what is left. How many tokens are kept and read follows from lengths
-    alone, so that a secure computation could show it to all.
+    At the end of a prompt, tokens that its newest fifth hardly attends to are evicted; generated tokens stay.
+    A step reads clusters of what is left. The number of tokens kept and read depends on lengths only, so a
+    secure computation can reveal it.
     """
 
     name: ClassVar[str] = "mpcache"
     paper: ClassVar[str] = "MPCache, arXiv 2501.06807"
-    summary: ClassVar[str] = "drops what the prompt's end ignores, reads the best clusters of the rest"
+    summary: ClassVar[str] = "evicts what the prompt's end ignores, reads the best clusters of the rest"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, and their positions. A point for each cluster of both "
-        "levels, in the type of the keys, in the first layer of each pair. Until the prompt is complete, the "
+        stored="Kept keys and values, and their positions. In the first layer of each pair, a representative "
+        "vector per coarse and fine cluster, in the dtype of the keys. Until the prompt is complete, the "
         "queries of its newest fifth.",
-        select="Products of the group's summed query with the point of each cluster, and a ranking of N / "
-        "coarse clusters and of N / fine. Nothing in the second layer of a pair.",
-        best_for="Secure computation, where comparisons and gathers cost most: few of both, and counts that "
-        "tell nothing. Elsewhere, a cheap index over a cache that is small already.",
-        weak_at="A later question may need what was dropped. A cluster of unlike keys is judged by a point "
-        "that none of them is near. Paired layers share one list.",
+        select="Dot products of the group's summed query with each cluster's representative, and a ranking "
+        "of N / coarse and N / fine clusters. None in the second layer of a pair.",
+        best_for="Secure computation, where comparisons and gathers are expensive: few of both, and counts "
+        "that do not depend on the text. Otherwise, a cheap index over an already small cache.",
+        weak_at="Dropped tokens are lost to later questions. Clusters of dissimilar keys are poorly "
+        "represented. Paired layers share one list.",
         kept="(D + Dv) * e + 4",
         index="D * e / coarse + D * e / fine",
         scan="D * e * N / coarse + D * e * N / fine",
@@ -49,9 +49,13 @@ class MPCache(RetrievalMethod):
         differs=(
             Differs("budget", "0.2 of what is kept", ALIKE),
             Differs("sinks", "the first cluster", ALIKE),
-            Differs("window", "what fills no cluster yet", ALIKE),
-            Differs("keep", "by a threshold for each task in the code", "counts are to follow from lengths"),
-            Differs("share", "clusters only, by layers that keep different tokens", "a list names tokens"),
+            Differs("window", "tokens of incomplete clusters", ALIKE),
+            Differs("keep", "a threshold per task in the code", "counts must depend on lengths only"),
+            Differs(
+                "share",
+                "clusters only, of layers that keep different tokens",
+                "a shared list needs the same tokens",
+            ),
         ),
     )
 
@@ -60,42 +64,44 @@ class MPCache(RetrievalMethod):
         mass=False,
         refusal=_TELLS,
         unit="tokens",
-        help="Tokens read beside the always-read ones.",
+        help="Tokens read per step, in addition to sinks and window.",
     )
     keep: Budget = options.budget(
         Budget(fraction=0.4),
         mass=False,
         refusal=_TELLS,
         unit="tokens",
-        help="Tokens kept when a prompt is complete, sinks and window among them: a number, or a fraction of "
-        "the context. 1.0 keeps everything, so that another stage may drop tokens.",
+        help="Tokens kept at the end of a prompt, including sinks and window: a number, or a fraction of the "
+        "context. 1.0 keeps everything and leaves eviction to another stage.",
     )
     per_head: bool = options.flag(
-        False, help="Each KV head keeps tokens of its own; else all heads of a layer keep the same."
+        False, help="Evict per KV head instead of the same tokens in all heads of a layer."
     )
     share: bool = options.flag(
         True,
-        help="Layers from the third on keep and read what the layer before them does, in pairs; else each "
-        "its own.",
+        help="From the third layer on, pair layers: the second of a pair keeps and reads what the first "
+        "does.",
     )
-    fine: int = options.integer(16, ge=1, unit="tokens", help="Tokens of a cluster that is read.")
+    fine: int = options.integer(
+        16, ge=1, unit="tokens", help="Tokens per fine cluster, the unit that is read."
+    )
     coarse: int = options.integer(
         32,
         ge=1,
         unit="tokens",
-        help="Tokens of a cluster by which fine ones are passed over, a multiple of `fine`.",
+        help="Tokens per coarse cluster, by which fine ones are pre-selected; a multiple of `fine`.",
     )
     survivors: float = options.number(
         0.5,
         ge=0,
         le=1,
-        help="Share of the coarse clusters whose fine ones are ranked; more if the budget asks for it.",
+        help="Fraction of coarse clusters whose fine clusters are ranked; more if the budget requires it.",
     )
     alpha: float = options.number(
         0.6,
         ge=0,
         le=1,
-        help="Share of the greatest number in a channel, against the least, in what represents a cluster.",
+        help="Weight of the channel-wise maximum, against the minimum, in a cluster's representative.",
     )
 
     def __post_init__(self) -> None:
@@ -129,5 +135,5 @@ class MPCache(RetrievalMethod):
         return selectors
 
     def _leads(self, layers: int) -> list[bool]:
-        """Which of so many layers choose for themselves."""
+        """Which layers select for themselves."""
         return [not self.share or layer < _ALONE or layer % 2 == 0 for layer in range(layers)]

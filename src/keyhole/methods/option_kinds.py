@@ -22,8 +22,8 @@ class Option:
         help: what it does.
         unit: of the number.
         optional: whether it may be None.
-        words: words that may stand in place of a number.
-        renamed: values of former versions, and what they are called now.
+        words: words accepted instead of a number.
+        renamed: values of earlier versions, and their current names.
     """
 
     help: str
@@ -36,7 +36,7 @@ class Option:
         """The value as the method holds it.
 
         Raises:
-            SpecError: not of the option's type, or out of its range.
+            SpecError: wrong type, or out of range.
         """
         if (self.optional and value is None) or (isinstance(value, str) and value in self.words):
             return value
@@ -74,7 +74,7 @@ class Option:
 
     @property
     def beside(self) -> dict[str, Any]:
-        """JSON schemas of words that may be written in place of it, by word."""
+        """JSON schemas of keywords accepted instead of it, by keyword."""
         return {}
 
 
@@ -112,7 +112,7 @@ class Number(Option):
 
     def _read(self, method: str, name: str, value: Any) -> float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # An integer is compared as it is: it may be too large for a float.
+        # Integers are compared directly: they may be too large for a float.
         if not number or (isinstance(value, float) and not isfinite(value)) or not self._within(value):
             raise SpecError(f"{method}: {name}={shown(value)} is out of range; give a number, {self.allowed}")
         return value
@@ -193,7 +193,7 @@ class Directory(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Option):
-    """A number of bytes, which may be written "64MB" or "1.5GiB"."""
+    """A number of bytes, also as "64MB" or "1.5GiB"."""
 
     def _read(self, method: str, name: str, value: Any) -> int:
         return parse_bytes(f"{method}: {name}", value)
@@ -234,7 +234,7 @@ class BudgetOption(Option):
     def beside(self) -> dict[str, Any]:
         share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
         words = {
-            "mass": {"description": "In place of budget: the share of attention mass to read.", **share},
+            "mass": {"description": "Instead of budget: the fraction of attention mass to read.", **share},
             "floor": {
                 "description": "With mass: the fewest tokens to read.",
                 "type": "integer",
@@ -252,7 +252,8 @@ class Layers(Option):
     def _read(self, method: str, name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise SpecError(
-                f"{method}: {name}={shown(value)} is no list of layers; give one, as (0, 1, 2, 14, 22)"
+                f"{method}: {name}={shown(value)} is not a list of layers; give one, such as (0, 1, 2, 14, "
+                "22)"
             )
         number = Integer(help="", ge=0)
         return tuple(sorted({number.read(method, f"a layer of {name}", layer) for layer in value}))

@@ -82,8 +82,8 @@ def _declared(kind: type, own: Field[Any]) -> Option:
         if found is not None and _KEY in found.metadata:
             return found.metadata[_KEY]
     raise TypeError(
-        f"{kind.__name__}.{own.name} is not declared as an option; give it a default by one of the functions "
-        "of keyhole.methods.options, as integer(16, ge=0, help=...)"
+        f"{kind.__name__}.{own.name} is not declared as an option; set its default by a function of "
+        "keyhole.methods.options, such as integer(16, ge=0, help=...)"
     )
 
 

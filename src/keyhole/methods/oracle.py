@@ -13,19 +13,20 @@ from keyhole.selection import ExactSelector, Selector
 
 @dataclass(frozen=True)
 class Oracle(RetrievalMethod):
-    """Scores every key exactly, then reads the best: the bound of accuracy, not of speed."""
+    """Exact top-k: the upper bound on accuracy at a token budget, not a way to save time."""
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "exact top-k, the bound papers compare with"
-    summary: ClassVar[str] = "exact logits of all keys, best tokens read"
+    summary: ClassVar[str] = "exact top-k over the logits of all keys"
     facts: ClassVar[Facts] = Facts(
         stored="No index: the keys themselves are scored.",
-        select="Exact logits of every key, then a ranking of N tokens for each KV head.",
-        best_for="Judging other methods: the attention it misses, no choice of as many tokens can hold.",
-        weak_at="Reads every key in every step, so at D = Dv it reads no less than half of what dense does.",
+        select="Exact logits of every key, then a ranking of N tokens per KV head.",
+        best_for="Evaluating other methods: the upper bound on recall of attention mass at a token budget.",
+        weak_at="Reads every key in every step, so with D = Dv it reads at least half of what dense "
+        "attention does.",
         scan="D * e * N",
         products="G * D * N",
-        differs=(Differs("dense_below", "-", "it is asked for to select, not to be fast"),),
+        differs=(Differs("dense_below", "-", "used to measure selection, not to be fast"),),
     )
 
     dense_below: int | str = 0

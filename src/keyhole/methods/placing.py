@@ -1,4 +1,4 @@
-"""The options of methods that say where keys and values live, and the storages that follow from them."""
+"""The options that place keys and values, and the storages made from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Placing(Protocol):
 def place() -> Any:
     """The option `place`."""
     return options.choice(
-        "device", PLACES, help='Where keys and values live: memory of the "device", of the "host", or "disk".'
+        "device", PLACES, help='Where keys and values are stored: "device" memory, "host" memory, or "disk".'
     )
 
 
@@ -36,9 +36,9 @@ def block_cache() -> Any:
     """The option `block_cache`."""
     return options.nbytes(
         0,
-        help='Resident blocks in front of host or disk, all layers together; "64MB" is read too. For a model '
-        "on a GPU, place=host with unquantised keys and values has a cache of single tokens on the GPU "
-        "instead; 0 is room for twice as many tokens as a step reads.",
+        help='Size of the resident block cache in front of host or disk, for all layers together; "64MB" is '
+        "accepted. On a GPU, place=host with unquantised keys and values has a cache of single tokens on "
+        "the GPU instead; 0 sizes it for twice the tokens of a step.",
     )
 
 
@@ -47,15 +47,15 @@ def block_eviction() -> Any:
     return options.choice(
         "lfu",
         BLOCK_EVICTIONS,
-        help='Which resident block makes room for another: the one read least often ("lfu") or least '
-        'recently ("lru"). Single tokens always go by "lru".',
+        help='Eviction policy of the block cache: least frequently ("lfu") or least recently used ("lru"). '
+        'Single tokens always use "lru".',
     )
 
 
 def check_blocks(method: Placing) -> None:
-    """Raise SpecError for a block cache in front of nothing."""
+    """Raise SpecError for a block cache without a slower tier behind it."""
     if method.block_cache and method.place == "device":
-        raise SpecError(f"{method.name}: block_cache={method.block_cache} goes with place=host or place=disk")
+        raise SpecError(f"{method.name}: block_cache={method.block_cache} needs place=host or place=disk")
 
 
 def storages(method: Placing, info: ModelInfo, kv_dtype: str, window: int = 0) -> list[Storage]:

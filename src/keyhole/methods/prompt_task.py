@@ -1,7 +1,7 @@
-"""What a prompt asks for: to find something in a text, or to make something of all of it.
+"""Localisation (retrieval) against aggregation tasks, which WindowKV (arXiv 2503.17922) treats differently.
 
-WindowKV (arXiv 2503.17922) treats them differently. It tells them apart by a classifier of its own, which was
-not released; here it is by the words of an instruction, or by any classifier one has.
+The classifier of the paper was not released. Here prompts are classified by keywords of the instruction, or
+by a classifier that the user provides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOCALISATION, AGGREGATION = "localisation", "aggregation"
 
-_REACH = 600  # characters at each end of a prompt, where instructions stand
+_REACH = 600  # characters at each end of a prompt, where instructions are
 _MOST = 512  # word pieces that a classifier is given
 
 _MAKE = r"summar\w*|classif\w*|categor\w*|translat\w*|paraphras\w*|rewrite|rephrase|outline|overview|"
@@ -30,9 +30,9 @@ _AGGREGATES, _LOCATES = (re.compile(rf"\b(?:{words})", re.IGNORECASE) for words 
 
 
 def task_of(text: str) -> str:
-    """ "localisation" or "aggregation", by the words at both ends of a prompt; the first where none tell.
+    """ "localisation" or "aggregation", by keywords at both ends of a prompt; the end has precedence.
 
-    The end counts before the beginning.
+    "localisation" where there are none.
     """
     for part in (text[-_REACH:], text[:_REACH]):
         makes, finds = (len(words.findall(part)) for words in (_AGGREGATES, _LOCATES))
@@ -44,8 +44,8 @@ def task_of(text: str) -> str:
 def classified(text: str, directory: str) -> str:
     """ "localisation" or "aggregation", by a Hugging Face sequence classifier of two labels.
 
-    Labels may have these names, as they begin ("local", "aggreg"); else the first is localisation, as in
-    WindowKV. Of a long text it gets 512 word pieces at most, half of them from each end.
+    Labels that begin with "local" or "aggreg" are recognised; otherwise the first label is localisation, as
+    in WindowKV. Long texts are cut to 512 word pieces, half from each end.
 
     Raises:
         SpecError: no such classifier, or not of two labels.

@@ -17,23 +17,23 @@ from keyhole.selection.boxes import default_page
 class Quest(RetrievalMethod):
     """Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", 2024.
 
-    The paper reads the first two layers whole, and one list of pages for each query head; here every layer
-    selects, and the query heads of a group share a list.
+    The paper reads the first two layers whole and selects per query head; here every layer selects, and the
+    query heads of a group share one list of pages.
     """
 
     name: ClassVar[str] = "quest"
     paper: ClassVar[str] = "Quest, arXiv 2406.10774"
-    summary: ClassVar[str] = "boxes around the keys of each page bound its logits, the best pages are read"
+    summary: ClassVar[str] = "reads the pages with the highest upper bound of their logits"
     facts: ClassVar[Facts] = Facts(
-        stored="The greatest and the least number of each channel among the keys of a page, in the type "
-        "of the keys, on the device.",
-        select="Products of each box with the query's positive and negative parts, for the upper bounds "
-        "and for the lower ones that mass is estimated by; a ranking of N / page pages.",
-        best_for="Any model, with nothing to fit and an index that is exact at once, also while text "
-        "changes. The baseline to compare with.",
-        weak_at="Bounds are loose where a page holds unlike keys. A single token is read with its whole "
-        "page, and the budget with it.",
-        letters="page is `page`, or where that is None D / 8, but 4 to 16.",
+        stored="The channel-wise maximum and minimum of the keys of each page, in the dtype of the keys, on "
+        "the device.",
+        select="Upper bounds per page, and lower bounds for estimating mass, from the query's positive and "
+        "negative parts; a ranking of N / page pages.",
+        best_for="Any model: nothing to fit, and an index that is always up to date, also when the text "
+        "changes. The usual baseline.",
+        weak_at="Bounds are loose for pages of dissimilar keys. A single important token costs a whole page "
+        "of budget.",
+        letters="page is `page`; by default D / 8, limited to 4 to 16.",
         index="2 * D * e / page",
         scan="2 * D * e * N / page",
         products="4 * G * D * N / page",
@@ -41,7 +41,8 @@ class Quest(RetrievalMethod):
             Differs(
                 "page",
                 "16",
-                "the same for heads of 128; at 64, 8 reads more of the attention, with as large an index",
+                "the same for heads of 128; for heads of 64, pages of 8 read more attention mass with an "
+                "index of equal size",
             ),
         ),
     )
@@ -51,7 +52,7 @@ class Quest(RetrievalMethod):
         ge=1,
         optional=True,
         unit="tokens",
-        help="Tokens of a page. None takes an eighth of the head size, 4 to 16: boxes of as many bytes.",
+        help="Tokens per page. None takes an eighth of the head size, 4 to 16.",
     )
 
     def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""A pipeline of methods, put together to one answer for each question."""
+"""A pipeline of methods with one answer for each question."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ _NOWHERE = ModelInfo.of(0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages, no two of which answer the same question."""
+    """Stages, at most one for each question.
+
+    Raises:
+        SpecError: two stages answer the same question, or cannot be combined.
+    """
 
     stages: tuple[Method, ...]
 
@@ -55,10 +59,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, method: Recipe | Method | str) -> Recipe:
-        """Read a method, a specification, or a recipe itself.
+        """A recipe from a method string, a method or a recipe.
 
         Raises:
-            SpecError: as `keyhole.methods.spec.parse_stages`, or two stages answer one question.
+            SpecError: as `keyhole.methods.spec.parse_stages`, or two stages answer the same question.
             TypeError: none of the three.
         """
         if isinstance(method, Recipe):
@@ -70,7 +74,7 @@ class Recipe:
         return cls(parse_stages(method))
 
     def for_text(self, text: str) -> Recipe:
-        """The recipe for one prompt; another than itself where a stage depends on what is asked."""
+        """The recipe for one prompt, where the options of a stage depend on it."""
         return Recipe(tuple(stage.for_text(text) for stage in self.stages))
 
     @property
@@ -80,7 +84,7 @@ class Recipe:
 
     @property
     def drops(self) -> bool:
-        """Whether tokens are dropped for good, by whatever stage."""
+        """Whether any stage drops tokens."""
         return any(answers(stage, "retention") for stage in self.stages)
 
     @property
@@ -89,11 +93,11 @@ class Recipe:
         return next((stage for stage in self.stages if isinstance(stage, RetrievalMethod)), None)
 
     def layers(self, info: ModelInfo | int) -> list[LayerCache]:
-        """Fresh caches of one batch for the layers of a info, or for so many layers."""
+        """New caches of one batch for the layers of `info`, or for this number of layers."""
         info, request = ModelInfo.of(info), Request()
         count, reading = len(info), self._reading(info)
         retentions, selectors = self._retentions(info), self._answer("selectors", info)
-        # Selectors read heads of one length, at slots that lie side by side.
+        # Selectors need heads of equal length and contiguous slots.
         plain = PooledStorage if retentions and not selectors else DeviceStorage
         answers = zip(
             self._answer("prefill", info) or [DensePrefill() for _ in range(count)],
@@ -115,7 +119,7 @@ class Recipe:
         return layers
 
     def feedforward(self, info: ModelInfo) -> FeedForward | None:
-        """The thresholds for a model's weights, None where all are activated."""
+        """The thresholds for a model's weights; None where all are read."""
         return self._answer("feedforward", info)
 
     def _reading(self, info: ModelInfo) -> StepBudget | None:
@@ -141,10 +145,10 @@ class Recipe:
 
 
 def alone(method: Method) -> Recipe:
-    """The shortest pipeline that a method works in: itself, or with one that it wraps."""
+    """The shortest recipe that contains a method: itself, or with a method that it wraps."""
     return Recipe((method, SnapKV()) if isinstance(method, ScoreWrapper) else (method,))
 
 
 def answers(stage: Method, factory: str) -> bool:
-    """Whether a method, with its options, answers the question that a factory of `Method` stands for."""
+    """Whether a method, with its options, answers the question of a factory of `Method`."""
     return getattr(stage, factory)(_NOWHERE) is not None

@@ -1,4 +1,4 @@
-"""SALE: prompts attend to what an estimate from small integers says may matter."""
+"""SALE: block-sparse prefill by a low-bit estimate of attention."""
 
 from __future__ import annotations
 
@@ -20,64 +20,67 @@ class Sale(Method):
     """Ji et al., "SALE: Low-bit Estimation for Efficient Sparse Attention in Long-context LLM Prefilling",
     2025.
 
-    It computes prompts and leaves steps to others: `sale + pqcache`. The paper:
+    Computes prompts; combine it with a method for decode steps: `sale + pqcache`. The paper has
     `sale(tile=32, pooled=false, rows=64, means=false)`.
     """
 
     name: ClassVar[str] = "sale"
     paper: ClassVar[str] = "SALE, arXiv 2505.24179"
-    summary: ClassVar[str] = "block-sparse prompts: small integers tell which keys a tile of queries needs"
+    summary: ClassVar[str] = (
+        "block-sparse prefill: a low-bit estimate finds the keys that a tile of queries needs"
+    )
     facts: ClassVar[Facts] = Facts(
-        stored="Nothing beside keys and values; the means of 32 keys each while a prompt is computed, on a "
-        "GPU those of values, too.",
-        select="Nothing in a step, which reads everything: R = N. A prompt costs `Q * N * D / 2` byte "
-        "products for each query head beside attention to what it keeps; on the CPU they are of 8-bit "
-        "integers of as many levels as 16-bit sums hold, 31 at D = 32 and 15 at D = 128.",
-        best_for="Long prompts of models whose heads look at few places, on a CPU with native code; before "
-        "any method that selects in steps.",
-        weak_at="Heads that spread their attention keep most keys. Elsewhere than on a CPU with native code, "
-        "or on a GPU with Triton, with soft-capped logits, with sink logits and where tokens were evicted "
-        "prompts are computed whole.",
+        stored="The full KV cache. While a prompt is computed, also the mean key (on a GPU, also the mean "
+        "value) of every 32 tokens.",
+        select="None in decode steps, which read everything: R = N. In a prompt, `Q * N * D / 2` byte "
+        "products per query head, in addition to attention over the selected keys. On a CPU they use 8-bit "
+        "integers with as many levels as 16-bit sums allow: 31 at D = 32, 15 at D = 128.",
+        best_for="Long prompts of models with concentrated attention, on a CPU with native kernels; combines "
+        "with any method that selects in decode steps.",
+        weak_at="Heads with spread attention read most keys. Prompts are computed densely without native "
+        "kernels or Triton, with soft-capped or sink logits, and where tokens were evicted.",
         differs=(
-            Differs("thresholds", "always some", "works without; `keyhole calibrate sale` finds them"),
-            Differs("tile", "32", "keys are read where they lie, so runs may be short; fewer are kept"),
-            Differs("pooled", "false", "fewer keys are kept at the same error"),
-            Differs("rows", "64", "kernels work on so few queries at a time anyway; fewer keys are kept"),
-            Differs("means", "false", "far fewer keys are kept at the same error"),
-            Differs("dense_below", "1025", "from there on it is not slower than dense attention"),
+            Differs("thresholds", "always calibrated", "works without; `keyhole calibrate sale` finds them"),
+            Differs("tile", "32", "keys are read in place, so short runs are cheap; fewer keys are read"),
+            Differs("pooled", "false", "fewer keys are read at the same error"),
+            Differs("rows", "64", "kernels process 16 queries at a time anyway; fewer keys are read"),
+            Differs("means", "false", "far fewer keys are read at the same error"),
+            Differs("dense_below", "1025", "from here on it is no slower than dense attention"),
         ),
     )
 
-    thresholds: str | None = options.directory(help="Written by `keyhole calibrate sale` for the model.")
+    thresholds: str | None = options.directory(
+        help="Directory written by `keyhole calibrate sale` for this model."
+    )
     tau: float = options.number(
         0.008,
         ge=0,
-        help="Without calibrated thresholds, one for all heads, a share of attention: keys are read that "
-        "some query of a tile may give more than that; 0 reads everything.",
+        help="Threshold for all heads, without calibrated ones: keys that may receive more than this share "
+        "of attention from a query of the tile are read. 0 reads everything.",
     )
     sinks: int = options.integer(
-        32, ge=0, unit="tokens", help="First tokens that are always read, whole blocks of 32."
+        32, ge=0, unit="tokens", help="First tokens, always read, in whole blocks of 32."
     )
     window: int = options.integer(
-        128, ge=0, unit="tokens", help="Tokens before a tile of 64 queries that are always read."
+        128, ge=0, unit="tokens", help="Tokens before a tile of 64 queries, always read."
     )
     tile: int = options.choice(
-        1, WIDTHS, unit="tokens", help="Keys that are read or left out together: 1, 2, 4, 8, 16 or 32."
+        1, WIDTHS, unit="tokens", help="Keys that are read or skipped together: 1, 2, 4, 8, 16 or 32."
     )
     pooled: bool = options.flag(
         True,
-        help="Shares are of the whole context, of which the means of blocks tell the least weight; else of "
-        "sinks and window alone, so that more is read.",
+        help="Compute shares relative to the whole context, with skipped blocks estimated by their means; "
+        "otherwise relative to sinks and window only, which reads more.",
     )
     rows: int = options.choice(
-        16, SHARING, unit="tokens", help="Consecutive queries that choose keys together: 16, 32 or 64."
+        16, SHARING, unit="tokens", help="Consecutive queries that share one selection of keys: 16, 32 or 64."
     )
     means: bool = options.flag(
         True,
-        help="Keys that are left out of 32 count as so many of their mean; else they count for nothing.",
+        help="Approximate the skipped keys of each block of 32 by their mean; otherwise they are ignored.",
     )
     dense_below: int = options.integer(
-        4096, ge=0, unit="tokens", help="Contexts shorter than that are computed whole."
+        4096, ge=0, unit="tokens", help="Prompts at shorter contexts are computed densely."
     )
 
     @property

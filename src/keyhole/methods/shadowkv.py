@@ -1,4 +1,4 @@
-"""ShadowKV: low-rank keys, landmarks of chunks, outliers."""
+"""ShadowKV: low-rank keys, chunk landmarks, outliers."""
 
 from __future__ import annotations
 
@@ -20,51 +20,49 @@ from keyhole.storage.chunks import default_chunk
 class ShadowKV(RetrievalMethod):
     """Sun et al., "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context LLM Inference", ICML 2025.
 
-    Keys are kept as coefficients in a basis that is fitted on the prompt, before their rotation and for all
-    heads together, so even a full budget is dense attention only up to what the rank leaves out. `place`,
-    `block_cache` and `block_eviction` are about the values; low-rank keys stay on the device.
+    Keys before RoPE are stored as coefficients in a basis that is fitted to the prompt, jointly for all
+    heads, so even a full budget is only an approximation of dense attention. `place`, `block_cache` and
+    `block_eviction` apply to the values; low-rank keys stay on the device.
     """
 
     name: ClassVar[str] = "shadowkv"
     paper: ClassVar[str] = "ShadowKV, arXiv 2410.21465"
-    summary: ClassVar[str] = "low-rank keys, rebuilt for the chunks whose mean key ranks best"
+    summary: ClassVar[str] = "low-rank keys, reconstructed for the chunks whose mean key ranks best"
     facts: ClassVar[Facts] = Facts(
-        stored="Values as they are. Keys behind the window as `rank` numbers for all KV heads together. "
-        "Sums of the keys of each chunk, as 32-bit floats. Once for each KV head: the basis `4 * D * (rank "
-        "+ 1)`, and exact keys of sinks and outliers, `(sinks + outliers * chunk) * D * e` at most; after "
-        "a step also the keys it rebuilt, `R * D * e` at most. All on the device, but for the values with "
+        stored="Values unchanged. Keys before the window as `rank` numbers for all KV heads together. Sums "
+        "of the keys of each chunk, as 32-bit floats. Per KV head: the basis (`4 * D * (rank + 1)`), exact "
+        "keys of sinks and outliers (at most `(sinks + outliers * chunk) * D * e`) and the keys "
+        "reconstructed by the last step (at most `R * D * e`). All on the device, except values with "
         "place=host or place=disk.",
-        select="Products with one landmark for each chunk, and a ranking of N / chunk chunks. Keys read "
-        "are rebuilt, but for those that the step before had rebuilt: `rank * D` products each.",
-        best_for="Memory that is short: keys take a fraction of their bytes. Neighbouring tokens that "
-        "matter together, as passages do.",
-        weak_at="Keys that left the window are never exact again, so even a full budget is not dense "
-        "attention. A single token in a chunk of others is diluted. Few KV heads gain little: `rank` is "
-        "shared by fewer, and landmarks, basis and rebuilt keys are held beside. "
-        "The basis is fitted in the first step after a prompt, by eigenvectors of a "
-        "matrix of Hkv * D rows. Models whose rotation depends on the length are refused.",
-        letters="rank is `rank`, or where that is None Hkv * D / 3, but at most 160. chunk is `chunk`, or "
-        "where that is None D / 16, but 4 to 8.",
+        select="Dot products with one landmark per chunk, and a ranking of N / chunk chunks. Keys that are "
+        "read are reconstructed unless the previous step had them: `rank * D` products each.",
+        best_for="Limited memory: keys take a fraction of their size. Neighbouring tokens that matter "
+        "together, such as passages.",
+        weak_at="Keys before the window are never exact, so even a full budget is not dense attention. A "
+        "single important token is diluted by its chunk. Models with few KV heads gain little, since `rank` "
+        "is shared by fewer heads and landmarks, basis and reconstructed keys are extra. The basis is "
+        "fitted in the first step after a prompt (eigenvectors of a matrix of Hkv * D rows). Models whose "
+        "rotary embedding depends on the sequence length are refused.",
+        letters="rank is `rank`; by default Hkv * D / 3, at most 160. chunk is `chunk`; by default D / 16, "
+        "limited to 4 to 8.",
         kept="Dv * e + rank * e / Hkv",
         index="4 * D / chunk",
         scan="4 * D * N / chunk",
         row="Dv * e + rank * e",
         products="G * D * N / chunk",
         differs=(
-            Differs("budget", "2048 tokens, outliers in addition", ALIKE),
-            Differs(
-                "sinks", "0, the first chunk being an outlier", "sinks are read without having to stand out"
-            ),
+            Differs("budget", "2048 tokens, plus outliers", ALIKE),
+            Differs("sinks", "0, the first chunk being an outlier", "sinks are always read"),
             Differs("place", "host", ON_DEVICE),
             Differs(
                 "rank",
                 "160",
-                "the same for 8 heads of 128; few heads would hold more than dense",
+                "the same for 8 heads of 128; with few heads it would hold more than dense",
             ),
             Differs(
                 "chunk",
                 "8",
-                "the same for heads of 128; at 64, 4 reads more of the attention",
+                "the same for heads of 128; for heads of 64, chunks of 4 read more attention mass",
             ),
         ),
     )
@@ -74,31 +72,31 @@ class ShadowKV(RetrievalMethod):
         None,
         ge=1,
         optional=True,
-        help="Numbers that a key of all heads together is kept as. None takes 160, but at most a third of "
-        "those that it has in all heads: more would not save memory.",
+        help="Rank of the keys of all heads together. None takes 160, at most a third of the total key size "
+        "(a larger rank saves no memory).",
     )
     chunk: int | None = options.integer(
         None,
         ge=1,
         optional=True,
         unit="tokens",
-        help="Tokens that are ranked by one landmark, the mean of their keys, and read together. None takes "
-        "a sixteenth of the head size, 4 to 8.",
+        help="Tokens per chunk, which is ranked by its landmark (the mean of its keys) and read as a whole. "
+        "None takes a sixteenth of the head size, 4 to 8.",
     )
     outliers: int = options.integer(
         48,
         ge=0,
         unit="chunks",
-        help="Chunks of the prompt, for each KV head, that their landmark represents worst: their keys stay "
-        "as they are, and they are read before others, within a quarter of the budget.",
+        help="Prompt chunks per KV head that are worst represented by their landmark: their keys stay "
+        "exact, and they are read first, within a quarter of the budget.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kv_dtype != "auto":
             raise SpecError(
-                f"{self.name}: kv_dtype={self.kv_dtype} goes with other methods; here keys are kept as "
-                "`rank` numbers for all heads together, so give a smaller rank to make them smaller"
+                f"{self.name}: kv_dtype={self.kv_dtype} is not supported, because keys are stored at low "
+                "rank; give a smaller rank to save more memory, or use another method"
             )
 
     def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:

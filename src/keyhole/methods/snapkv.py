@@ -1,4 +1,4 @@
-"""SnapKV, and the two that share its budget out otherwise: PyramidKV over layers, Ada-KV over heads."""
+"""SnapKV, and two variants of its budget allocation: PyramidKV over layers, Ada-KV over heads."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ class SnapKV(EvictionMethod):
 
     name: ClassVar[str] = "snapkv"
     paper: ClassVar[str] = "SnapKV, arXiv 2404.14469"
-    summary: ClassVar[str] = "keeps what the prompt's newest tokens attend to, for each KV head"
+    summary: ClassVar[str] = "keeps what the prompt's newest tokens attend to, per KV head"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, their positions, and the window's queries.",
-        select="Nothing is selected: all that was kept is read.",
-        best_for="A question at the end of a long prompt, and an answer that is short.",
-        weak_at="A later question may need what was dropped. Prompts whose end does not show what is asked.",
+        stored="Kept keys and values, their positions, and the queries of the window.",
+        select="No selection: all kept tokens are read.",
+        best_for="A question at the end of a long prompt, and a short answer.",
+        weak_at="Dropped tokens are lost to later questions. Prompts whose end does not contain the "
+        "question.",
         kept=EVICTED,
         differs=(
             Differs("sinks", "0", "evicting the first tokens can end generation at once"),
-            Differs("kernel", "5, averaged; 7 in the paper", "the most nearby, as the paper says"),
+            Differs("kernel", "5, averaged; 7 in the paper", "max pooling, as the paper says"),
         ),
     )
 
@@ -36,13 +37,13 @@ class SnapKV(EvictionMethod):
         7,
         ge=1,
         unit="tokens",
-        help="Tokens over which the attention that the window pays is pooled, an odd number.",
+        help="Kernel size of the max pooling over attention scores, an odd number.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kernel % 2 == 0:
-            raise SpecError(f"{self.name}: kernel={self.kernel} has no middle; give an odd number")
+            raise SpecError(f"{self.name}: kernel={self.kernel} is even; give an odd number")
 
     def scorer(self, info: ModelInfo, place: int) -> Scorer:  # noqa: ARG002
         return Observed(self.window, self.kernel)
@@ -52,12 +53,12 @@ class SnapKV(EvictionMethod):
 class PyramidKV(SnapKV):
     """Cai et al., "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling", 2024.
 
-    SnapKV's scores; the budget falls linearly from layer to layer, to a twentieth in the last one.
+    SnapKV's scores; the budget decreases linearly over the layers, to a twentieth of the average in the last.
     """
 
     name: ClassVar[str] = "pyramidkv"
     paper: ClassVar[str] = "PyramidKV, arXiv 2406.02069"
-    summary: ClassVar[str] = "SnapKV with more tokens in lower layers"
+    summary: ClassVar[str] = "SnapKV with larger budgets in lower layers"
 
     layers: str = "pyramid"
 
@@ -67,11 +68,11 @@ class AdaKV(SnapKV):
     """Feng et al., "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM
     Inference", 2024.
 
-    SnapKV's scores; a layer's heads compete for one budget, of which each has a fifth of its part for sure.
+    SnapKV's scores; the heads of a layer compete for one budget, with a floor of 20% of an equal share each.
     """
 
     name: ClassVar[str] = "adakv"
     paper: ClassVar[str] = "Ada-KV, arXiv 2407.11550"
-    summary: ClassVar[str] = "SnapKV with more tokens for heads whose attention is spread"
+    summary: ClassVar[str] = "SnapKV with larger budgets for heads with spread attention"
 
     heads: str = "adaptive"

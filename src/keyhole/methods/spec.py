@@ -43,7 +43,7 @@ def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
     if mass:
         if "mass" not in mass or "budget" in options:
             raise SpecError(
-                f"{kind.name}: mass stands in place of budget, floor and cap go with mass; give only those"
+                f"{kind.name}: mass replaces budget, and floor and cap need mass; give only those"
             )
         options["budget"] = Budget(**mass)
     return kind(**options)

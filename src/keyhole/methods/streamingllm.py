@@ -15,17 +15,17 @@ from keyhole.retention import Recency, Scorer
 class StreamingLLM(EvictionMethod):
     """Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024.
 
-    Positions stay as they were in the text; the paper counts them anew within what is kept.
+    Positions are those of the original text; the paper renumbers them within the kept tokens.
     """
 
     name: ClassVar[str] = "streamingllm"
     paper: ClassVar[str] = "StreamingLLM, arXiv 2309.17453"
     summary: ClassVar[str] = "keeps the first tokens and the newest"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values of the sinks and of the newest tokens, and their positions.",
-        select="Nothing is selected: all that was kept is read.",
-        best_for="Endless text of which only the end matters; the baseline that every method must beat.",
-        weak_at="Everything in the middle is gone.",
+        stored="Keys and values of the sinks and the newest tokens, and their positions.",
+        select="No selection: all kept tokens are read.",
+        best_for="Endless text of which only the end matters; a baseline for eviction.",
+        weak_at="Everything between sinks and window is lost.",
         kept=EVICTED,
     )
 

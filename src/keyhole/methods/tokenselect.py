@@ -1,4 +1,4 @@
-"""TokenSelect: a soft vote of all heads elects the tokens a layer reads."""
+"""TokenSelect: a soft vote over all heads selects the tokens that a layer reads."""
 
 from __future__ import annotations
 
@@ -21,70 +21,72 @@ class TokenSelect(RetrievalMethod):
     """Wu et al., "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
     Token-Level KV Cache Selection", 2025.
 
-    The paper: `tokenselect(budget=2048, sinks=128, window=512, distance=512, renumber=true,
-    scaled_vote=false, sparse_prefill=true)`. It renumbers and scores from one distance because its contexts
-    exceed the range of its models; where a model handles the length, true positions are what it has learnt.
+    The paper has `tokenselect(budget=2048, sinks=128, window=512, distance=512, renumber=true,
+    scaled_vote=false, sparse_prefill=true)`. It renumbers positions and scores at a constant distance because
+    its contexts exceed the models' range; within the range, true positions are what the model was trained on.
     """
 
     name: ClassVar[str] = "tokenselect"
     paper: ClassVar[str] = "TokenSelect, arXiv 2411.02886"
-    summary: ClassVar[str] = "exact logits, one soft vote of each query head, the same tokens for all heads"
+    summary: ClassVar[str] = "a soft vote of all query heads over exact logits; the same tokens for all heads"
     facts: ClassVar[Facts] = Facts(
-        stored="No index: the keys themselves are scored. With `reuse`, the last query and what it elected. "
-        "With `distance`, a copy of the keys before RoPE, `D * e` for each token.",
-        select="Exact logits of every key, a vote of each query head, and a ranking of N tokens for the "
-        "layer; nothing in steps that `reuse` answers.",
-        best_for="One list of tokens for all heads of a layer, as paged attention wants it. Prompts that "
-        "are to be computed sparsely: the only method here that does.",
-        weak_at="Reads every key in every step, so at D = Dv it reads no less than half of what dense "
-        "does. Heads that need different tokens share one list. With `reuse`, what left the window since "
-        "the last election is not read.",
+        stored="No index: the keys themselves are scored. With `reuse`, the last query and its selection. "
+        "With `distance`, a copy of the keys before RoPE (`D * e` per token).",
+        select="Exact logits of every key, a vote per query head, and a ranking of N tokens per layer; none "
+        "in steps that `reuse` covers.",
+        best_for="One list of tokens for all heads of a layer, as paged attention needs it. Sparse prefill "
+        "with the same selection (`sparse_prefill`).",
+        weak_at="Reads every key in every step, so with D = Dv it reads at least half of what dense "
+        "attention does. Heads that need different tokens share one list. With `reuse`, tokens that left "
+        "the window since the last selection are not read.",
         scan="D * e * N",
         products="G * N * (D + 2)",
         differs=(
             Differs("budget", "2048", ALIKE),
             Differs("sinks", "128", ALIKE),
             Differs("window", "512", ALIKE),
-            Differs("scaled_vote", "false", "votes are the attention paid, not all for the best few tokens"),
-            Differs("reuse", "0.9; off in the released code", "elections go stale, see what it is bad at"),
-            Differs("sparse_prefill", "true", "prompts are computed exactly unless that is asked for"),
-            Differs("renumber", "true", "a model that handles the length has learnt true positions"),
-            Differs("distance", "512, the window", "as that, and keys are scored where they lie"),
+            Differs(
+                "scaled_vote",
+                "false",
+                "votes are attention weights, instead of almost all on the best few tokens",
+            ),
+            Differs(
+                "reuse", "0.9; off in the released code", "reused selections miss tokens that left the window"
+            ),
+            Differs("sparse_prefill", "true", "prompts are computed exactly by default"),
+            Differs("renumber", "true", "models are trained on true positions, within their range"),
+            Differs("distance", "512, the window", "as for `renumber`"),
         ),
     )
 
-    per_head: bool = options.flag(
-        False, help="Each KV head reads tokens of its own; else a layer reads one list."
-    )
+    per_head: bool = options.flag(False, help="Select tokens per KV head instead of one list per layer.")
     scaled_vote: bool = options.flag(
-        True, help="Votes are the softmax of attention; else of its logits before they are scaled down."
+        True, help="Vote by the attention softmax; otherwise by the softmax of unscaled logits."
     )
     reuse: float | None = options.number(
         None,
         ge=-1,
         le=1,
         optional=True,
-        help="Cosine of queries above which the last elected tokens are read again; None elects in each "
+        help="Cosine similarity of queries above which the last selection is reused; None selects in every "
         "step.",
     )
     sparse_prefill: bool = options.flag(
-        False, help="Elect for prompts too, once for each chunk of queries, within the same budget."
+        False, help="Also select in prompts, once per chunk of queries, with the same budget."
     )
-    chunk: int = options.integer(
-        512, ge=1, unit="tokens", help="Queries of such a chunk; the window is in addition."
-    )
+    chunk: int = options.integer(512, ge=1, unit="tokens", help="Queries per chunk of `sparse_prefill`.")
     renumber: bool = options.flag(
         False,
-        help="Move what is read to positions without gaps, up to the newest token's, for contexts beyond the "
-        "model's range. Prompts need `sparse_prefill` for that, too. Votes are not affected.",
+        help="Renumber the tokens that are read to consecutive positions, for contexts beyond the model's "
+        "range; prompts also need `sparse_prefill`. Votes are not affected.",
     )
     distance: int | None = options.integer(
         None,
         ge=0,
         optional=True,
         unit="tokens",
-        help="Score keys before RoPE, as if all lay so many positions back; None scores them where they are. "
-        "It must be within the range of the model, and at least the window.",
+        help="Score all keys at this constant relative position; None scores them at their own. At least the "
+        "window, and within the model's range.",
     )
 
     def __post_init__(self) -> None:
@@ -140,11 +142,11 @@ class TokenSelect(RetrievalMethod):
     def _check_renumbering(self) -> None:
         if self.budget.mass is not None:
             raise SpecError(
-                f"{self.name}: renumber=true needs to know how many tokens are read before they are "
-                f"elected; give a number or a share of them as budget, in place of mass={self.budget.mass}"
+                f"{self.name}: renumber=true needs a fixed number of tokens per step; give a number or a "
+                f"fraction of the context as budget instead of mass={self.budget.mass}"
             )
         if (self.place, self.kv_dtype) != ("device", "auto"):
             raise SpecError(
-                f"{self.name}: renumber=true goes with place=device, kv_dtype=auto: what is read is moved "
-                f"in each step; place={self.place}, kv_dtype={self.kv_dtype} go without it"
+                f"{self.name}: renumber=true is supported only with place=device, kv_dtype=auto, not "
+                f"place={self.place}, kv_dtype={self.kv_dtype}; leave out renumber or give these"
             )

@@ -23,14 +23,14 @@ from keyhole.retention import (
 
 
 class _Sizes(NamedTuple):
-    """Newest tokens that score, tokens of a window, and how many of these count."""
+    """Tokens of the observation window, tokens per window, and how many of these count."""
 
     window: int
     omega: int
     p: int
 
 
-# For LLaMA-3. The released code has modes and observation windows the other way round than the paper.
+# For LLaMA-3. The released code swaps tasks and observation windows relative to the paper.
 _PRESETS = {
     ("paper", LOCALISATION): _Sizes(16, 8, 8),
     ("paper", AGGREGATION): _Sizes(32, 16, 8),
@@ -45,26 +45,27 @@ class WindowKV(EvictionMethod):
     """Zuo et al., "WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference",
     2025.
 
-    For Qwen2.5-1.5B the paper has `windowkv(omega=32, p=32, window=4)` to find something and
-    `windowkv(omega=32, p=16, window=16)` to make something of all; it names no p, half a window is
-    the code's.
+    For Qwen2.5-1.5B the paper has `windowkv(omega=32, p=32, window=4)` for localisation tasks and
+    `windowkv(omega=32, p=16, window=16)` for aggregation; it does not give p, half a window is the code's.
     """
 
     name: ClassVar[str] = "windowkv"
     paper: ClassVar[str] = "WindowKV, arXiv 2503.17922"
     summary: ClassVar[str] = "keeps whole windows of the prompt, the same ones in a group of layers"
     facts: ClassVar[Facts] = Facts(
-        stored="The keys and values that were kept, their positions, and the window's queries in the first "
-        "layer of each group.",
-        select="Nothing is selected: all that was kept is read.",
-        best_for="Text that is understood by passages. Deep models: one layer in a group scores for all.",
-        weak_at="A later question may need what was dropped. Tokens that matter alone take a window with "
-        "them. The whole prompt is held until it is complete, since only its end tells what to keep.",
+        stored="Kept keys and values, their positions, and the queries of the observation window in the "
+        "first layer of each group.",
+        select="No selection: all kept tokens are read.",
+        best_for="Text whose meaning is in passages. Deep models: one layer of a group scores for all.",
+        weak_at="Dropped tokens are lost to later questions. A single important token costs a whole window. "
+        "The whole prompt is held until its end, which determines the scores.",
         kept=EVICTED,
         differs=(
             Differs("sinks", "0", "evicting the first tokens can end generation at once"),
-            Differs("group", "8 of 32 layers, 7 of 28", "the same share of any depth"),
-            Differs("task", "by a classifier", "it was not released; give task=auto for one of your own"),
+            Differs("group", "8 of 32 layers, 7 of 28", "a quarter of the layers at any depth"),
+            Differs(
+                "task", "by a classifier", "not released; task=auto uses keywords or your own classifier"
+            ),
         ),
     )
 
@@ -72,7 +73,7 @@ class WindowKV(EvictionMethod):
         0,
         ge=0,
         unit="tokens",
-        help="Newest tokens that are always kept, and whose attention counts; 0 is the preset's.",
+        help="Newest tokens, always kept, whose attention gives the scores; 0 takes the preset's.",
     )
     prompt: str = "whole"
     layers: str = "pyramid"
@@ -80,44 +81,45 @@ class WindowKV(EvictionMethod):
         0,
         ge=0,
         unit="layers",
-        help="Layers that keep the same tokens: the first of them chooses; 0 is a quarter of all, as it was "
-        "published for 28 and 32 layers.",
+        help="Number of consecutive layers that keep the same tokens, chosen by the first; 0 is a quarter "
+        "of all layers, as published.",
     )
     task: str = options.choice(
         LOCALISATION,
         (LOCALISATION, AGGREGATION, _AUTO),
-        help='What prompts ask for, "localisation" of something in a text or "aggregation" of all of it; '
-        '"auto" finds out, see `for_text`.',
+        help='Task type: "localisation" (retrieval), "aggregation", or "auto", which classifies each prompt.',
     )
     preset: str = options.choice(
         "paper",
         ("paper", "code"),
-        help='Values for each task by the "paper" or by the released "code".',
+        help='Values for each task as in the "paper" or in the released "code".',
     )
-    omega: int = options.integer(0, ge=0, unit="tokens", help="Tokens of a window; 0 is the preset's.")
+    omega: int = options.integer(0, ge=0, unit="tokens", help="Tokens per window; 0 takes the preset's.")
     p: int = options.integer(
         0,
         ge=0,
         unit="tokens",
-        help="Best tokens of a window whose mean is its score; omega for all of them, 0 is the preset's.",
+        help="A window's score is the mean of its p best tokens; omega averages all, 0 takes the preset's.",
     )
     per_head: bool = options.flag(
-        False, help="Each KV head keeps tokens of its own; else all heads of a layer keep the same."
+        False, help="Keep tokens per KV head instead of the same tokens in all heads of a layer."
     )
     classifier: str | None = options.directory(
-        help="With task=auto, a Hugging Face sequence classifier of two labels; without one, words of the "
-        "instruction decide."
+        help="With task=auto: directory of a Hugging Face sequence classifier with two labels. None "
+        "classifies by keywords of the instruction."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ragged and not self.per_head:
-            raise SpecError(f"{self.name}: heads=adaptive goes with per_head=true, else heads keep the same")
+            raise SpecError(
+                f"{self.name}: heads=adaptive needs per_head=true, since heads keep the same tokens otherwise"
+            )
         if self.classifier is not None and self.task != _AUTO:
-            raise SpecError(f"{self.name}: classifier={self.classifier!r} goes with task=auto")
+            raise SpecError(f"{self.name}: classifier={self.classifier!r} needs task=auto")
 
     def for_text(self, text: str) -> WindowKV:
-        """The method for a prompt, where it depends on what that asks for.
+        """The method with its task resolved for this prompt.
 
         Raises:
             SpecError: its classifier cannot be loaded.
@@ -154,8 +156,8 @@ class WindowKV(EvictionMethod):
             return given
         if self.task == _AUTO:
             raise SpecError(
-                f"{self.name}: task=auto must be settled by a prompt: use what for_text(prompt) returns, or "
-                f"give task={LOCALISATION} or task={AGGREGATION}"
+                f"{self.name}: task=auto must be resolved for a prompt; use method.for_text(prompt), or give "
+                f"task={LOCALISATION} or task={AGGREGATION}"
             )
         preset = _PRESETS[self.preset, self.task]
         sizes = _Sizes(*(own or other for own, other in zip(given, preset, strict=True)))

@@ -1,4 +1,4 @@
-"""Methods that change how another one chooses the tokens that it keeps."""
+"""Methods that change the scores of an eviction method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keyhole.retention import Retention, Scorer
 class ScoreWrapper(Method):
     """Wraps the scorers of the stage that drops tokens: `criticalkv + snapkv`.
 
-    It answers no question itself. Of several, the first is the outermost.
+    It answers no question itself. Of several wrappers, the first is the outermost.
     """
 
     @abstractmethod
@@ -33,10 +33,10 @@ class ScoreWrapper(Method):
 
 
 def check_wrappers(stages: tuple[Method, ...], evicting: list[Method]) -> None:
-    """Raise SpecError for a stage that wraps the scores of another where none has any."""
+    """Raise SpecError for a wrapper without a stage that drops tokens."""
     for stage in stages:
         if isinstance(stage, ScoreWrapper) and not evicting:
             raise SpecError(
-                f"{stage.name} changes how another method chooses the tokens it keeps, and there is "
-                f"none that drops tokens; write {stage.name} + snapkv, or another one"
+                f"{stage.name} changes the scores of a method that drops tokens, and the recipe has none; "
+                f"write {stage.name} + snapkv, or another one"
             )

@@ -43,8 +43,8 @@ class _Follower(Retention):
         heads = kept.filling.shape[1]
         if chosen.slots.shape[1] != heads:
             raise ValueError(
-                f"a layer of {heads} KV heads cannot keep what one of {chosen.slots.shape[1]} chose; "
-                "give options by which layers do not share"
+                f"a layer of {heads} KV heads cannot share the tokens of one with "
+                f"{chosen.slots.shape[1]}; set options so that layers do not share"
             )
         return chosen.to(kept.filling.device)
 

@@ -190,8 +190,8 @@ class FollowingClusters(Unindexed):
         heads = step.storage.keys(step.storage.length - 1).shape[1]
         if picked.slots.shape[1] != heads:
             raise ValueError(
-                f"a layer of {heads} KV heads cannot read what one of {picked.slots.shape[1]} picked; "
-                "give an option by which layers do not share"
+                f"a layer of {heads} KV heads cannot share the tokens of one with {picked.slots.shape[1]}; "
+                "give share=false"
             )
         return picked
 

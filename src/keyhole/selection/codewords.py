@@ -201,7 +201,7 @@ class CodewordSelector(Capturable):
             else:
                 self._book = self._placed(state["labels"].device)
                 if not torch.equal(state["book"].cpu(), self._book.digest):
-                    raise SavedStateError("it was indexed by another codebook than the method names now")
+                    raise SavedStateError("it was indexed with a different codebook than the method's")
 
     @property
     def nbytes(self) -> int:

@@ -40,14 +40,14 @@ class RenumberedStorage(DeviceStorage):
     def settle(self, regions: Regions) -> None:
         if regions.hidden is not None:
             raise ValueError(
-                "with renumber=true tokens are moved by how many lie between them, and the attention mask "
-                "hides some inside a sequence; leave renumber out, or pad on the left of all turns"
+                "renumber=true does not support attention masks that hide tokens inside a sequence; leave "
+                "renumber out, or pad only at the left of the whole sequence"
             )
         self._regions = regions
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         if self._regions is None:
-            raise ValueError("it is not known what a step reads; call settle first")
+            raise ValueError("the tokens of a step are unknown; call settle first")
         chosen = Chosen.of(slots, counts, self.keys().shape[1])
         moves = closing_moves(chosen.slots, self._elected(self._regions, chosen.counts), self._regions)
         keys, values = (at(part, chosen.slots) for part in (self.keys(), self.values()))

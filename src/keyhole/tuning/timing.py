@@ -137,7 +137,7 @@ def using_threads(count: int) -> Iterator[None]:
         ValueError: a negative number.
     """
     if count < 0:
-        raise ValueError(f"{count} threads are out of range; give 0 for torch's own number, or at least 1")
+        raise ValueError(f"{count} threads are out of range; give 0 for torch's default, or at least 1")
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

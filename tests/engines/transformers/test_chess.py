@@ -363,7 +363,7 @@ def test_thresholds_of_a_file(tmp_path):
         ("chess(file=x)", "chess"),
         (
             f"chess(file={str(tmp_path)!r})",
-            "weighed by",
+            "weighted by",
         ),
     ):
         with pytest.raises(ValueError, match=told):

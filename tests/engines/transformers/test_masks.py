@@ -177,7 +177,7 @@ def test_numbers_that_hide_are_a_mask(name):
         for least in (-torch.inf, torch.finfo(torch.float32).min):
             numbers = torch.zeros(mask.shape).masked_fill(~mask, least)
             torch.testing.assert_close(run(model, ids, numbers, DynamicCache()), wanted)
-        with pytest.raises(ValueError, match="adds numbers"):
+        with pytest.raises(ValueError, match="adds an attention bias"):
             run(model, ids, torch.zeros(mask.shape).masked_fill(~mask, -3.0), DynamicCache())
 
 

@@ -60,7 +60,7 @@ def test_a_model_that_is_never_detached_is_freed(method):
     del model
     gc.collect()
     assert gone() is None
-    with pytest.raises(keyhole.UnsupportedCacheError, match="the model of this cache is gone"):
+    with pytest.raises(keyhole.UnsupportedCacheError, match="the model of this cache no longer exists"):
         cache.model  # noqa: B018
 
 

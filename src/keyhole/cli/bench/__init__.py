@@ -15,8 +15,8 @@ from keyhole.cli.bench.report import report
 app = typer.Typer(
     name="bench",
     no_args_is_help=True,
-    help="Time operations, a layer's decode step and whole models, against the best dense calls. "
-    "What is timed is checked first; nothing is reported of an operation that computes something wrong.",
+    help="Time operations, a layer's decode step and whole models against the best dense calls. Results are "
+    "checked first; nothing is reported for an operation that is wrong.",
 )
 
 for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, report):
@@ -25,5 +25,5 @@ for command in (decode, step, scan, gather, gemv, build, prefill, prompt, memory
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def calibrate() -> None:
-    """Refused: it has another name now."""
+    """Renamed; refused with the new name."""
     raise ValueError("`keyhole bench calibrate` is now `keyhole tune`, which takes no method or shape")

@@ -19,15 +19,17 @@ def gpu(
     read_tokens: options.ReadTokens = options.READ_TOKENS,
     layers: options.Layers = 0,
     rounds: options.Rounds = options.ROUNDS,
-    seconds: Annotated[float, typer.Option(min=1, help="After which no further part is begun.")] = 420.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time limit, after which no further part starts.")
+    ] = 420.0,
     seed: options.Seed = 0,
-    device: Annotated[str, typer.Option(help="cuda, or cpu to try the program out.")] = "cuda",
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run.")] = "cuda",
     directory: Annotated[
-        Path | None, typer.Option("--json", help="Directory for a file of rows of each part.")
+        Path | None, typer.Option("--json", help="Directory for one file of rows per part.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Everything on a GPU: layers and a model's decode steps as CUDA graphs, scan, prompts by SALE, index."""
+    """All GPU measurements: layers and decode steps as CUDA graphs, scan, prompts by SALE, index."""
     import torch
 
     from keyhole.bench.case import Case
@@ -37,7 +39,7 @@ def gpu(
     from keyhole.cli.console import stderr, stdout
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU that torch can use; give --device cpu to try the program out")
+        raise ValueError("torch finds no GPU; give --device cpu for a dry run")
     taken = cut(shape_named(shape), layers)
     sizes = taken.attention
     case = Case(tokens, *sizes, dtype, read_tokens, seed, device=device)

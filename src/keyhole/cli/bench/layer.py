@@ -49,7 +49,7 @@ def scan(
     json_file: options.Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ranking all tokens by their product-quantiser codes and picking the best, also against faiss."""
+    """Ranking all tokens by product-quantised codes and picking the best, also against faiss."""
     from keyhole.bench.case import Case
     from keyhole.bench.scan import scan as measure
 
@@ -73,7 +73,7 @@ def gather(
     json_file: options.Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Exact attention over chosen tokens, wherever they lie."""
+    """Exact attention over selected tokens at scattered positions."""
     from keyhole.bench.case import Case
     from keyhole.bench.gather import gather as measure
 

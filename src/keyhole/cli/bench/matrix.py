@@ -16,7 +16,7 @@ def gemv(
     rows: Annotated[int, typer.Option(min=1, help="Rows of the matrix.")] = 14_336,
     columns: Annotated[int, typer.Option(min=1, help="Columns of the matrix.")] = 4096,
     active: Annotated[
-        str, typer.Option(help="Shares of the rows that count, separated by commas.")
+        str, typer.Option(help="Fractions of rows that are read, separated by commas.")
     ] = "0.1,0.3,0.5",
     dtype: options.Dtype = "float32",
     impl: options.Impl = "auto",

@@ -22,7 +22,7 @@ def memory(
     shape: options.Shape = options.SHAPE,
     method: options.Methods = METHODS,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 65_536,
-    piece: Annotated[int, typer.Option(min=2, help="Tokens of it computed at once.")] = 512,
+    piece: Annotated[int, typer.Option(min=2, help="Prompt tokens computed at once.")] = 512,
     dtype: options.Dtype = "float32",
     layers: options.Layers = 0,
     threads: Threads = None,

@@ -18,18 +18,22 @@ QueryHeads = Annotated[int, typer.Option(min=1, help="Query heads.")]
 KVHeads = Annotated[int, typer.Option("--kv-heads", min=1, help="KV heads.")]
 HeadDim = Annotated[int, typer.Option(min=1, help="Size of a head.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Method = Annotated[str, typer.Option(help="Method, options in parentheses: pqcache(subspaces=16, bits=4).")]
+Method = Annotated[str, typer.Option(help="Method with options, such as pqcache(subspaces=16, bits=4).")]
 Methods = Annotated[list[str], typer.Option("--method", help="Method; may be repeated, or `all`.")]
 ReadTokens = Annotated[
     int,
-    typer.Option(min=0, help="Tokens a step reads beside sinks and window; 0 for the method's own budget."),
+    typer.Option(
+        min=0, help="Tokens read per step, in addition to sinks and window; 0 for the method's own budget."
+    ),
 ]
-Impl = Annotated[str, typer.Option(help="Who computes it: auto, native or reference.")]
-Shape = Annotated[str, typer.Option(help="Public model whose sizes to take.")]
-Layers = Annotated[int, typer.Option(min=0, help="Cut the depth to so many layers; 0 for all.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds; the median is reported.")]
+Impl = Annotated[str, typer.Option(help="Implementation: auto, native or reference.")]
+Shape = Annotated[str, typer.Option(help="Public model whose shape to use.")]
+Layers = Annotated[int, typer.Option(min=0, help="Limit the number of layers; 0 for all.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds; the median is reported.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the synthetic data.")]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", help="Write the rows to this file, and the machine to FILE.conditions."),
+    typer.Option(
+        "--json", help="Write the rows to this file, and a description of the machine to FILE.conditions."
+    ),
 ]

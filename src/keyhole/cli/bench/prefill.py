@@ -15,13 +15,14 @@ from keyhole.cli.bench.run import Run
 def prefill(
     context: typer.Context,
     model: common.Model = None,
-    method: Annotated[str, typer.Option(help="Method, options in parentheses: sale(tau=0.01).")] = "sale",
+    method: Annotated[str, typer.Option(help="Method with options, such as sale(tau=0.01).")] = "sale",
     text: Annotated[
-        Path | None, typer.Option(help="Text file to read.", show_default="prose of this environment")
+        Path | None,
+        typer.Option(help="Text file to read.", show_default="documentation of installed packages"),
     ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the prompt.")] = 4096,
     layer: Annotated[
-        list[int] | None, typer.Option(help="Place of a layer; may be repeated.", show_default="all")
+        list[int] | None, typer.Option(help="Index of a layer; may be repeated.", show_default="all")
     ] = None,
     rounds: options.Rounds = 3,
     threads: common.Threads = None,

@@ -9,9 +9,9 @@ import typer
 
 
 def report(
-    files: Annotated[list[Path], typer.Argument(help="Files of rows, as --json writes them.")],
+    files: Annotated[list[Path], typer.Argument(help="Files written by --json.")],
 ) -> None:
-    """Print files of rows as Markdown, the page docs/benchmarks.md."""
+    """Print result files as Markdown, as in docs/benchmarks.md."""
     from keyhole.bench.report import report as page
 
     typer.echo(page(files), nl=False)

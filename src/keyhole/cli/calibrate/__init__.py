@@ -12,7 +12,7 @@ from keyhole.cli.calibrate.sale import sale
 app = typer.Typer(
     name="calibrate",
     no_args_is_help=True,
-    help="Fit a method to a model, once, on ordinary text.",
+    help="Fit a method's codebooks, thresholds or layers to a model, once, on sample text.",
 )
 
 

@@ -17,21 +17,24 @@ _SEED = 0
 
 
 def a2ats(
-    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="Directory the codebooks go to.")],
+    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Output directory for the codebooks.")],
     model: options.Model = None,
-    codewords: Annotated[int, typer.Option(min=1, max=2**15, help="Codewords of each KV head.")] = 4096,
-    distance: Annotated[int, typer.Option(min=1, help="Constant position of queries.")] = 2048,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text taken at most.")] = 65_536,
+    codewords: Annotated[int, typer.Option(min=1, max=2**15, help="Codewords per KV head.")] = 4096,
+    distance: Annotated[
+        int,
+        typer.Option(min=1, help="Constant relative position of queries; the option `distance` of a2ats."),
+    ] = 2048,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 65_536,
     identifiers: Annotated[
-        int, typer.Option(min=0, help="Tokens of random identifiers taken beside, as in needle tests.")
+        int, typer.Option(min=0, help="Additional tokens of random identifiers, as in needle tests.")
     ] = 16_384,
-    context: Annotated[int, typer.Option(min=2, help="Tokens of one prompt at most.")] = 16_384,
-    iterations: Annotated[int, typer.Option(min=1, help="Lloyd iterations at most.")] = 300,
+    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 16_384,
+    iterations: Annotated[int, typer.Option(min=1, help="Maximum Lloyd iterations.")] = 300,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit the codebooks of a model for the method a2ats, on text like that it will read."""
+    """Fit the codebooks of a2ats to a model, on text similar to what it will read."""
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
@@ -75,7 +78,7 @@ def a2ats(
 
 
 def _identifiers(tokens: int) -> list[str]:
-    """A text of random identifiers that surely has so many tokens; none for none."""
+    """A text of random identifiers with at least this many tokens; empty for 0."""
     from random import Random
     from uuid import UUID
 

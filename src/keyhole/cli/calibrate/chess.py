@@ -16,23 +16,25 @@ _SETTINGS = "activations.json"
 
 
 def chess(
-    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="Directory that what was found goes to.")],
+    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Output directory for the activation statistics.")],
     model: options.Model = None,
     sparsity: Annotated[
-        float, typer.Option(help="Share of channels to skip; the directory serves all shares.")
+        float, typer.Option(help="Sparsity in the printed method string; the directory serves any.")
     ] = 0.5,
-    attention: Annotated[bool, typer.Option(help="Projections of attention skip inputs, too.")] = True,
-    first: Annotated[str, typer.Option(help="Factor computed for all channels: `gate` or `up`.")] = "gate",
+    attention: Annotated[bool, typer.Option(help="Also skip inputs of the attention projections.")] = True,
+    first: Annotated[
+        str, typer.Option(help="Projection computed for all channels: `gate` or `up`.")
+    ] = "gate",
     weighting: Annotated[
-        str, typer.Option(help="What a channel's importance is weighed by: `mean`, `norm` or `none`.")
+        str, typer.Option(help="Weight of a channel's importance: `mean`, `norm` or `none`.")
     ] = "mean",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text taken at most.")] = 65_536,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of one prompt at most.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 65_536,
+    context: Annotated[int, typer.Option(min=1, help="Maximum tokens per prompt.")] = 2048,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find how large a model's activations usually are, for chess, on text like that it will read."""
+    """Collect the activation statistics of a model for chess, on text similar to what it will read."""
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def delta(
-    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
+    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
     model: options.Model = None,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens taken of a text.", show_default="what the model was trained at"),
+        typer.Option(min=1, help="Tokens to use of each text.", show_default="the training context"),
     ] = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find the layers that should read everything and choose pages for the others, print the method."""
+    """Find the layers of a model that delta should read in full, and print the method string."""
     from keyhole.cli.inputs import find_source, load, read_text
 
     find_source(model)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def prompts_of(loaded: Loaded, texts: list[str], tokens: int, context: int) -> list[Tensor]:
-    """Token ids `[1, T]` of texts in their order, cut at the context, no more than so many tokens in all."""
+    """Token ids `[1, T]` of texts in order, cut at the context, at most `tokens` in total."""
     prompts = []
     for text in texts:
         ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]

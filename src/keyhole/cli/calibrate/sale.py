@@ -16,29 +16,32 @@ _SETTINGS = "thresholds.json"
 
 
 def sale(
-    text: Annotated[list[Path], typer.Option(help="Text file to read; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="Directory the thresholds go to.")],
+    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Output directory for the thresholds.")],
     model: options.Model = None,
-    error: Annotated[float, typer.Option(min=0.0, help="Error of the output that is allowed.")] = 0.02,
+    error: Annotated[float, typer.Option(min=0.0, help="Allowed error of the attention output.")] = 0.02,
     kind: Annotated[
         str,
         typer.Option(
-            help="`layer`: relative to the norm of a layer's output, shared among its heads; `relative` to "
-            "that of each head; or `absolute`, the paper's, of a head and token."
+            help="What the error is measured against: `layer`, the norm of a layer's output, shared by its "
+            "heads; `relative`, the norm of each head's output; or `absolute`, per head and token (the "
+            "paper's)."
         ),
     ] = "layer",
-    tile: Annotated[int, typer.Option(help="Keys read or left out together, a power of two to 32.")] = 1,
+    tile: Annotated[
+        int, typer.Option(help="Keys that are read or skipped together, a power of two up to 32.")
+    ] = 1,
     pooled: Annotated[
-        bool, typer.Option(help="Shares are of the whole context, not of sinks and window alone.")
+        bool, typer.Option(help="Shares are relative to the whole context, not only to sinks and window.")
     ] = True,
-    rows: Annotated[int, typer.Option(help="Queries that choose keys together: 16, 32 or 64.")] = 16,
-    means: Annotated[bool, typer.Option(help="Keys that are left out count as their mean.")] = True,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of text taken at most.")] = 65_536,
-    context: Annotated[int, typer.Option(min=2, help="Tokens of one prompt at most.")] = 16_384,
+    rows: Annotated[int, typer.Option(help="Queries that share one selection of keys: 16, 32 or 64.")] = 16,
+    means: Annotated[bool, typer.Option(help="Approximate skipped keys by their mean.")] = True,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens of text to use.")] = 65_536,
+    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 16_384,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find the thresholds of a model's heads for the method sale, on text like that it will read."""
+    """Fit the thresholds of sale to a model's heads, on text similar to what it will read."""
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")

@@ -37,7 +37,7 @@ def choice() -> str:
     named = os.environ.get(VARIABLE, "")
     if named not in _CHOICES:
         raise ValueError(
-            f"{VARIABLE}={named!r} is not understood; leave it out for tuned constants where there are any, "
-            "or give shipped or zero"
+            f"{VARIABLE}={named!r} is not understood; give shipped or zero, or unset it to use tuned "
+            "constants if there are any"
         )
     return named

@@ -103,7 +103,7 @@ def _slowest(known: list[Rates]) -> Rates:
 def _read(held: dict[str, float]) -> Rates:
     rates = Rates(held["overhead"], Work(**{name: held.get(name, 0.0) for name in Work._fields}))
     if not all(type(number) in (int, float) and 0 <= number < 1e9 for number in (rates[0], *rates[1])):
-        raise ValueError(f"rates {held} are not all numbers from 0 on")
+        raise ValueError(f"rates {held} are not all numbers of at least 0")
     if unknown := set(held) - {"overhead", *Work._fields}:
         raise ValueError(f"unknown rate {unknown.pop()!r}")
     return rates

@@ -46,7 +46,7 @@ def keyhole_attention(
     """
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
-        raise _refused(module, f"gives its attention {foreign[0]!r}, which Keyhole does not know")
+        raise _refused(module, f"passes {foreign[0]!r} to its attention, which Keyhole does not support")
     logits = Logits(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if not isinstance(key, KVHandle) and key.shape[2] > query.shape[2]:
@@ -87,7 +87,7 @@ def _served_mask(
     shown = request.boolean(mask)
     if shown is None:
         raise _refused(
-            module, "adds numbers to its logits; Keyhole takes masks of true and false, or of 0 and -inf"
+            module, "adds an attention bias; Keyhole supports boolean masks, or masks of 0 and -inf"
         )
     return shown
 
@@ -110,6 +110,5 @@ class _Constant(torch.autograd.Function):
     @staticmethod
     def backward(_context: Any, *_gradients: Tensor) -> NoReturn:
         raise ValueError(
-            "no gradient passes through a cache of Keyhole's; train with use_cache=False, "
-            "or without attaching"
+            "gradients do not flow through a KeyholeCache; train with use_cache=False, or without attaching"
         )

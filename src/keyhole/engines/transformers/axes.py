@@ -35,8 +35,8 @@ class OneAxisRope(Rope):
         """
         if _differ.get():
             raise UnsupportedModelError(
-                "the request has images or videos, whose tokens have positions of several axes, so keys "
-                "cannot be had without them; take a method that works on keys as they are cached"
+                "the request has images or videos, whose tokens have multi-axis positions, so rotary "
+                "embeddings cannot be undone; use a method that works on keys as they are cached"
             )
         return self.rope.rotate(vectors, positions)
 

@@ -106,7 +106,8 @@ class KeyholeLayer(DynamicLayer):
 
     def offload(self) -> NoReturn:
         raise UnsupportedCacheError(
-            "Keyhole places keys and values itself; make the cache without offloading"
+            "Keyhole places keys and values itself; make the cache without offloading, and use the option "
+            "place"
         )
 
     prefetch = offload

@@ -23,6 +23,6 @@ def check_has_weights(model: PreTrainedModel) -> None:
     missing = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
     if missing is not None:
         raise UnsupportedModelError(
-            f"{missing} of this {type(model).__name__} is on the meta device: it has no weights; load them "
+            f"{missing} of this {type(model).__name__} is on the meta device: it has no weights; load it "
             "with from_pretrained, which also offloads to disk by device_map and offload_folder"
         )

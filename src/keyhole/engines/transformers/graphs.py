@@ -60,7 +60,7 @@ class CapturedSteps:
             ValueError: there is no room for another token.
         """
         if self.position.length + self.done == self.position.room:
-            raise ValueError(f"there is room for {self.done} new tokens, which all came; reserve more")
+            raise ValueError(f"all {self.done} reserved new tokens were generated; reserve more")
         self._tokens.copy_(tokens)
         if self._graph is None and self._tokens.device.type == "cuda":
             self._capture()
@@ -122,8 +122,8 @@ def captured(
     held = [layer for layer in cache.layers if isinstance(layer, KeyholeLayer)]
     if len(held) < len(cache.layers) or not held or not cache.get_seq_length():
         raise UnsupportedCacheError(
-            "steps of fixed size need a cache that holds a prompt, all layers of which attend to the whole "
-            "sequence and are Keyhole's; decode without capturing"
+            "captured steps need a KeyholeCache that holds a prompt, and a model all of whose layers have "
+            "full attention; decode without capturing"
         )
     length, device = cache.get_seq_length(), held[0].inner.newest.device
     position = DecodePosition(length, length + new_tokens, _padding(attention_mask, held[0]), device)

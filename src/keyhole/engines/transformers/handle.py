@@ -68,6 +68,6 @@ class KVHandle:
 def _refuse(what: str) -> NoReturn:
     raise UnsupportedModelError(
         "this model's code changes keys or values after the cache and before attention "
-        f"(it {what}), so a part of them cannot be read for it; Keyhole serves models that pass them on "
-        "untouched, and caches inside `with keyhole.attach(model):` for the model they were made for"
+        f"(it {what}), so Keyhole cannot serve it; Keyhole serves models that pass them on unchanged, "
+        "inside `with keyhole.attach(model):` of the model that the cache was made for"
     )

@@ -54,7 +54,7 @@ class HybridLayer(LinearAttentionAndFullAttentionLayer):
         recurrent = any(self.is_recurrent_states_initialized.values())
         if tokens_to_remove and self.get_seq_length() and (recurrent or not self.record_past):
             raise UnsupportedCacheError(
-                "the linear-attention state of this model cannot be taken back by "
+                "the linear-attention state of this model cannot be rewound by "
                 f"{abs(int(tokens_to_remove))} tokens; start a new cache"
             )
         if self.record_past and not recurrent:

@@ -71,7 +71,9 @@ class KeyholeCache(DynamicCache, ServedCache):
         """
         model = self._model()
         if model is None:
-            raise UnsupportedCacheError("the model of this cache is gone; keep it as long as its caches")
+            raise UnsupportedCacheError(
+                "the model of this cache no longer exists; keep a reference to it as long as to its caches"
+            )
         return model
 
     @property
@@ -94,7 +96,7 @@ class KeyholeCache(DynamicCache, ServedCache):
     @prompt_length.setter
     def prompt_length(self, tokens: int | None) -> None:
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0):
-            raise ValueError(f"prompt_length={tokens!r} is no number of tokens; give 0 or more, or None")
+            raise ValueError(f"prompt_length={tokens!r} is not a number of tokens; give 0 or more, or None")
         request = request_of(self)
         if request is not None:
             request.prompt_length = tokens
@@ -213,7 +215,7 @@ class KeyholeCache(DynamicCache, ServedCache):
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         raise UnsupportedCacheError(
-            "a KeyholeCache belongs to a model, so it is not pickled; cache.save(path) writes it, "
+            "a KeyholeCache belongs to a model and cannot be pickled; cache.save(path) writes it, "
             "keyhole.KeyholeCache.load(path, model) reads it, and copy.deepcopy(cache) copies it"
         )
 

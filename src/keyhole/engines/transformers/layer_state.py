@@ -66,7 +66,7 @@ def restore_layer(layer: Any, facts: dict[str, Any], tensors: dict[str, Tensor])
 def _check_kinds(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if name in ("storage.keys", "storage.values") and not tensor.is_floating_point():
-            raise SavedStateError(f"{name} are {tensor.dtype}, no floating-point numbers")
+            raise SavedStateError(f"{name} are {tensor.dtype}, not floating-point numbers")
 
 
 def _attributes(layer: Any) -> dict[str, Any]:

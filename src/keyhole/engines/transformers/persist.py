@@ -44,8 +44,8 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
     lengths = sorted({layer.length for layer in served_layers(cache)})
     if not lengths or lengths == [0]:
         raise UnsupportedCacheError(
-            "only a cache that holds tokens in layers of Keyhole's can be saved; this one has "
-            f"{len(served_layers(cache))} such layers of {len(cache.layers)}, of {sum(lengths)} tokens"
+            "only a cache with tokens in layers served by Keyhole can be saved; this one has "
+            f"{len(served_layers(cache))} such layers of {len(cache.layers)}, with {sum(lengths)} tokens"
         )
     if len(lengths) > 1:
         raise SavedStateError(f"layers of this cache hold {lengths} tokens: a request was broken off in it")

@@ -73,8 +73,8 @@ def attention_module(model: PreTrainedModel, layer: int) -> nn.Module:
     found = [module for module in model.get_decoder().modules() if _attends(module, layer)]
     if len(found) != 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has {len(found)} modules that say they are the attention of layer "
-            f"{layer}, so its projections cannot be found; give a method that does not ask for them"
+            f"{type(model).__name__} has {len(found)} attention modules of layer "
+            f"{layer}, so its projections are ambiguous; use a method that does not need them"
         )
     return found[0]
 

@@ -86,8 +86,8 @@ def layer_rope(model: PreTrainedModel, place: int) -> Rope:
     rope = adapter_of(model).memo("rope", lambda: _find(model))[place]
     if rope is None:
         raise UnsupportedModelError(
-            f"layer {place} of this {type(model).__name__} encodes positions in a way that is not "
-            f"understood, so its keys cannot be had without them; {_WAY_OUT}"
+            f"layer {place} of this {type(model).__name__} encodes positions in an unknown way, "
+            f"so its rotary embedding cannot be undone; {_WAY_OUT}"
         )
     return rope
 
@@ -179,8 +179,8 @@ def _check_constant(model: PreTrainedModel, module: nn.Module, kinds: tuple[str,
         form = next((form[kind] for kind in kinds if kind in form), "default")
     if any(word in str(form) for word in LENGTH_DEPENDENT):
         raise UnsupportedModelError(
-            f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it changes with the "
-            f"length of the text, so keys cannot be had without it; {_WAY_OUT}"
+            f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it depends on "
+            f"the length of the text, so it cannot be undone; {_WAY_OUT}"
         )
 
 

@@ -69,8 +69,8 @@ def checked_recipe(model: PreTrainedModel, method: str | Method | Recipe | None)
 def _check_mode(model: PreTrainedModel) -> None:
     if leaves_caches_out(model):
         raise UnsupportedModelError(
-            f"this {type(model).__name__} is in training mode with gradient checkpointing, which leaves "
-            "caches out; call model.eval(), or train without attaching"
+            f"this {type(model).__name__} is in training mode with gradient checkpointing, which disables "
+            "caches; call model.eval(), or train without attaching"
         )
 
 
@@ -82,7 +82,7 @@ def _check_architecture(model: PreTrainedModel) -> None:
     if rank:
         raise UnsupportedModelError(
             f"{name} uses multi-head latent attention (kv_lora_rank={rank}): it expands keys "
-            "and values after the cache, so a part of them cannot be read for it"
+            "and values after the cache, which Keyhole does not support"
         )
 
 

@@ -64,8 +64,8 @@ def _digest(model: PreTrainedModel, known: dict[str, _Known], name: str, tensor:
         found = _compute(_offloaded(model, name) if tensor.is_meta else tensor)
     except (NotImplementedError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise UnsupportedModelError(
-            f"{name}, {type(tensor).__name__} on {tensor.device}, cannot be read ({error}), so nothing "
-            "can be saved for this model; load it without offloading"
+            f"{name}, {type(tensor).__name__} on {tensor.device}, cannot be read ({error}), so caches "
+            "of this model cannot be saved; load it without offloading"
         ) from error
     known[name] = _Known(ref(tensor), stamp, found)
     return found
@@ -95,4 +95,4 @@ def _offloaded(model: PreTrainedModel, name: str) -> Tensor:
             held, relative = getattr(one, "weights_map", None), ".".join(parts[depth:])
             if held is not None and relative in held:
                 return held[relative]
-    raise NotImplementedError("its numbers are nowhere in memory")
+    raise NotImplementedError("its data are not in memory")

@@ -39,7 +39,7 @@ class DriftWatch:
     def watch(self, errors: Tensor) -> None:
         """Look at the errors `[Hkv, T]` of new tokens; a full block above the range sets `exceeded`."""
         if self.worst is None:
-            raise ValueError("nothing was learnt; call learn first")
+            raise ValueError("no statistics yet; call learn first")
         # Not added to the list: copies of a row share it.
         self._pending = [*self._pending, errors]
         if sum(part.shape[-1] for part in self._pending) < _BLOCK:
@@ -52,7 +52,7 @@ class DriftWatch:
 
 @dataclass
 class _Row:
-    """A batch row: its watch, how many slots there were at its last fit, and how many of these are padding."""
+    """A batch row: its watch, slots there were at its last fit, and how many of these are padding."""
 
     watch: DriftWatch
     slots: int

@@ -71,7 +71,7 @@ def check_in_memory(name: str, module: nn.Module) -> None:
     missing = next((part for part, weight in module.named_parameters() if weight.is_meta), None)
     if missing is not None:
         raise UnsupportedModelError(
-            f"{name}.{missing} is on the meta device, so none of it can be skipped; load the model without "
+            f"{name}.{missing} is on the meta device and cannot be skipped; load the model without "
             "offloading, or leave `chess` out"
         )
 

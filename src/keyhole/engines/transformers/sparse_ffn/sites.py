@@ -38,8 +38,8 @@ def gated_sites(model: PreTrainedModel) -> dict[str, nn.Module]:
     found = {name: module for name, module in alike.items() if obstacles[name] is None}
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no feed-forward whose gate, up and down projections are known here"
-            f"{_told(obstacles)}, so none can be skipped; leave `chess` out"
+            f"{type(model).__name__} has no feed-forward with known gate, up and down projections"
+            f"{_told(obstacles)}, so no channels can be skipped; leave `chess` out"
         )
     return found
 

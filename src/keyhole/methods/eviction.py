@@ -78,7 +78,7 @@ class EvictionMethod(Method):
         """How important the tokens of layer `place` of the model are."""
 
     def picker(self) -> Allocator:
-        """How tokens are picked by their worth."""
+        """How tokens are picked by their scores."""
         return BestOfLayer(_FLOOR) if self.heads == "adaptive" else BestTokens()
 
     def policy(self, share: LayerShare) -> EvictionPolicy:

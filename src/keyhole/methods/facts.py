@@ -1,4 +1,4 @@
-"""What a method's code does not show, told beside it: the page of a method shows it.
+"""What a method's code does not show, stated beside it: the page of a method shows it.
 
 Formulas are Python expressions for one KV head of one layer, in
 

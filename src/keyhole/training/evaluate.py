@@ -1,4 +1,4 @@
-"""Scores of a model under full attention: greedy answers to held-out samples of every task."""
+"""What a model answers under full attention: greedy continuations of held-out samples."""
 
 from collections.abc import Sequence
 from typing import Any, cast

@@ -7,16 +7,8 @@ import pytest
 
 from keyhole.evaluation.fitting import count_tokens, largest_fit, words_of
 from keyhole.evaluation.haystack import Haystack
-from keyhole.evaluation.tasks import (
-    COMMON,
-    TASKS,
-    Turn,
-    draw_common,
-    draw_frequent,
-    draw_keys,
-    draw_values,
-    score,
-)
+from keyhole.evaluation.phrases import COMMON, draw_common, draw_frequent, draw_keys, draw_values
+from keyhole.evaluation.tasks import TASKS, Turn, score
 from keyhole.evaluation.words import CODED_WORDS, WORDS
 from keyhole.training.tokenizer import build_tokenizer
 

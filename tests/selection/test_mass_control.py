@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from keyhole.attention import Logits
-from keyhole.cache.layer import Prompted
+from keyhole.cache.prompted import Prompted
 from keyhole.core.errors import SpecError
 from keyhole.evaluation.mass import exact
 from keyhole.methods import METHODS, Recipe

@@ -7,7 +7,7 @@ import keyhole
 from keyhole.attention import Logits
 from keyhole.kernels.backend.rows import at
 from keyhole.storage import Chosen, DeviceStorage, PinnedStorage, ResidentRows, make_storage
-from keyhole.storage.tiers.buffer import HostBuffer
+from keyhole.storage.tiers.host import HostBuffer
 from tests.storage.histories import drawing
 from tests.storage.limited import WIDE
 from tests.tiny import fresh_model, prompt

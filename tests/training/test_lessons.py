@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from keyhole.evaluation import tasks
+from keyhole.evaluation import phrases
 from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.words import NOUNS
 from keyhole.training.batches import LABELS, repeats, skipping_positions
@@ -50,27 +50,27 @@ def test_forms_agree_with_the_text(tokenizer):
     wording = Wording(Phrasebook(tokenizer))
     keys, values = ["wild zebra", "calm fox", "tidy owl"], ["512", "999", "123"]
     names = list(NOUNS[7:10])
-    chain = tasks.chain(values[0], names)
+    chain = phrases.chain(values[0], names)
     pairs = [
-        (wording.needle, (keys[0], values[0]), tasks.needle(keys[0], values[0])),
+        (wording.needle, (keys[0], values[0]), phrases.needle(keys[0], values[0])),
         (wording.assign, (names[0], values[0]), chain[0]),
         (wording.hop, names[:2], chain[1]),
-        (wording.ask_one.form, (keys[0], values[0]), f"{tasks.ask_one(keys[0])} {values[0]}.{END}"),
-        *zip(wording.numbered(3), [(keys[0], *values)] * 3, tasks.numbered(keys[0], values), strict=True),
+        (wording.ask_one.form, (keys[0], values[0]), f"{phrases.ask_one(keys[0])} {values[0]}.{END}"),
+        *zip(wording.numbered(3), [(keys[0], *values)] * 3, phrases.numbered(keys[0], values), strict=True),
         (
             wording.ask_all(3).form,
             (keys[0], *values),
-            tasks.ask_all(keys[0]) + tasks.reply_all(keys[0], values) + END,
+            phrases.ask_all(keys[0]) + phrases.reply_all(keys[0], values) + END,
         ),
         (
             wording.ask_several(3).form,
             (*keys, *values),
-            tasks.ask_several(keys) + tasks.reply_several(keys, values) + END,
+            phrases.ask_several(keys) + phrases.reply_several(keys, values) + END,
         ),
         (
             wording.ask_chain(3).form,
             (*names, values[0]),
-            tasks.ask_chain(names[-1]) + tasks.reply_chain(values[0], names) + END,
+            phrases.ask_chain(names[-1]) + phrases.reply_chain(values[0], names) + END,
         ),
     ]
     for form, arguments, text in pairs:

@@ -11,7 +11,8 @@ from torch import Tensor
 from keyhole.bench.case import Case
 from keyhole.bench.result import Sizes
 from keyhole.cache.evicting import EvictingLayer
-from keyhole.cache.layer import SHOWN, LayerCache, Prompted
+from keyhole.cache.layer import LayerCache
+from keyhole.cache.prompted import SHOWN, Prompted
 from keyhole.methods.recipe import Recipe
 from keyhole.tuning.machine import implementation, require_memory
 from keyhole.tuning.synthetic import Synthetic

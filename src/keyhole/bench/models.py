@@ -44,7 +44,7 @@ def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:
 
 
 def random_setting(model: PreTrainedModel) -> ModelInfo:
-    """What methods are told about a model of random weights, whose activations any tokens show."""
+    """What methods know of a model of random weights, whose activations any tokens show."""
     tokens = torch.randint(
         model.config.vocab_size, (1, _CALIBRATION), generator=torch.Generator().manual_seed(0)
     )

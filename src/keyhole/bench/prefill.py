@@ -137,14 +137,14 @@ def _note(prompt: _Prompt) -> str:
     out, exact = prompt.attend().float(), prompt.sdpa().float()
     error = float((out - exact).norm() / exact.norm())
     heads = (out - exact).square().sum((0, 2, 3)).sqrt() / exact.square().sum((0, 2, 3)).sqrt()
-    told = (
+    error_note = (
         f"layer {prompt.place}: relative output error {error:.2%}, of a head at most {float(heads.max()):.2%}"
     )
     density = _density(prompt, out)
     return (
-        told
+        error_note
         if density is None
-        else f"{told}; {density:.1%} of the keys before each group of queries are read"
+        else f"{error_note}; {density:.1%} of the keys before each group of queries are read"
     )
 
 

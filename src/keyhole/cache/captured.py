@@ -1,4 +1,4 @@
-"""Decode steps of fixed size, which a GPU can replay without being told anything anew (CUDA graphs).
+"""Decode steps of fixed size, which a GPU can replay (CUDA graphs).
 
 In an ordinary step Python numbers say how long the cache is, so the work of the next step is another one.
 Here the length lies on the device, in a `DecodePosition` that all layers share; memory for what is still to

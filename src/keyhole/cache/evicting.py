@@ -10,7 +10,8 @@ from torch import Tensor
 
 from keyhole.attention import Logits
 from keyhole.cache.decode_step import StepBudget, StepReader
-from keyhole.cache.layer import LayerCache, Prompted, under
+from keyhole.cache.layer import LayerCache, under
+from keyhole.cache.prompted import Prompted
 from keyhole.cache.request import Request
 from keyhole.core.layout import packed_slots
 from keyhole.core.masks import Visible
@@ -187,7 +188,7 @@ class EvictingLayer(LayerCache):
             # Tokens that the scorer has not seen are not its to forget.
             self.retention.scorer.crop(max(self._scored - length, 0))
             self._scored = min(self._scored, length)
-            self._forget_queries(max(self._prompted_end - length, 0))
+            self._prompted.crop(length)
             self._cut(length)
             self.kept.forget(length)
 

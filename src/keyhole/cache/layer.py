@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from operator import or_
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from keyhole.attention import Logits, add_sink_logits
 from keyhole.cache.base import Observation, Observer
 from keyhole.cache.decode_step import StepBudget, StepReader
+from keyhole.cache.prompted import SHOWN, Prompted, PromptQueries
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.autograd import outside_inference_mode
@@ -26,15 +26,6 @@ from keyhole.core.needs import Informed, Needs
 from keyhole.prefill import DensePrefill, Prefill
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
-
-SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
-
-
-class Prompted(NamedTuple):
-    """The newest `queries [B, H, Q, D]` of a prompt, and the way the model makes logits of them."""
-
-    queries: Tensor
-    logits: Logits
 
 
 class LayerCache:
@@ -66,8 +57,7 @@ class LayerCache:
         self.usage = Usage()
         self.remember = SHOWN
         self.method = "the method"
-        self._prompted: Prompted | None = None
-        self._prompted_end = 0  # tokens there were when the newest of these queries came
+        self._prompted = PromptQueries()
         self._batch = 1  # sequences, as last appended
         self._torn = False  # a change was begun and not finished
         self._observers: list[Observer] = []
@@ -151,12 +141,7 @@ class LayerCache:
 
     def see(self, prompted: Prompted) -> None:
         """Take note of a prompt's newest queries, which were just attended to; `attend` does so itself."""
-        queries = prompted.queries
-        follows = self._prompted_end == self.length - queries.shape[2]
-        if self._prompted is not None and follows and queries.shape[2] < self.remember:
-            queries = torch.cat([self._prompted.queries, queries], dim=2)
-        queries = queries[:, :, -self.remember :].clone()
-        self._prompted, self._prompted_end = prompted._replace(queries=queries), self.length
+        queries = self._prompted.add(prompted, self.length, self.remember)
         if self.selector is not None:
             self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1], self.length)
         with torch.no_grad():
@@ -185,8 +170,8 @@ class LayerCache:
     def take(self, other: LayerCache) -> None:
         """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""
         self.append(other.storage.keys(), other.storage.values())
-        if other._prompted is not None:
-            self.see(other._prompted)
+        if other._prompted.held is not None:
+            self.see(other._prompted.held)
 
     @property
     def selects(self) -> bool:
@@ -261,19 +246,12 @@ class LayerCache:
 
     def _crop(self, length: int) -> None:
         self._crop_slots(length)
-        self._forget_queries(max(self._prompted_end - length, 0))
+        self._prompted.crop(length)
 
     def _crop_slots(self, slots: int) -> None:
         self.storage.crop(slots)
         if self.selector is not None:
             self.selector.crop(slots)
-
-    def _forget_queries(self, newest: int) -> None:
-        if self._prompted is not None and newest:
-            queries = self._prompted.queries
-            left = queries[:, :, : max(queries.shape[2] - newest, 0)]
-            self._prompted = self._prompted._replace(queries=left) if left.shape[2] else None
-            self._prompted_end -= newest
 
     @outside_inference_mode()
     def reorder(self, rows: Tensor) -> None:
@@ -286,9 +264,7 @@ class LayerCache:
         self.storage.reorder(rows)
         if self.selector is not None:
             self.selector.reorder(rows)
-        if self._prompted is not None:
-            queries = self._prompted.queries
-            self._prompted = self._prompted._replace(queries=queries[rows.to(queries.device)])
+        self._prompted.reorder(rows)
 
     @contextmanager
     def _changing(self, *, anew: bool = False) -> Iterator[None]:

@@ -64,9 +64,9 @@ def training_context(model: PreTrainedModel) -> int:
     """The context a model was trained at where its configuration says so, else what surely fits."""
     from keyhole.generation.decoding import position_range
 
-    told = getattr(model.config, "keyhole", None) or {}
-    if "training_context" in told:
-        return int(told["training_context"])
+    stated = getattr(model.config, "keyhole", None) or {}
+    if "training_context" in stated:
+        return int(stated["training_context"])
     limit = position_range(model)
     return _LONG if limit is None else max(1, min(_LONG, limit - _ROOM))
 

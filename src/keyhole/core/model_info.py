@@ -1,4 +1,4 @@
-"""What a method is told about the model whose layers it serves."""
+"""What a method knows of the model whose layers it serves."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from keyhole.cache.layer import SHOWN
+from keyhole.cache.prompted import SHOWN
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers import make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer

@@ -27,8 +27,8 @@ def write_thresholds(
         made: what else there is to say about how they were made.
     """
     tensors = {str(place): tau for place, tau in thresholds.items()}
-    told = {"reach": reach._asdict(), "layers": sorted(thresholds)}
-    _FILES.write(directory, tensors, model=model, **told, **made)
+    found = {"reach": reach._asdict(), "layers": sorted(thresholds)}
+    _FILES.write(directory, tensors, model=model, **found, **made)
 
 
 def read_thresholds(directory: str | Path, info: ModelInfo, reach: Reach) -> list[Tensor]:

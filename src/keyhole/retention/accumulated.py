@@ -1,4 +1,4 @@
-"""Tokens are worth all the attention that was ever paid to them (H2O, Keyformer).
+"""A token scores all the attention that was ever paid to it (H2O, Keyformer).
 
 Sources: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", arXiv
 2306.14048; "Keyformer: KV Cache Reduction through Key Tokens Selection for Efficient Generative Inference",

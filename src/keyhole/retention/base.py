@@ -98,7 +98,7 @@ class Scorer(Informed, ABC):
 
 
 class Allocator(ABC):
-    """Which of the tokens that compete are kept, by their worth."""
+    """Which of the tokens that compete are kept, by their scores."""
 
     @abstractmethod
     def pick(self, scores: Tensor, competing: Tensor, room: Tensor) -> Tensor:

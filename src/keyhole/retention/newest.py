@@ -1,4 +1,4 @@
-"""Tokens are worth the attention that the newest part of the prompt pays to them (MPCache's static stage).
+"""A token scores the attention that the newest part of the prompt pays to it (MPCache's static stage).
 
 Source: "MPCache: MPC-Friendly KV Cache Eviction for Efficient Private LLM Inference", arXiv 2501.06807.
 
@@ -25,7 +25,7 @@ class NewestShare(Observed):
     own text.
 
     Args:
-        per_head: each KV head by its own query heads; else all heads of a layer are worth the same.
+        per_head: each KV head by its own query heads; else all heads of a layer have the same scores.
     """
 
     def __init__(self, *, per_head: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tokens are worth the attention that the newest ones pay to them (SnapKV).
+"""A token scores the attention that the newest ones pay to it (SnapKV).
 
 Source: "SnapKV: LLM Knows What You Are Looking for Before Generation", arXiv 2404.14469.
 
@@ -20,7 +20,7 @@ from keyhole.storage import Storage
 class Observed(Scorer):
     """The attention of the newest `window` tokens, summed over them and the heads of a group.
 
-    With a `kernel`, a token is worth the most that one of so many around it gets, so that neighbours come
+    With a `kernel`, a token scores the most that one of so many around it gets, so that neighbours come
     along. Tokens that came without a query, as generated ones do, part what came before from the newest.
     """
 

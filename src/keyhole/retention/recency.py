@@ -1,4 +1,4 @@
-"""The newest tokens are worth most (StreamingLLM).
+"""The newest tokens score highest (StreamingLLM).
 
 Source: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453.
 """
@@ -13,7 +13,7 @@ from keyhole.storage import Storage
 
 
 class Recency(Scorer):
-    """A token is worth its position."""
+    """A token scores its position."""
 
     def see(self, seen: ScorerInput) -> None:
         """Nothing is noted."""

@@ -1,4 +1,4 @@
-"""Keep the tokens that are worth most.
+"""Keep the tokens with the highest scores.
 
 Legend: B batch, Hkv KV heads, N slots.
 """
@@ -12,7 +12,7 @@ from keyhole.retention.base import Allocator
 
 
 class BestTokens(Allocator):
-    """So many tokens of each head; the lower slot where two are worth the same."""
+    """So many tokens of each head; the lower slot where two have the same score."""
 
     def pick(self, scores: Tensor, competing: Tensor, room: Tensor) -> Tensor:
         return best_tokens(scores, competing, room.view(-1, 1))

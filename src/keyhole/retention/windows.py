@@ -1,4 +1,4 @@
-"""Tokens are worth what the window they lie in is worth (WindowKV).
+"""A token has the score of its window (WindowKV).
 
 Source: "WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference",
 arXiv 2503.17922.
@@ -20,7 +20,7 @@ class WindowScores(Observed):
     """The mean, over the best tokens of a window, of the attention that the newest tokens pay to them.
 
     Windows are runs of `size` kept tokens between sinks and newest tokens, the last as long as it is. All
-    tokens of a window are worth the same, so whoever picks the best tokens picks whole windows, and of the
+    tokens of a window have the same score, so whoever picks the best tokens picks whole windows, and of the
     last one as much as there is room for.
 
     Args:
@@ -28,7 +28,7 @@ class WindowScores(Observed):
         sinks: first tokens, which are in no window.
         size: tokens of a window.
         best: tokens of a window that count; all where they are fewer.
-        per_head: each KV head by its own query heads; else all heads of a layer are worth the same.
+        per_head: each KV head by its own query heads; else all heads of a layer have the same scores.
     """
 
     def __init__(self, window: int, sinks: int, size: int, best: int, *, per_head: bool) -> None:
@@ -41,11 +41,11 @@ class WindowScores(Observed):
             return kept.positions.float()
         begin = (kept.filling + self.sinks).unsqueeze(-1)
         lengths = (kept.slots - self.window - begin).clamp(min=0)
-        worth = self._worth(attention, begin, lengths)
+        scores = self._window_scores(attention, begin, lengths)
         windows = (torch.arange(kept.slots, device=begin.device) - begin) // self.size
-        return worth.gather(-1, windows.clamp(0, worth.shape[-1] - 1))
+        return scores.gather(-1, windows.clamp(0, scores.shape[-1] - 1))
 
-    def _worth(self, attention: Tensor, begin: Tensor, lengths: Tensor) -> Tensor:
+    def _window_scores(self, attention: Tensor, begin: Tensor, lengths: Tensor) -> Tensor:
         """Float32 `[B, Hkv, W]` of `attention [B, Hkv, G, N]`, of which so many slots from `begin` count."""
         width = max(1, -(-int(lengths.max()) // self.size)) * self.size
         index = torch.arange(width, device=begin.device)
@@ -57,5 +57,5 @@ class WindowScores(Observed):
         windows = attention.gather(-1, slots).masked_fill(~counted, 0.0).unflatten(-1, (-1, self.size))
         sums = windows.topk(self.best).values.sum(-1) if self.best < self.size else windows.sum(-1)
         counts = counted.unflatten(-1, (-1, self.size)).sum(-1).clamp(1, self.best)
-        worth = (sums / counts).mean(2)
-        return worth if self.per_head else worth.mean(1, keepdim=True).expand_as(worth)
+        scores = (sums / counts).mean(2)
+        return scores if self.per_head else scores.mean(1, keepdim=True).expand_as(scores)

@@ -66,7 +66,7 @@ class Selector(Informed, ABC):
 
     `length` tokens are indexed. The owner calls `build` once, then `append` with the keys that follow, in
     batches: a token is only asked for after it has left the always-read window. A layer whose selector
-    `reads_all` is attended densely at every length; if it also `leads`, it is told of each step by `watch`.
+    `reads_all` is attended densely at every length; if it also `leads`, `watch` shows it each step.
     """
 
     length: int = 0

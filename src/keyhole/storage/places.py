@@ -12,8 +12,9 @@ from keyhole.storage.placed import PlacedStorage
 from keyhole.storage.resident.blocks import BLOCK, ResidentBlocks
 from keyhole.storage.resident.fetched import FetchedRows
 from keyhole.storage.resident.rows import ResidentRows
-from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer, HostBuffer
+from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer
 from keyhole.storage.tiers.disk import DiskBuffer
+from keyhole.storage.tiers.host import HostBuffer
 
 PLACES = ("device", "host", "disk")
 KV_DTYPES = ("auto", "int8", "int4")  # "auto" is the type of the model

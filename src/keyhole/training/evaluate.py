@@ -1,6 +1,6 @@
-"""Scores of a model under full attention: greedy answers to held-out samples of every task."""
+"""What a model answers under full attention: greedy continuations of held-out samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.evaluation.haystack import Haystack
-from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, score
+from keyhole.evaluation.tasks import TASKS, Sample
 
 
 @torch.inference_mode()
@@ -30,26 +30,3 @@ def samples(
     task = TASKS[name]
     generators = (np.random.default_rng([seed, tokens, i]) for i in range(count))
     return [task.make(rng, haystack, tokenizer, tokens) for rng in generators]
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    count: int,
-    *,
-    names: Sequence[str] = SINGLE_TURN,
-    seed: int = 0,
-    batch: int = 8,
-    progress: Callable[[str, float], None] | None = None,
-) -> dict[str, float]:
-    """Mean score of each task over `count` samples with prompts of `tokens` tokens."""
-    scores = {}
-    for name in names:
-        asked = samples(tokenizer, name, tokens, count, seed=seed)
-        groups = [asked[i : i + batch] for i in range(0, count, batch)]
-        replies = [reply for group in groups for reply in answers(model, tokenizer, group)]
-        scores[name] = float(np.mean([score(*pair) for pair in zip(asked, replies, strict=True)]))
-        if progress:
-            progress(name, scores[name])
-    return scores

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from keyhole.evaluation import tasks
+from keyhole.evaluation import phrases
 from keyhole.evaluation.words import ADJECTIVES, NOUNS
 from keyhole.training.tokenizer import END, token_id
 
@@ -42,7 +42,7 @@ class Phrasebook:
         self.tokenizer = tokenizer
         self.adjectives = self.words(ADJECTIVES)
         self.nouns = self.words(NOUNS)
-        self.numbers = self.words(tasks.NUMBERS)
+        self.numbers = self.words(phrases.NUMBERS)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
@@ -56,7 +56,7 @@ class Phrasebook:
         return np.array([tokens[0] for tokens in ids])
 
     def keys(self, rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
-        pairs = tasks.draw_pairs(rng, len(self.adjectives), len(self.nouns), count)
+        pairs = phrases.draw_pairs(rng, len(self.adjectives), len(self.nouns), count)
         return list(zip(self.adjectives[pairs[:, 0]].tolist(), self.nouns[pairs[:, 1]].tolist(), strict=True))
 
     def names(self, rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
@@ -90,18 +90,18 @@ def stand_in_names(count: int) -> list[str]:
 
 
 def stand_in_values(count: int) -> list[str]:
-    return [str(tasks.NUMBERS[i]) for i in range(count)]
+    return [str(phrases.NUMBERS[i]) for i in range(count)]
 
 
 class Wording:
-    """The forms of all tasks, compiled from the wording in `keyhole.evaluation.tasks`."""
+    """The forms of all tasks, compiled from the wording in `keyhole.evaluation.phrases`."""
 
     def __init__(self, book: Phrasebook) -> None:
         self.book = book
         (key,), (value,) = stand_in_keys(1), stand_in_values(1)
-        self.needle = book.form(tasks.needle(key, value), [key, value])
-        self.ask_one = book.reply(tasks.ask_one(key), f" {value}.", [key, value])
-        assign, hop = tasks.chain(value, stand_in_names(2))
+        self.needle = book.form(phrases.needle(key, value), [key, value])
+        self.ask_one = book.reply(phrases.ask_one(key), f" {value}.", [key, value])
+        assign, hop = phrases.chain(value, stand_in_names(2))
         self.assign = book.form(assign, [*stand_in_names(1), value])
         self.hop = book.form(hop, stand_in_names(2))
         self.numbered = cache(self._numbered)
@@ -112,19 +112,23 @@ class Wording:
     def _numbered(self, count: int) -> list[Form]:
         """Arguments of each form: the key, then all values."""
         (key,), values = stand_in_keys(1), stand_in_values(count)
-        return [self.book.form(text, [key, *values]) for text in tasks.numbered(key, values)]
+        return [self.book.form(text, [key, *values]) for text in phrases.numbered(key, values)]
 
     def _ask_all(self, count: int) -> Reply:
         """Arguments: the key, then its values."""
         (key,), values = stand_in_keys(1), stand_in_values(count)
-        return self.book.reply(tasks.ask_all(key), tasks.reply_all(key, values), [key, *values])
+        return self.book.reply(phrases.ask_all(key), phrases.reply_all(key, values), [key, *values])
 
     def _ask_several(self, count: int) -> Reply:
         """Arguments: the keys, then their values."""
         keys, values = stand_in_keys(count), stand_in_values(count)
-        return self.book.reply(tasks.ask_several(keys), tasks.reply_several(keys, values), [*keys, *values])
+        return self.book.reply(
+            phrases.ask_several(keys), phrases.reply_several(keys, values), [*keys, *values]
+        )
 
     def _ask_chain(self, count: int) -> Reply:
         """Arguments: the names, then the value."""
         names, (value,) = stand_in_names(count), stand_in_values(1)
-        return self.book.reply(tasks.ask_chain(names[-1]), tasks.reply_chain(value, names), [*names, value])
+        return self.book.reply(
+            phrases.ask_chain(names[-1]), phrases.reply_chain(value, names), [*names, value]
+        )

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from keyhole.evaluation import tasks
+from keyhole.evaluation import phrases
 from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.words import CODED_WORDS, NOUNS
 from keyhole.training.batches import LABELS
@@ -153,17 +153,21 @@ class ListLesson:
         self.book = book
         self.lists = {
             "common_words": self._list(
-                tasks.draw_common, NOUNS, tasks.COMMON, tasks.LIST_HEAD, tasks.COMMON_QUESTION
+                phrases.draw_common, NOUNS, phrases.COMMON, phrases.LIST_HEAD, phrases.COMMON_QUESTION
             ),
             "frequent_words": self._list(
-                tasks.draw_frequent, CODED_WORDS, tasks.FREQUENT, tasks.CODED_HEAD, tasks.FREQUENT_QUESTION
+                phrases.draw_frequent,
+                CODED_WORDS,
+                phrases.FREQUENT,
+                phrases.CODED_HEAD,
+                phrases.FREQUENT_QUESTION,
             ),
         }
 
     def _list(self, draw, words, answers: int, head: str, question: str):
         before = [self.book.tokenizer.bos_token_id, *self.book.encode(head)]
         stand_ins = list(words[:answers])
-        reply = self.book.reply(question, tasks.reply_list(stand_ins), stand_ins)
+        reply = self.book.reply(question, phrases.reply_list(stand_ins), stand_ins)
         return draw, self.book.words(words), before, reply
 
     def row(self, rng: np.random.Generator, length: int) -> Row:
@@ -188,7 +192,7 @@ def assemble(
     length: int,
 ) -> Row:
     """Prose with the records between its sentences, then the questions: `length` tokens in all."""
-    head = [book.tokenizer.bos_token_id, *book.encode(tasks.TEXT_HEAD)]
+    head = [book.tokenizer.bos_token_id, *book.encode(phrases.TEXT_HEAD)]
     spare = length - len(head) - sum(map(len, records)) - sum(len(q.tokens) for q in questions)
     if spare < 0:
         raise ValueError(f"records and questions are {-spare} tokens too long for a row of {length}")

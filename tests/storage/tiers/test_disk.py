@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole.core.errors import DamagedStorageError
-from keyhole.storage.tiers.buffer import HostBuffer
 from keyhole.storage.tiers.disk import DiskBuffer
+from keyhole.storage.tiers.host import HostBuffer
 from tests.limits import limited_files
 from tests.storage.histories import drawing, histories, play
 

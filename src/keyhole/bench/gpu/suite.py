@@ -86,12 +86,12 @@ class Outcome(NamedTuple):
     failure: str = ""
 
 
-def run(plan: Plan, directory: Path | None, told: Callable[[Outcome], object]) -> list[Outcome]:
-    """Measure part after part; one that fails is told, and the others go on.
+def run(plan: Plan, directory: Path | None, report: Callable[[Outcome], object]) -> list[Outcome]:
+    """Measure part after part; one that fails is reported, and the others go on.
 
     Args:
         directory: where each part's rows are written as soon as they are there.
-        told: called after each part.
+        report: called after each part.
     """
     flusher = CacheFlusher(device=plan.case.device)
     ends, outcomes = time.monotonic() + plan.seconds, []
@@ -101,7 +101,7 @@ def run(plan: Plan, directory: Path | None, told: Callable[[Outcome], object]) -
         else:
             outcome = _measured(part, plan, flusher, directory)
         outcomes.append(outcome)
-        told(outcome)
+        report(outcome)
     return outcomes
 
 

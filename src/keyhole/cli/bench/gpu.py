@@ -47,7 +47,7 @@ def gpu(
     if device == "cpu":
         plan = plan._replace(batches=(1, 2), lengths=(), prompts=(tokens,))
 
-    def told(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         for result in outcome.results:
             stdout().print(table(result))
         notes = [note for result in outcome.results for note in result.notes]
@@ -56,6 +56,6 @@ def gpu(
         if outcome.failure:
             stderr().print(f"{outcome.name}: {outcome.failure}", highlight=False, markup=False)
 
-    outcomes = run(plan, directory, told)
+    outcomes = run(plan, directory, report)
     if not any(outcome.results for outcome in outcomes):
         raise typer.Exit(1)

@@ -163,7 +163,7 @@ def check_method(recipe: Recipe, model: PreTrainedModel) -> FeedForward | None:
 
 
 def setting_of(model: PreTrainedModel) -> ModelInfo:
-    """What methods are told about a model whose caches are not made yet."""
+    """What methods know of a model whose caches are not made yet."""
     return _setting(model, [place for place, kind in enumerate(layer_kinds(model)) if _is_full(kind, kind)])
 
 

@@ -73,10 +73,10 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What differs between two identities, in words, of each part that does."""
     out = _of_settings(saved.get("config", {}), found["config"])
     # Numbers in another precision are other numbers: that goes without saying.
-    told = ("dtype", "rotary frequencies", "parametrizations", "adapters")
+    compared = ("dtype", "rotary frequencies", "parametrizations", "adapters")
     out += [
         f"saved with {name} {saved.get(name)}; this model has {found[name]}"
-        for name in told
+        for name in compared
         if saved.get(name) != found[name]
     ]
     if saved.get("weights") != found["weights"] and saved.get("dtype") == found["dtype"]:

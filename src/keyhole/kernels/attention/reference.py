@@ -55,13 +55,13 @@ def attend(
     """Attention of query [R, G, D] over float32 keys and values [R, S, D] where valid [R, S]."""
     logits = softcapped(query.float() @ keys.transpose(1, 2) * scale, softcap)
     logits = logits.masked_fill(~valid[:, None], -torch.inf)
-    told = logits if with_logits else None
+    shown = logits if with_logits else None
     if sink_logits is not None:
         logits = torch.cat([logits, sink_logits.float()[..., None]], -1)
     lse = logits.logsumexp(-1)
     weights = (logits - lse[..., None]).exp().masked_fill(logits == -torch.inf, 0)
     out = weights[..., : keys.shape[1]] @ values.masked_fill(~valid[..., None], 0)
-    return Attended(out.to(query.dtype), lse, told)
+    return Attended(out.to(query.dtype), lse, shown)
 
 
 def page_sums(values: Tensor, page: int) -> Tensor:

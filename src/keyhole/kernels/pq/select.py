@@ -1,4 +1,4 @@
-"""Choice of the slots worth reading, from estimated logits; one set for the G query heads of a KV head.
+"""Choice of the slots to read, from estimated logits; one set for the G query heads of a KV head.
 
 Shapes: R rows (batch x KV heads), G query heads of a KV head, D head size, M sub-spaces, n slots.
 """

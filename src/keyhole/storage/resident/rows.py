@@ -19,7 +19,7 @@ from keyhole.kernels import Extent, ResidentState
 from keyhole.storage.base import Footprint, Lookups
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.formats.base import at
-from keyhole.storage.tiers.buffer import HostBuffer
+from keyhole.storage.tiers.host import HostBuffer
 
 RING = 256  # newest rows at hand, at least
 _FEW = 32  # rows that a kernel writes to the host; more are copied by a stream of their own

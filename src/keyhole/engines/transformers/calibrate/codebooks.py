@@ -68,7 +68,7 @@ def fit_codebooks(
 
     Args:
         prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
-        fitted: told how many layers of how many are done.
+        fitted: called with how many layers of how many are done.
 
     Raises:
         UnsupportedModelError: the model cannot be served, or its rotations are not understood.

@@ -52,7 +52,7 @@ def fit_thresholds(
     Args:
         prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
         error: how large an error may be, of the kind that `threshold_fit` names.
-        fitted: told whenever a layer has seen a prompt.
+        fitted: called whenever a layer has seen a prompt.
 
     Raises:
         UnsupportedModelError: the model cannot be served, or has soft-capped logits or sink logits.

@@ -52,7 +52,7 @@ def fit_activations(
     Args:
         prompts: token ids `[B, T]` without padding, each run through the model twice.
         attention: whether the projections of queries and of attention's output are among them.
-        computed: told whenever a prompt was run through the model.
+        computed: called whenever a prompt was run through the model.
 
     Raises:
         UnsupportedModelError: a feed-forward, or attention, is none that is known here.

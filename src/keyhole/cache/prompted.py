@@ -1,0 +1,57 @@
+"""The newest queries of a prompt, gathered from the pieces in which it comes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from keyhole.attention import Logits
+
+SHOWN = 64  # of a prompt's queries, the newest so many are shown to the selector
+
+
+class Prompted(NamedTuple):
+    """The newest `queries [B, H, Q, D]` of a prompt, and the way the model makes logits of them."""
+
+    queries: Tensor
+    logits: Logits
+
+
+class PromptQueries:
+    """What is held of a prompt's queries.
+
+    Attributes:
+        held: the newest ones, None where there are none.
+        end: tokens there were when the newest of them came.
+    """
+
+    def __init__(self) -> None:
+        self.held: Prompted | None = None
+        self.end = 0
+
+    def add(self, prompted: Prompted, length: int, remember: int) -> Tensor:
+        """Those of a piece, after which there are `length` tokens; returns the newest `remember` of all."""
+        queries = prompted.queries
+        follows = self.end == length - queries.shape[2]
+        if self.held is not None and follows and queries.shape[2] < remember:
+            queries = torch.cat([self.held.queries, queries], dim=2)
+        queries = queries[:, :, -remember:].clone()
+        self.held, self.end = prompted._replace(queries=queries), length
+        return queries
+
+    def crop(self, length: int) -> None:
+        """Forget those of tokens from `length` on."""
+        newest = max(self.end - length, 0)
+        if self.held is not None and newest:
+            queries = self.held.queries
+            left = queries[:, :, : max(queries.shape[2] - newest, 0)]
+            self.held = self.held._replace(queries=left) if left.shape[2] else None
+            self.end -= newest
+
+    def reorder(self, rows: Tensor) -> None:
+        """Take the batch rows `rows`, in that order."""
+        if self.held is not None:
+            queries = self.held.queries
+            self.held = self.held._replace(queries=queries[rows.to(queries.device)])

@@ -36,6 +36,18 @@ class Prompted(NamedTuple):
     queries: Tensor
     logits: Logits
 
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors that `of` takes."""
+        scale, softcap, sinks = self.logits
+        numbers = torch.tensor([scale, softcap or 0.0], dtype=torch.float64)
+        held = {"queries": self.queries, "logits": numbers}
+        return held if sinks is None else held | {"sink_logits": sinks.detach()}
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor]) -> Prompted:
+        scale, softcap = state["logits"].tolist()
+        return cls(state["queries"], Logits(scale, softcap or None, state.get("sink_logits")))
+
 
 class LayerCache:
     """One layer's answers to the questions of what to compute, where to place and what to read, at work.
@@ -323,6 +335,9 @@ class LayerCache:
         held = {f"storage.{name}": tensor for name, tensor in self.storage.state().items()}
         if self.selector is not None:
             held |= {f"selector.{name}": tensor for name, tensor in self.selector.state().items()}
+        if self._prompted is not None:
+            held |= {f"prompted.{name}": tensor for name, tensor in self._prompted.state().items()}
+            held["prompted.end"] = torch.tensor(self._prompted_end)
         return held
 
     def restore(self, state: dict[str, Tensor], indexed: int) -> None:
@@ -330,6 +345,12 @@ class LayerCache:
         self.storage.restore(under("storage.", state))
         if self.selector is not None:
             self.selector.restore(under("selector.", state), indexed)
+        prompted = under("prompted.", state)
+        if prompted:
+            self._prompted, self._prompted_end = Prompted.of(prompted), int(prompted["end"])
+            if self.selector is not None and not indexed:
+                shown = self._prompted.queries[:, :, -SHOWN:]
+                self.selector.see(shown, self.newest.shape[1], self._prompted_end)
 
     @outside_inference_mode()
     def prepare(self, mask: Tensor | None = None) -> None:

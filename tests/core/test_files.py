@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -92,3 +93,17 @@ def test_a_lock_ends_with_its_process(tmp_path):
     holder.wait()
     with locked(tmp_path / "lock", patience=5):
         pass
+
+
+def test_a_process_forked_inside_does_not_keep_a_lock(tmp_path):
+    with locked(tmp_path / "lock", patience=0):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path / "lock", patience=1):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -199,8 +199,14 @@ def test_an_interrupt_after_the_switch_leaves_the_new_generation(held, monkeypat
 
 def test_leftovers_go_and_files_of_others_stay(held):
     held.write(tensors(0), {})
-    left = [f"thing-{'0' * 32}.safetensors", ".thing.partial-ab.json", "thing.safetensors"]
-    others = ["thing-mine.safetensors", "notes.txt", "other.safetensors", f"other-{'0' * 32}.safetensors"]
+    left = [f"thing-{'0' * 32}.safetensors", ".thing.partial-ab.json"]
+    others = [
+        "thing.safetensors",
+        "thing-mine.safetensors",
+        "notes.txt",
+        "other.safetensors",
+        f"other-{'0' * 32}.safetensors",
+    ]
     for name in left + others:
         (held.path / name).touch()
     held.write(tensors(1), {})
@@ -251,3 +257,31 @@ def test_a_reader_that_has_an_old_manifest_reads_the_new_generation(held, monkey
 
     monkeypatch.setattr(Generations, "tensors", late)
     assert_equal(held.read()[1], tensors(1))
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "null", '{"format": 8}'])
+def test_any_manifest_that_cannot_be_used_is_refused_and_saved_over(held, text):
+    held.write(tensors(), {})
+    held.manifest_path.write_text(text)
+    with pytest.raises(SavedStateError, match="make it again"):
+        held.read()
+    held.write(tensors(1), {})
+    assert_equal(held.read()[1], tensors(1))
+    assert len(list(held.path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(("path", "error"), [(None, TypeError), (3, TypeError), ("", ValueError)])
+def test_what_is_no_path_is_refused(path, error):
+    with pytest.raises(error):
+        Generations(path, "thing", 7, "make it again").write(tensors(), {})
+
+
+def test_a_home_that_nobody_has_is_named():
+    with pytest.raises(ValueError, match="~nobody-has-this-name/x"):
+        Generations("~nobody-has-this-name/x", "thing", 7, "make it again").read()
+
+
+def test_bytes_are_a_path_as_elsewhere(tmp_path):
+    held = Generations(os.fsencode(tmp_path / "held"), "thing", 7, "make it again")
+    held.write(tensors(), {})
+    assert held.path == tmp_path / "held"

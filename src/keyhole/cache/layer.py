@@ -299,13 +299,17 @@ class LayerCache:
         held = {f"storage.{name}": tensor for name, tensor in self.storage.state().items()}
         if self.selector is not None:
             held |= {f"selector.{name}": tensor for name, tensor in self.selector.state().items()}
-        return held
+        return held | {f"prompted.{name}": tensor for name, tensor in self._prompted.state().items()}
 
     def restore(self, state: dict[str, Tensor], indexed: int) -> None:
         """Take over a `state`, of which `indexed` tokens were in the index."""
         self.storage.restore(under("storage.", state))
         if self.selector is not None:
             self.selector.restore(under("selector.", state), indexed)
+        self._prompted.restore(under("prompted.", state))
+        if self._prompted.held is not None and self.selector is not None and not indexed:
+            queries = self._prompted.held.queries[:, :, -SHOWN:]
+            self.selector.see(queries, self.newest.shape[1], self._prompted.end)
 
     @outside_inference_mode()
     def prepare(self, mask: Tensor | None = None) -> None:

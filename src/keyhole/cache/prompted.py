@@ -55,3 +55,19 @@ class PromptQueries:
         if self.held is not None:
             queries = self.held.queries
             self.held = self.held._replace(queries=queries[rows.to(queries.device)])
+
+    def state(self) -> dict[str, Tensor]:
+        """What is held, as named tensors."""
+        if self.held is None:
+            return {}
+        scale, softcap, sinks = self.held.logits
+        numbers = torch.tensor([scale, softcap or 0.0], dtype=torch.float64)
+        state = {"queries": self.held.queries, "logits": numbers, "end": torch.tensor(self.end)}
+        return state if sinks is None else state | {"sink_logits": sinks.detach()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        if state:
+            scale, softcap = state["logits"].tolist()
+            logits = Logits(scale, softcap or None, state.get("sink_logits"))
+            self.held, self.end = Prompted(state["queries"], logits), int(state["end"])

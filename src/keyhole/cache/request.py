@@ -13,6 +13,7 @@ from keyhole.cache.position import DecodePosition
 from keyhole.core.layout import Constants, Regions, regions
 from keyhole.core.masks import Visible, boolean
 
+_STATE = ("prompt_length", "_generated", "_may_end", "_in_pieces")
 _STEPS = 16  # answers that are held; layers of one step ask for few different ones
 
 
@@ -74,6 +75,15 @@ class Request:
         if tokens > 1:
             return bool(known and self._generated)
         return bool(known) or not self._may_end
+
+    def state(self) -> dict[str, int | bool | None]:
+        """What is known of prompt and generated tokens so far; `restore` of a new request takes it."""
+        return {name.removeprefix("_"): getattr(self, name) for name in _STATE}
+
+    def restore(self, state: dict[str, int | bool | None]) -> None:
+        """Continue where `state` was taken."""
+        for name in _STATE:
+            setattr(self, name, state[name.removeprefix("_")])
 
     def look(self, mask: Tensor | None, batch: int) -> Visible:
         """What a mask shows, found out once for all layers that are given the same one."""

@@ -93,7 +93,7 @@ class ArtifactFiles:
         return [held[place] for place in places]
 
     def _in(self, directory: str | Path) -> Generations:
-        return Generations(str(directory), self.name, self.format, "calibrate again")
+        return Generations(directory, self.name, self.format, "calibrate again")
 
     def _check_model(self, source: Path, saved: str, found: str) -> None:
         if saved != found:

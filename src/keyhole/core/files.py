@@ -84,7 +84,16 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
             time.sleep(_POLL * random.random())
         yield
     finally:
+        _unlock(handle)
         os.close(handle)
+
+
+def _unlock(handle: int) -> None:
+    """End the lock here: a process forked meanwhile has the handle too, and would keep it."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def _try_lock(handle: int) -> bool:

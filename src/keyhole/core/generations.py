@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import uuid
 from contextlib import suppress
@@ -33,7 +34,7 @@ class Generations:
     """One named thing that is kept in a directory.
 
     Attributes:
-        directory: `~` is expanded.
+        directory: `~` is expanded; ValueError for an empty one, TypeError for what is no path.
         name: what the files are called.
         format: of the tensors; others are refused.
         again: what to do about a thing that cannot be used, for messages.
@@ -47,7 +48,13 @@ class Generations:
     @property
     def path(self) -> Path:
         """The directory."""
-        return Path(self.directory).expanduser()
+        given = os.fspath(self.directory)
+        if not given:
+            raise ValueError("the directory's name is empty; give '.' for the working directory")
+        try:
+            return Path(os.fsdecode(given)).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{given!r}: {error}") from error
 
     @property
     def manifest_path(self) -> Path:
@@ -65,11 +72,12 @@ class Generations:
         with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path / f".{self.name}.lock", patience=_PATIENCE):
+                older = self._is_unreadable()
                 self._clean()
                 try:
                     self._write(tensors, facts)
                 finally:
-                    self._clean()
+                    self._clean(older=older)
 
     def _write(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         file = f"{self.name}-{uuid.uuid4().hex}.safetensors"
@@ -126,15 +134,30 @@ class Generations:
                     lost = self.path / manifest["file"]
                     raise SavedStateError(f"{lost} is gone; {self.again}") from error
 
-    def _clean(self) -> None:
-        """Remove what no manifest names; all stays where there is a manifest that cannot be read."""
+    def _is_unreadable(self) -> bool:
+        """Whether there is a manifest, of another format or damaged."""
+        try:
+            self.manifest()
+        except FileNotFoundError:
+            return False
+        except SavedStateError:
+            return True
+        return False
+
+    def _clean(self, *, older: bool = False) -> None:
+        """Remove what no manifest names; all stays where there is a manifest that cannot be read.
+
+        Args:
+            older: `NAME.safetensors`, as older formats call it, was a saved one; else it is the user's.
+        """
         kept = None
         with suppress(FileNotFoundError):
             try:
                 kept = self.manifest()["file"]
             except SavedStateError:
                 return
-        tensors = re.compile(rf"{re.escape(self.name)}(-[0-9a-f]{{32}})?\.safetensors(\.partial)?")
+        generation = "(-[0-9a-f]{32})" + ("?" if older else "")
+        tensors = re.compile(rf"{re.escape(self.name)}{generation}\.safetensors(\.partial)?")
         for path in self.path.iterdir():
             partial = path.name.startswith(f".{self.name}{PARTIAL}")
             if partial or (tensors.fullmatch(path.name) and path.name != kept):
@@ -159,7 +182,7 @@ def _unsealed(data: bytes) -> dict[str, Any] | None:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     """What can be read of a manifest without a digest, or a changed one."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         held = json.loads(data)
         return held if isinstance(held, dict) else {}
     return {}

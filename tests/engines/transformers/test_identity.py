@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from transformers import LlamaForCausalLM
 
 from keyhole import UnsupportedModelError, attach
 from keyhole.engines.transformers.fingerprint import fingerprint
@@ -52,6 +53,32 @@ def other_frequencies():
     model = fresh_model("llama")
     model.model.rotary_emb.inv_freq *= 0.5
     return model
+
+
+def turned_over():
+    model = fresh_model("llama")
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq.flip(0)
+    return model
+
+
+def with_number(path, name, value):
+    def make():
+        model = fresh_model("llama")
+        setattr(model.get_submodule(path), name, value)
+        return model
+
+    return make
+
+
+class OtherClass(LlamaForCausalLM):
+    pass
+
+
+def of_another_class():
+    plain = fresh_model("llama")
+    other = OtherClass(plain.config).eval()
+    other.load_state_dict(plain.state_dict())
+    return other
 
 
 class Doubled(nn.Module):
@@ -106,6 +133,11 @@ DIFFERENT = {
     "layers": (lambda: fresh_model("llama", num_hidden_layers=3), "num_hidden_layers"),
     "bias": (lambda: fresh_model("llama", attention_bias=True), "attention_bias"),
     "family": (lambda: fresh_model("qwen3"), 'model_type="llama".*"qwen3"'),
+    "turned over": (turned_over, "rotary frequencies"),
+    "module's epsilon": (with_number("model.norm", "variance_epsilon", 0.1), r"LlamaRMSNorm.*0\.1"),
+    "module's scale": (with_number(f"{LAYER}self_attn", "scaling", 1.0), r"LlamaAttention\.scaling"),
+    "rotation's scale": (with_number("model.rotary_emb", "attention_scaling", 1.3), "attention_scaling"),
+    "class": (of_another_class, "LlamaForCausalLM; this model has OtherClass"),
     "parametrization": (parametrized, "parametrizations.*Doubled"),
 }
 
@@ -257,3 +289,22 @@ def test_a_merged_adapter_is_named(adapted):
     assert "merged" in named(differences(before, identity(base)))
     adapted.unmerge_adapter()
     assert "merged" not in named(differences(before, identity(base)))
+
+
+@pytest.mark.parametrize("write", ["data", "numpy"])
+def test_one_number_written_behind_torch_is_seen_anew(write):
+    model = fresh_model("llama")
+    before = identity(model)
+    weight = model.model.layers[1].self_attn.k_proj.weight
+    if write == "data":
+        weight.data[3, 7] += 1
+    else:
+        weight.detach().numpy()[3, 7] += 1
+    assert "weights" in named(differences(before, identity(model, anew=True)))
+
+
+def test_packed_weights_are_refused():
+    model = fresh_model("llama")
+    quantised = pytest.importorskip("torch.ao.quantization").quantize_dynamic(model, {nn.Linear})
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\..*packed weights"):
+        identity(quantised)

@@ -56,6 +56,53 @@ def test_goes_on_as_if_nothing_had_happened(model, method, tmp_path):
     assert_same(found, answer(model, more, past_key_values=cache, steps=30), tolerance=1e-6)
 
 
+@torch.no_grad()
+def by_hand(model, cache, tokens, steps):
+    """Logits of greedy steps of a loop that calls the model itself."""
+    out = []
+    for _ in range(steps):
+        out.append(model(tokens, past_key_values=cache).logits[:, -1])
+        tokens = out[-1].argmax(-1, keepdim=True)
+    return torch.stack(out)
+
+
+PROGRESS = {  # how many tokens came, whether and where the prompt was said to end, and what comes next
+    "generating": ((90, 1, 1, 1), None, prompt(1, seed=5)),
+    "end not said": ((90,), None, prompt(1, seed=5)),
+    "end said": ((90,), 90, prompt(1, seed=5)),
+    "end ahead": ((90,), 95, prompt(1, seed=5)),
+    "a piece": ((90,), None, prompt(20, seed=5)),
+    "token by token": ((1,) * 40, None, prompt(1, seed=5)),
+}
+LEARNING = ["pqcache(mass=0.9, dense_below=0, sinks=2, window=6)", "quest(mass=0.9, dense_below=0, sinks=2)"]
+
+
+@pytest.mark.parametrize("method", ["pqcache(budget=20, sinks=2, window=6)", "h2o(budget=30)", *LEARNING])
+@pytest.mark.parametrize("progress", PROGRESS)
+def test_what_is_prompt_and_what_is_generated_is_saved(model, method, progress, tmp_path):
+    pieces, end, coming = PROGRESS[progress]
+    with keyhole.attach(model):
+        cache = KeyholeCache(model, method)
+        cache.prompt_length = end
+        for seed, piece in enumerate(pieces):
+            by_hand(model, cache, prompt(piece, seed=seed), 1)
+        cache.save(tmp_path)
+        loaded, used = KeyholeCache.load(tmp_path, model), cache.usage
+        found, wanted = (by_hand(model, each, coming, 12) for each in (loaded, cache))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    assert loaded.usage.read == cache.usage.read - used.read
+
+
+def test_a_weight_edited_behind_torch_is_seen(tmp_path):
+    model = fresh_model("llama")
+    filled(model, "dense").save(tmp_path)
+    KeyholeCache.load(tmp_path, model)
+    model.model.layers[0].self_attn.k_proj.weight.data[3, 7] += 1
+    with pytest.raises(SavedStateError, match="the weights are others"):
+        KeyholeCache.load(tmp_path, model)
+    keyhole.detach(model)
+
+
 def test_refuses_the_cache_of_another_model(model, tmp_path):
     filled(model, "dense").save(tmp_path)
     other = fresh_model("llama")

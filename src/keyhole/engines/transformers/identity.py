@@ -50,22 +50,28 @@ _VOLATILE = {
 _NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def identity(model: PreTrainedModel) -> dict[str, Any]:
+def identity(model: PreTrainedModel, *, anew: bool = False) -> dict[str, Any]:
     """The identity of a model as it is now, of what JSON can hold.
 
-    All weights are read the first time, at the speed of memory, and later only those that were changed.
+    All weights are read the first time, at the speed of memory, and later only those that are seen to have
+    changed.
+
+    Args:
+        anew: read all weights again: a change through `.data` or numpy may not be seen.
 
     Raises:
         UnsupportedModelError: a weight cannot be read, with its name.
     """
     floating = {_name(w.dtype) for _, w in counted_weights(model) if w.is_floating_point()}
     return {
+        "class": type(model).__name__,
         "config": _settings(model.config.to_diff_dict()),
         "dtype": sorted(floating),
         "rotary frequencies": _frequencies(model),
+        "numbers of modules": _numbers(model),
         "parametrizations": _parametrizations(model),
         "adapters": adapters_of(model),
-        "weights": weights_digest(model),
+        "weights": weights_digest(model, anew=anew),
     }
 
 
@@ -73,12 +79,14 @@ def differences(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What differs between two identities, in words, of each part that does."""
     out = _of_settings(saved.get("config", {}), found["config"])
     # Numbers in another precision are other numbers: that goes without saying.
-    compared = ("dtype", "rotary frequencies", "parametrizations", "adapters")
+    compared = ("class", "dtype", "rotary frequencies", "parametrizations", "adapters")
     out += [
         f"saved with {name} {saved.get(name)}; this model has {found[name]}"
         for name in compared
         if saved.get(name) != found[name]
     ]
+    if not out:  # else they follow from the configuration
+        out = _of_settings(saved.get("numbers of modules", {}), found["numbers of modules"])
     if saved.get("weights") != found["weights"] and saved.get("dtype") == found["dtype"]:
         out.append("the weights are others")
     return out
@@ -103,10 +111,11 @@ def _settings(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _frequencies(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Of each rotary module: the precision its frequencies are held in, and the sum of their logarithms.
+    """Of each rotary module: the precision its frequencies are held in, and two sums of their logarithms.
 
     They are computed from the configuration when a model is made, but may be rounded with the model, or
-    changed by hand. The sum is rounded, since devices compute them with other last digits.
+    changed by hand. Sums are rounded, since devices compute them with other last digits; the second one
+    weighs each by its place.
     """
     found = {}
     for path, module in model.named_modules():
@@ -117,9 +126,26 @@ def _frequencies(model: PreTrainedModel) -> dict[str, list[str]]:
             if any(kind in str(getattr(module, "rope_type", "")) for kind in LENGTH_DEPENDENT):
                 held = getattr(module, f"{name.removesuffix('inv_freq')}original_inv_freq", held).cpu()
             exact = next((d for d in _NARROW if torch.equal(held.to(d).double(), held.double())), held.dtype)
-            total = held.double().clamp(min=1e-30).log().sum().item()
-            found[f"{path}.{name}"] = [_name(exact), f"{total:.2f}"]
+            logs = held.double().clamp(min=1e-30).log().flatten()
+            by_place = (logs * torch.linspace(0, 1, len(logs), dtype=logs.dtype)).sum()
+            found[f"{path}.{name}"] = [_name(exact), f"{logs.sum():.2f}", f"{by_place:.2f}"]
     return found
+
+
+def _numbers(model: PreTrainedModel) -> dict[str, list[float]]:
+    """What modules hold as plain numbers (epsilons, scales), in order; repeats are left out."""
+    found: dict[str, list[float]] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and not name.startswith("_") and not _is_dropout(module, name):
+                held = found.setdefault(f"{type(module).__name__}.{name}", [])
+                if held[-1:] != [value]:
+                    held.append(value)
+    return found
+
+
+def _is_dropout(module: nn.Module, name: str) -> bool:
+    return "drop" in name or "Drop" in type(module).__name__
 
 
 def _parametrizations(model: PreTrainedModel) -> list[str]:

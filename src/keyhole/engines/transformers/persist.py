@@ -18,7 +18,8 @@ from transformers import Cache, PreTrainedModel
 from keyhole.core.errors import SavedStateError, UnsupportedCacheError
 from keyhole.core.generations import Generations
 from keyhole.core.version import __version__
-from keyhole.engines.transformers.cache import served_layers
+from keyhole.engines.transformers.cache import request_of, served_layers
+from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.identity import differences, identity
 from keyhole.engines.transformers.layer_state import check_finite, layer_state, restore_layer
 from keyhole.methods.base import Method
@@ -29,7 +30,7 @@ _PLACING = ("place", "block_cache", "block_eviction")
 
 
 def _files(directory: str | Path) -> Generations:
-    return Generations(str(directory), "cache", format=2, again="save the cache again")
+    return Generations(directory, "cache", format=2, again="save the cache again")
 
 
 def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -54,13 +55,15 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
         f"{index}.{name}": tensor for index, (_, held) in enumerate(states) for name, tensor in held.items()
     }
     check_finite("the cache cannot be saved", tensors)
+    request = request_of(cache)
     facts = {
         "versions": {
             "keyhole": __version__,
             **{module.__name__: module.__version__ for module in (torch, transformers)},
         },
         "method": str(recipe),
-        "model": identity(model),
+        "model": identity(model, anew=True),
+        "request": {} if request is None else request.state(),
         "layers": [facts for facts, _ in states],
     }
     _files(directory).write(tensors, facts)
@@ -72,6 +75,7 @@ class Saved:
 
     source: Path
     recipe: Recipe
+    request: dict[str, Any]
     layers: list[dict[str, Any]]
     tensors: dict[str, Tensor]
 
@@ -90,6 +94,9 @@ class Saved:
                 restore_layer(layer, facts, held)
             except SavedStateError as error:
                 raise SavedStateError(f"layer {index} in {self.source}: {error}") from error
+        request = request_of(cache)
+        if request is not None:
+            request.restore(self.request)
 
 
 def read(directory: str | Path, model: PreTrainedModel, method: str | Method | Recipe | None = None) -> Saved:
@@ -102,13 +109,14 @@ def read(directory: str | Path, model: PreTrainedModel, method: str | Method | R
     files = _files(directory)
     manifest, tensors = files.read()
     where = str(files.path)
-    differing = differences(manifest["model"], identity(model))
+    differing = differences(manifest["model"], identity(model, anew=True))
     if differing:
         raise SavedStateError(f"{where}: the cache belongs to another model: {'; '.join(differing)}")
     recipe = _recipe(where, manifest, method)
     check_finite(where, tensors)
-    on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    return Saved(files.path, recipe, manifest["layers"], on_device)
+    device = input_device(model)
+    on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Saved(files.path, recipe, manifest["request"], manifest["layers"], on_device)
 
 
 def placed_otherwise(recipe: Recipe, other: Recipe) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from weakref import ref
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,16 +25,23 @@ class _Known(NamedTuple):
     digest: str
 
 
-def weights_digest(model: PreTrainedModel) -> str:
+def weights_digest(model: PreTrainedModel, *, anew: bool = False) -> str:
     """The digest of parameters and lasting buffers: names as without adapters, shapes, dtypes, numbers.
 
     Adapters that are not at work count for nothing. Tensors are read again where their version, their memory
-    or some of their numbers are others than when they were read.
+    or some of their numbers are others than when they were read. One number that was changed through `.data`
+    or numpy leaves no such trace.
+
+    Args:
+        anew: read everything again.
 
     Raises:
         UnsupportedModelError: a tensor cannot be read, with its name.
     """
+    _check_readable(model)
     known: dict[str, _Known] = adapter_of(model).memo("weight digests", dict)
+    if anew:
+        known.clear()
     of_all = hashlib.sha256()
     for name, tensor in sorted(counted_weights(model), key=lambda item: plain_name(item[0])):
         found = _digest(model, known, name, tensor)
@@ -45,6 +53,17 @@ def counted_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Parameters and lasting buffers by all their names, but those of adapters that are not at work."""
     idle = tuple(idle_parts(model))
     return ((name, tensor) for name, tensor in _tensors(model) if not f"{name}.".startswith(idle))
+
+
+def _check_readable(model: PreTrainedModel) -> None:
+    """Refuse weights that modules hold in a form of their own, as those of `quantize_dynamic` do."""
+    for path, module in model.named_modules():
+        for name, held in vars(module).items():
+            if isinstance(held, torch.ScriptObject):
+                raise UnsupportedModelError(
+                    f"{path}.{name} are packed weights, which cannot be read, so nothing can be saved for "
+                    "this model; quantise it with torchao or bitsandbytes, whose weights are tensors"
+                )
 
 
 def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

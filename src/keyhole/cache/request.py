@@ -13,6 +13,7 @@ from keyhole.cache.position import DecodePosition
 from keyhole.core.layout import Constants, Regions, regions
 from keyhole.core.masks import Visible, boolean
 
+_PHASE = ("prompt_length", "_generated", "_may_end", "_in_pieces")
 _STEPS = 16  # answers that are held; layers of one step ask for few different ones
 
 
@@ -43,6 +44,15 @@ class Request:
         self._regions: dict[tuple[Any, ...], Regions] = {}
         self._converted: tuple[Callable[[], Tensor | None], Tensor | None] | None = None
         self._visible: tuple[Callable[[], Tensor | None], int, Visible] | None = None
+
+    @property
+    def phase(self) -> dict[str, Any]:
+        """What `begin` changes, to be given to `set_back` where a call was in vain."""
+        return {name: getattr(self, name) for name in _PHASE}
+
+    def set_back(self, phase: dict[str, Any]) -> None:
+        """Decide as if the calls since `phase` was read had not been made."""
+        vars(self).update(phase)
 
     def generates(self, tokens: int) -> bool:
         """Whether the tokens of the call that is being served are generated ones."""

@@ -50,6 +50,10 @@ class Layer(Protocol):
         """The newest token's keys, `[B, Hkv, 1, D]`; ValueError where nothing was appended."""
         ...
 
+    def crops_exactly(self, length: int) -> bool:
+        """Whether a crop to `length` tokens leaves what there was before the later ones came."""
+        ...
+
     def arrive(self, tokens: int, generated: Callable[[], bool | None]) -> None:
         """The model is called with so many tokens; the first layer of a request notes what they are."""
         ...

@@ -65,6 +65,10 @@ class CapturedLayer:
         """A token's keys, `[B, Hkv, 1, D]`."""
         return self.storage.keys(self.storage.length - 1)
 
+    def crops_exactly(self, length: int) -> bool:  # noqa: ARG002
+        """It is not cropped at all."""
+        return False
+
     def arrive(self, tokens: int, generated: Callable[[], bool | None]) -> None:
         """Every step is a generated token; the position knows where it goes."""
 

@@ -178,6 +178,9 @@ class EvictingLayer(LayerCache):
                 self._evict()
             super()._prepare(Visible(self.kept.mask(1), len(self.kept.padding)))
 
+    def crops_exactly(self, length: int) -> bool:
+        return length == 0
+
     def _crop(self, length: int) -> None:
         if length == 0:
             super()._crop(0)

@@ -76,6 +76,11 @@ class LayerCache:
         """
         return self.storage.keys(self.storage.length - 1)
 
+    def crops_exactly(self, length: int) -> bool:
+        """Whether a crop to `length` tokens leaves what there was before the later ones came."""
+        parts_do = all(part.crops_exactly(length) for part in self._parts)
+        return length == 0 or (not self._torn and parts_do)
+
     def arrive(self, tokens: int, generated: Callable[[], bool | None]) -> None:
         """The model is called with so many tokens; the first layer of a request notes what they are."""
         if self.place == 0:

@@ -45,6 +45,7 @@ class Request:
         self._converted: tuple[Callable[[], Tensor | None], Tensor | None] | None = None
         self._visible: tuple[Callable[[], Tensor | None], int, Visible] | None = None
 
+    @property
     def generates(self, tokens: int) -> bool:
         """Whether the tokens of the call that is being served are generated ones."""
         return tokens == 1 if self._generated is None else self._generated
@@ -77,7 +78,7 @@ class Request:
         return bool(known) or not self._may_end
 
     def state(self) -> dict[str, int | bool | None]:
-        """What is known of prompt and generated tokens so far; `restore` of a new request takes it."""
+        """What is known of prompt and generated tokens so far; `restore` of this or a new request takes it."""
         return {name.removeprefix("_"): getattr(self, name) for name in _STATE}
 
     def restore(self, state: dict[str, int | bool | None]) -> None:

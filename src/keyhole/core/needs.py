@@ -29,6 +29,10 @@ class Informed:
 
     needs: Needs = Needs.NOTHING
 
+    def crops_exactly(self, length: int) -> bool:  # noqa: ARG002
+        """Whether a crop to `length` tokens leaves what there was before the later ones came."""
+        return True
+
     def see_hidden_states(self, hidden: Tensor) -> None:
         """Be shown the inputs of attention `hidden [B, T, E]` of tokens whose keys are about to come."""
 

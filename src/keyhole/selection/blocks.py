@@ -109,6 +109,10 @@ class RepresentativeSelector(SummarySelector):
         represented = (scores != _NONE).unsqueeze(2)
         return logits.unflatten(-1, scores.shape[2:]).masked_fill(~represented, _NONE), represented
 
+    def crops_exactly(self, length: int) -> bool:
+        """Queries that came count for the slots before them."""
+        return self._scores.stop <= length
+
     def crop(self, length: int) -> None:
         super().crop(length)
         self._scores.crop(length)

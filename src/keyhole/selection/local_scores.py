@@ -27,6 +27,11 @@ class LocalScores:
         self._held = GrowingBuffer()  # float32 `[B, Hkv, slots, 2]`
         self._from = 0  # the first slot held
 
+    @property
+    def stop(self) -> int:
+        """Tokens there were when queries were last noted."""
+        return self._from + self._held.length
+
     def add(self, queries: Tensor, storage: Storage) -> None:
         """Note the `queries [B, Hkv, T, D]` of the newest tokens stored, summed over the heads of a group."""
         first = storage.length - queries.shape[2]

@@ -77,6 +77,10 @@ class PlacedStorage(Storage):
     def lookups(self) -> Lookups:
         return Lookups() if self.resident is None else self.resident.lookups
 
+    def crops_exactly(self, length: int) -> bool:
+        """What was packed is not what it was before."""
+        return self.form.keeps or self._packed == 0 or self._packed + self.form.group <= length
+
     def crop(self, length: int) -> None:
         if length > self._packed:
             self._recent.crop(length - self._packed)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -17,11 +18,16 @@ EVICTING = [
     *(f"{name}({BUDGET})" for name in ("snapkv", "h2o", "keyformer", "pyramidkv", "adakv")),
 ]
 METHODS = ["dense", *(str(small(name, 20)) for name in SELECTIVE), *EVICTING, "sale(dense_below=0)"]
+NOTING = [str(small("infllm", 20))]  # what a query gave to earlier tokens cannot be taken back
 DISK = f"quest(page=4, place=disk, dense_below=0, {BUDGET})"
 
 
 def interrupted(*_call):
     raise KeyboardInterrupt
+
+
+def raised(error, *_call):
+    raise error
 
 
 def failed(*_call):
@@ -52,15 +58,92 @@ def test_a_broken_cache_is_refused_until_it_is_rolled_back(method, layer, error)
         for call in (lambda: model(turn, **given(cache)), lambda: cache.crop(-1)):
             with pytest.raises(keyhole.UnsupportedCacheError, match="broke off"):
                 call()
-        if method in EVICTING:
+        if method in EVICTING + NOTING:
             with pytest.raises(keyhole.UnsupportedCacheError, match="start a new cache"):
                 cache.roll_back()
             return
         cache.roll_back()
         whole = keyhole.KeyholeCache(model, method)
         model(prompt(60), **given(whole))
-        found, wanted = (model(turn, **given(each)).logits for each in (cache, whole))
+        found, wanted = (go_on(model, each, turn) for each in (cache, whole))
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def go_on(model, cache, turn):
+    """Logits of a turn's last token, and of the tokens after it."""
+    tokens = [turn, *(prompt(1, seed=seed) for seed in range(4))]
+    return torch.stack([model(piece, **given(cache)).logits[:, -1] for piece in tokens])
+
+
+@pytest.mark.parametrize("method", [str(small(name, 20)) for name in ("quest", "pqcache", "delta")])
+@torch.no_grad()
+def test_what_is_generated_is_known_after_a_call_was_taken_back(method):
+    """The first token after a prompt may be its last piece: also if it comes a second time."""
+    model = fresh_model("llama")
+    cache, whole = keyhole.KeyholeCache(model, method), keyhole.KeyholeCache(model, method)
+    with keyhole.attach(model):
+        for each in (cache, whole):
+            model(prompt(60), **given(each))
+        hook = model.model.layers[1].mlp.register_forward_pre_hook(failed)
+        with pytest.raises(OSError, match="No space"):
+            model(prompt(1), **given(cache))
+        hook.remove()
+        cache.roll_back()
+        found, wanted = (go_on(model, each, prompt(1)) for each in (cache, whole))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert cache.usage.steps == whole.usage.steps
+
+
+@pytest.mark.parametrize("method", ["dense", str(small("quest", 20)), EVICTING[1]])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@torch.no_grad()
+def test_a_layer_that_was_changing_is_not_rolled_back(method, error, monkeypatch):
+    model = fresh_model("llama")
+    cache = keyhole.KeyholeCache(model, method)
+    with keyhole.attach(model):
+        model(prompt(60), **given(cache))
+        storage = keyhole.served_layers(cache)[1].storage
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "append", partial(raised, error))
+            with pytest.raises(error):
+                model(prompt(5), **given(cache))
+        for call in (lambda: model(prompt(5), **given(cache)), cache.roll_back):
+            with pytest.raises(keyhole.UnsupportedCacheError, match="start a new cache"):
+                call()
+        cache.reset()
+        assert torch.isfinite(model(prompt(60), **given(cache)).logits).all()
+
+
+@torch.no_grad()
+def test_what_was_quantised_is_not_rolled_back():
+    model = fresh_model("llama")
+    cache = keyhole.KeyholeCache(model, "quantised(bits=4)")
+    with keyhole.attach(model):
+        model(prompt(130), **given(cache))
+        hook = model.model.layers[1].mlp.register_forward_pre_hook(failed)
+        with pytest.raises(OSError, match="No space"):
+            model(prompt(70), **given(cache))
+        hook.remove()
+        with pytest.raises(keyhole.UnsupportedCacheError, match="start a new cache"):
+            cache.roll_back()
+
+
+@pytest.mark.parametrize("change", ["reorder_cache", "batch_repeat_interleave", "batch_select_indices"])
+@torch.no_grad()
+def test_rows_that_half_of_the_layers_took_are_refused(change, monkeypatch):
+    """All layers are as long as before, but their rows are of different sequences."""
+    model = fresh_model("llama")
+    cache = keyhole.KeyholeCache(model, "dense")
+    rows = 2 if change == "batch_repeat_interleave" else torch.tensor([1, 0])
+    with keyhole.attach(model):
+        model(prompt(60, rows=2), **given(cache))
+        with monkeypatch.context() as patch:
+            patch.setattr(keyhole.served_layers(cache)[1], "reorder", partial(raised, KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                getattr(cache, change)(rows)
+        for call in (lambda: model(prompt(1, rows=2), **given(cache)), cache.roll_back):
+            with pytest.raises(keyhole.UnsupportedCacheError, match="hold other rows"):
+                call()
 
 
 @pytest.mark.parametrize("method", ["dense", EVICTING[1]])

@@ -22,12 +22,10 @@ from keyhole.core.break_even import ALWAYS, BreakEven
 from keyhole.core.costs import Heads
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
-from keyhole.core.needs import Needs
 from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.handle import KVHandle
-from keyhole.engines.transformers.hidden_states import HiddenStates, hidden_states_of
 from keyhole.engines.transformers.hybrid import HybridLayer
 from keyhole.engines.transformers.phase import generating
 from keyhole.engines.transformers.projections import LayerProjections
@@ -44,16 +42,13 @@ from keyhole.storage import Footprint
 class KeyholeLayer(DynamicLayer):
     """A transformers cache layer that keeps its tokens in a LayerCache and passes handles to the model.
 
-    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. Where a part
-    of the layer asks for hidden states, `hidden_states` lives as long as the layer and shows them. From
-    `update` to the end of `attend` it is `unfinished`.
+    Its cache's decode steps skip weights as `steps` says, which all layers of the cache share. From `update`
+    to the end of `attend` it is `unfinished`.
     """
 
-    def __init__(
-        self, inner: LayerCache, steps: Steps | None = None, hidden_states: HiddenStates | None = None
-    ) -> None:
+    def __init__(self, inner: LayerCache, steps: Steps | None = None) -> None:
         super().__init__()
-        self.inner, self.steps, self.hidden_states = inner, steps, hidden_states
+        self.inner, self.steps = inner, steps
         self.unfinished = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):  # noqa: ARG002
@@ -136,10 +131,8 @@ def adopt(cache: Cache, recipe: Recipe, model: PreTrainedModel) -> None:
     info = _setting(model, served, _break_even(recipe, model))
     inners, feedforward = recipe.layers(info), recipe.feedforward(info)
     steps = Steps(feedforward) if feedforward is not None and feedforward.thresholds else None
-    asked = any(Needs.HIDDEN_STATES in inner.needs for inner in inners)
-    hidden = hidden_states_of(model, served) if asked else None
     for index, inner in zip(served, inners, strict=True):
-        held, layers[index] = layers[index], _stand_in(layers[index], inner, steps, hidden)
+        held, layers[index] = layers[index], _stand_in(layers[index], inner, steps)
         if held.get_seq_length():
             inner.append(held.keys.detach(), held.values.detach())
             layers[index].is_initialized = True
@@ -214,10 +207,8 @@ def _is_full(layer: object, kind: object) -> bool:
     return type(layer) is type(kind) and type(layer) in full
 
 
-def _stand_in(
-    held: DynamicLayer, inner: LayerCache, steps: Steps | None, hidden: HiddenStates | None
-) -> KeyholeLayer | HybridLayer:
-    layer = KeyholeLayer(inner, steps, hidden)
+def _stand_in(held: DynamicLayer, inner: LayerCache, steps: Steps | None) -> KeyholeLayer | HybridLayer:
+    layer = KeyholeLayer(inner, steps)
     return HybridLayer(held, layer) if isinstance(held, LinearAttentionAndFullAttentionLayer) else layer
 
 

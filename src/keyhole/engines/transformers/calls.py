@@ -6,12 +6,12 @@ A call that breaks off, by an error or an interrupt, leaves some layers with its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.cache_utils import CacheLayerMixin
 
-from keyhole.cache.evicting import EvictingLayer
+from keyhole.cache.request import Request
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.engines.transformers.hybrid import HybridLayer
 
@@ -22,27 +22,41 @@ class CallState:
 
     Attributes:
         before: tokens there were before it.
+        phase: of the request before it; see `Request.phase`.
         running: whether it has begun, and not ended.
         last: the layer that was filled last; -1 before the first.
+        changing: whether rows are being moved, or that was interrupted.
     """
 
     before: int = 0
+    phase: dict[str, Any] = field(default_factory=dict)
     running: bool = False
     last: int = -1
+    changing: bool = False
 
-    def begin(self, before: int) -> None:
-        self.before, self.running, self.last = before, True, -1
+    def begin(self, before: int, request: Request | None) -> None:
+        """The model is called."""
+        self.mark(before, request)
+        self.running, self.last = True, -1
+
+    def mark(self, before: int, request: Request | None) -> None:
+        """This is what a call is taken back to."""
+        self.before, self.phase = before, {} if request is None else request.phase
 
     def is_whole(self, layers: Sequence[Any]) -> bool:
         """Whether all layers hold what the calls so far gave them, as far as their lengths tell."""
-        return not (self.running and self.last >= 0) and are_level(layers)
+        return not self.changing and not (self.running and self.last >= 0) and are_level(layers)
 
     def can_roll_back(self, layers: Sequence[Any]) -> bool:
-        """Whether the layers can forget the latest call: tokens that were dropped do not come back."""
-        return all(
+        """Whether the layers can forget the latest call.
+
+        Tokens that were dropped do not come back, what was quantised stays so, and half a change is not
+        undone.
+        """
+        return not self.changing and all(
             isinstance(layer, KeyholeLayer)
-            and (self.before == 0 or not isinstance(layer.inner, EvictingLayer))
             and layer.inner.length >= self.before
+            and layer.inner.crops_exactly(self.before)
             for layer in layers
         )
 
@@ -51,6 +65,7 @@ class CallState:
         for layer in layers:
             layer.inner.crop(self.before)
             layer.unfinished = False
+            layer.request.restore(self.phase)
         self.running, self.last = False, -1
 
 

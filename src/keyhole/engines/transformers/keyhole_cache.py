@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +26,8 @@ from keyhole.engines.transformers.cache import (
     usage,
 )
 from keyhole.engines.transformers.calls import CallState, are_level
-from keyhole.engines.transformers.registration import is_serving
+from keyhole.engines.transformers.hidden_states import layers_that_ask
+from keyhole.engines.transformers.registration import is_serving, record_hidden_states
 from keyhole.engines.transformers.support import checked_recipe
 from keyhole.engines.transformers.switch import ServedCache
 from keyhole.feedforward import Activated
@@ -55,6 +58,7 @@ class KeyholeCache(DynamicCache, ServedCache):
         self.recipe = recipe
         self._model = weakref.ref(model)
         self._call = CallState()
+        self._asking = layers_that_ask(self)
         self._attachment: weakref.ref[Any] | None = None
 
     @property
@@ -133,7 +137,7 @@ class KeyholeCache(DynamicCache, ServedCache):
                 "keyhole.KeyholeCache(model, method)"
             )
         self._check_whole()
-        self._call.begin(self._tokens)
+        self._call.begin(self._tokens, request_of(self))
 
     def end_call(self) -> bool:
         """It is over; returns whether any tokens came."""
@@ -149,7 +153,7 @@ class KeyholeCache(DynamicCache, ServedCache):
     ) -> tuple[Tensor, Tensor]:
         if layer_idx <= self._call.last:  # a part of the model is called, so that nobody said so
             self._check_level()
-            self._call.before = self._tokens
+            self._call.mark(self._tokens, request_of(self))
         if not 0 <= self._call.last < layer_idx:
             self._check_attached()
         self._call.last = layer_idx
@@ -159,6 +163,26 @@ class KeyholeCache(DynamicCache, ServedCache):
         self._check_whole()
         super().crop(tokens_to_remove)
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        with self._changing_rows():
+            super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        with self._changing_rows():
+            super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        with self._changing_rows():
+            super().batch_select_indices(indices)
+
+    @contextmanager
+    def _changing_rows(self) -> Iterator[None]:
+        """All layers take other rows, which their lengths do not tell of."""
+        self._check_whole()
+        self._call.changing = True
+        yield
+        self._call.changing = False
+
     def reset(self) -> None:
         super().reset()
         self._call = CallState()
@@ -167,7 +191,8 @@ class KeyholeCache(DynamicCache, ServedCache):
         """Take back a call that broke off: the cache holds what it held before. Else nothing happens.
 
         Raises:
-            UnsupportedCacheError: the method drops tokens, or the model has layers that are not served.
+            UnsupportedCacheError: the method drops tokens, or has noted or quantised what does not come back;
+                the model has layers that are not served; or a layer was changing when the call broke off.
         """
         if self._call.is_whole(self.layers):
             return
@@ -229,6 +254,8 @@ class KeyholeCache(DynamicCache, ServedCache):
                 f"this cache is served by {self.method}, and its model is not attached; use it inside "
                 "`with keyhole.attach(model):`"
             )
+        if self._asking:
+            record_hidden_states(self.model, self._asking)
 
     def _check_whole(self) -> None:
         if not self._call.is_whole(self.layers):
@@ -243,8 +270,8 @@ class KeyholeCache(DynamicCache, ServedCache):
         if self._call.can_roll_back(self.layers):
             way_out = "cache.roll_back() takes that call back"
         return UnsupportedCacheError(
-            f"a call with this cache of {self.method} broke off, so that some of its layers may lack tokens "
-            f"that others hold; {way_out}"
+            f"a call with this cache of {self.method} broke off, so that some of its layers may lack tokens, "
+            f"or hold other rows, than others; {way_out}"
         )
 
 

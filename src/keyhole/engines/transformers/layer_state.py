@@ -16,7 +16,7 @@ from keyhole.engines.transformers.cache import is_served
 
 _DERIVED = ("device", "dtype")  # of tensors that are there
 # Of a layer of ours: stated by itself, made with the cache, or of no meaning between two calls.
-_NEVER_SAVED = ("inner", "steps", "hidden_states", "unfinished", "attention")
+_NEVER_SAVED = ("inner", "steps", "unfinished", "attention")
 _PLAIN = (bool, int, float, str, type(None))
 _FAILURES = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError)
 

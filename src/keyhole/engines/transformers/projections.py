@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
-from keyhole.engines.transformers.registration import text_config
+from keyhole.engines.transformers.implementation import text_config
 
 _OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 

@@ -14,7 +14,7 @@ from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.switch import Switch, switching
 from keyhole.feedforward import FeedForward
 
-__all__ = ["NAME", "detach", "keep_switched", "switched", "text_config"]
+__all__ = ["NAME", "detach", "keep_switched", "record_hidden_states", "switched", "text_config"]
 
 
 @contextmanager
@@ -63,6 +63,18 @@ def is_serving(model: PreTrainedModel) -> bool:
     """Whether caches of the model can be used now, in this thread."""
     switch = adapter_of(model).switch()
     return switch is not None and switch.serving
+
+
+def record_hidden_states(model: PreTrainedModel, layers: list[int]) -> None:
+    """Show the inputs of attention to caches that ask for them, as long as the model is switched.
+
+    Raises:
+        UnsupportedModelError: the attention module of a layer cannot be found.
+    """
+    with switching:
+        switch = adapter_of(model).switch()
+        if switch is not None and layers:
+            switch.record_hidden_states(layers)
 
 
 def _switch(model: PreTrainedModel, feedforward: FeedForward | None) -> Switch:

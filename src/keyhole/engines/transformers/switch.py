@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from keyhole.engines.transformers.axes import axes_hooks
 from keyhole.engines.transformers.compat import cache_argument, given_cache, with_cache
 from keyhole.engines.transformers.context import Serving, current
+from keyhole.engines.transformers.hidden_states import HiddenStates
 from keyhole.engines.transformers.implementation import hold, release, wants_cache
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.sparse_ffn.skipping import SkippingModules, sparse_steps
@@ -63,6 +64,7 @@ class Switch:
         self.attachments: list[Serving] = []
         self._calls: dict[int, list[_Call]] = {}  # by thread
         self._skipping: SkippingModules | None = None
+        self._hidden_states = HiddenStates()
         self._parameters = list(inspect.signature(model.forward).parameters)
         self._cache_argument = cache_argument(model)
         # Hooks first, so that no call that is switched goes uncounted.
@@ -85,6 +87,10 @@ class Switch:
                 self._skipping = SkippingModules(self.model)
             self._skipping.put(feedforward)
 
+    def record_hidden_states(self, layers: list[int]) -> None:
+        """Show the inputs of these layers' attention to the caches that ask for them."""
+        self._hidden_states.record(self.model, layers)
+
     def restore_unneeded(self) -> None:
         """Leave the model as it was, if nothing needs the switch."""
         if self.blocks or self.kept or self._calls:
@@ -93,6 +99,7 @@ class Switch:
             handle.remove()
         if self._skipping is not None:
             self._skipping.remove()
+        self._hidden_states.remove()
         release(self.model)
         adapter_of(self.model).switch = lambda: None
 

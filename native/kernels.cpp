@@ -4,7 +4,6 @@
 #include "attention.hpp"
 #include "codes.hpp"
 #include "columns.hpp"
-#include "dot8.hpp"
 #include "matvec.hpp"
 #include "sale.hpp"
 #include "pool.hpp"
@@ -29,7 +28,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 5; }
+KH_API int kh_abi_version() { return 6; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -185,17 +184,6 @@ KH_API int kh_matvec_skip_columns(const void* weight, int type, int64_t stride, 
     if (type == kh::kFloat32)
       return kh::matvec_skip_columns(static_cast<const float*>(weight), stride, x, rows, n, y, threads);
     return kh::matvec_skip_columns(static_cast<const kh::bf16*>(weight), stride, x, rows, n, y, threads);
-  });
-}
-
-KH_API int kh_int8_dot(const int8_t* a, const int8_t* b, int64_t batch, int64_t rows, int64_t columns, int size,
-                       int32_t* out, int threads) {
-  return guarded([&] {
-    int status = kh::kOk;
-    for (int64_t i = 0; i < batch && status == kh::kOk; i++)
-      status = kh::int8_dot(a + i * rows * size, b + i * columns * size, rows, columns, size,
-                            out + i * rows * columns, threads);
-    return status;
   });
 }
 

@@ -189,7 +189,7 @@ def check_step(layer, out):
             assert set(early + late) <= set(read) <= set(early + middle + late)
             if reading.budget.mass is None:
                 assert len(read) == len(early + late) + min(reading.budget.limit(real), len(middle))
-            assert 0 < float(selection.mass[row, head]) <= 1 + 1e-5
+            assert 0 <= float(selection.mass[row, head]) <= 1 + 1e-5
         expected, _ = oracles.attention(
             *(oracles.array(tensor[row]) for tensor in (layer.query[:, :, -1], layer.keys, layer.values)),
             reads,

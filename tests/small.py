@@ -39,6 +39,8 @@ SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, Retrieva
 BY_MASS = [name for name in SELECTIVE if METHODS[name].options()["budget"][0].mass]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
 WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
+# Those that drop tokens for good, by themselves or around another.
+DROPPING = [*EVICTING, *WRAPPERS]
 # Those that are dense attention at a full budget.
 EXACT = [name for name in METHODS if name != "quantised"]
 FULL_BUDGET = {key: method for name in EXACT for key, method in full_budget(name).items()}

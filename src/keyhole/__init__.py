@@ -4,7 +4,7 @@ import ast
 from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.1.0"
+from keyhole.core.version import __version__ as __version__
 
 
 def _homes() -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Steps behind a hot buffer are counted and checked; without a GPU there is nothing to time."""
+"""Steps behind a resident buffer are counted and checked; without a GPU there is nothing to time."""
 
 import pytest
 
 from keyhole.bench.case import Case
 from keyhole.bench.checks import CheckFailedError
 from keyhole.bench.gpu import offload as bench
-from keyhole.storage import HotStorage
+from keyhole.storage import PinnedStorage
 from keyhole.tuning.synthetic import Synthetic
 
 CASE = Case(600, query_heads=4, kv_heads=2, head_dim=16, read_tokens=40)
@@ -36,9 +36,9 @@ def test_reads_are_the_best_tokens():
 
 
 def test_nothing_is_reported_of_what_is_wrong(monkeypatch):
-    attend = HotStorage.attend
+    attend = PinnedStorage.attend
     monkeypatch.setattr(
-        HotStorage, "attend", lambda *args: attend(*args)._replace(out=attend(*args).out + 1.0)
+        PinnedStorage, "attend", lambda *args: attend(*args)._replace(out=attend(*args).out + 1.0)
     )
     with pytest.raises(CheckFailedError):
         bench.measure(CASE, steps=1, alike=0.9, cache=0)

@@ -5,9 +5,11 @@ import torch
 
 from keyhole.methods import METHODS, Recipe
 from tests.layers import Layer
-from tests.small import EVICTING, SELECTIVE, small
+from tests.small import EVICTING, SELECTIVE, WRAPPERS, small
 
 PAIRED = {"delta"}  # a layer follows another
+
+ALONE = [name for name in METHODS if name not in WRAPPERS]
 
 
 def filled(method):
@@ -39,7 +41,7 @@ def refuses(layer):
     assert layer.attend().isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("what", ["append", "crop", "reorder"])
 def test_a_storage_that_was_interrupted(name, what, monkeypatch):
     layer = filled(small(name))
@@ -96,7 +98,7 @@ def test_half_an_index_is_none(name, monkeypatch):
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALONE)
 def test_what_is_refused_can_be_taken_back(name):
     """Tokens whose mask is refused were appended; a crop forgets them, and nothing else."""
     layer, other = (

@@ -28,7 +28,7 @@ def test_what_it_prints_is_a_method_that_works(keyhole, text, tmp_path):
         "generate", "--prompt-file", text, "--method", f"pqcache + {spec}", "--max-new-tokens", "3"
     )
     assert told.exit_code == 0, told.output
-    assert "weights read for each token" in told.stderr
+    assert "weights read per token" in told.stderr
 
 
 @pytest.mark.parametrize(

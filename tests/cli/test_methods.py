@@ -33,5 +33,5 @@ def test_the_json_schema(keyhole):
     assert result.exit_code == 0
     described = json.loads(result.stdout)["$defs"]
     assert set(described) == set(METHODS)
-    assert described["quest"]["properties"]["page"]["minimum"] == 1
+    assert described["quest"]["properties"]["window"]["minimum"] == 1
     assert described["quest"]["additionalProperties"] is False

@@ -9,7 +9,7 @@ import torch
 from keyhole.core.costs import DENSE, CostTable, Heads, Rates, Work, cost_table, user_file
 from keyhole.core.costs.places import shipped_file, user_directory
 from keyhole.core.costs.table import FORMS, MACHINES, forget, read_table
-from keyhole.core.files import write_whole
+from keyhole.core.files import write_text
 
 RATES = Rates(100.0, Work(read=0.125))
 TABLE = CostTable("base", {form: {DENSE: RATES, "quest": RATES} for form in FORMS}, {"date": "2026-01-02"})
@@ -45,7 +45,7 @@ def test_constants_are_shipped_with_their_provenance(machine):
 
 
 def test_tuned_constants_go_before_shipped_ones():
-    write_whole(user_file("base"), TABLE.text())
+    write_text(user_file("base"), TABLE.text())
     table = cost_table("base")
     assert (table.tuned, table.source) == (True, "tuned (2026-01-02)")
     assert table.rates == TABLE.rates
@@ -54,7 +54,7 @@ def test_tuned_constants_go_before_shipped_ones():
 
 
 def test_the_environment_pins_the_shipped_ones_or_makes_selecting_free(monkeypatch):
-    write_whole(user_file("base"), TABLE.text())
+    write_text(user_file("base"), TABLE.text())
     monkeypatch.setenv("KEYHOLE_COSTS", "shipped")
     assert cost_table("base").tuned is False
     monkeypatch.setenv("KEYHOLE_COSTS", "zero")
@@ -92,7 +92,7 @@ def changed(change):
     ],
 )
 def test_damaged_constants_are_refused_and_never_passed_over(text):
-    write_whole(user_file("base"), text)
+    write_text(user_file("base"), text)
     with pytest.raises(ValueError, match=r"base.json cannot be used .*keyhole tune --reset"):
         cost_table("base")
 
@@ -110,7 +110,7 @@ def test_a_method_that_was_not_measured_is_taken_for_the_slowest():
 
 def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "table.json"
-    write_whole(path, TABLE.text(points=[[1, 2], [3, 4]]))
+    write_text(path, TABLE.text(points=[[1, 2], [3, 4]]))
     assert read_table(path, tuned=True).rates == TABLE.rates
     assert json.loads(path.read_text())["points"] == [[1, 2], [3, 4]]
     assert os.listdir(tmp_path) == ["table.json"]

@@ -49,8 +49,10 @@ def test_refuses_a_model_with_one_layer_to_compare():
 def test_peaks_are_chosen_spread_over_depth():
     shift = dict.fromkeys(range(28), 0.1)
     shift |= {0: 0.0, 3: 0.9, 11: 0.8, 12: 0.7, 20: 0.5, 27: 1.0}
+    full = choose_full(shift)
+    assert {0, 1, 2, 11, 20} <= set(full)
     # 3 is too near the first leader, 12 to 11, and the last layer leads nobody.
-    assert choose_full(shift) == (0, 1, 2, 11, 20)
+    assert not {3, 12, 27} & set(full)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 9, 18, 28, 80])

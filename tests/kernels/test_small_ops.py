@@ -60,17 +60,6 @@ def test_result_has_the_dtype_of_the_input(any_impl):
     assert kernels.matvec_skip_columns(weight, x, impl=any_impl).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("i", "j", "d"), [(1, 1, 1), (31, 65, 63), (64, 64, 128), (3, 100, 200), (70, 7, 64)]
-)
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
-def test_int8_products_are_exact(impl, i, j, d, batch):
-    a, b = (torch.randint(-128, 128, (*batch, rows, d), dtype=torch.int8) for rows in (i, j))
-    a[..., 0, :], b[..., 0, :] = -128, -128
-    expected = (a.double() @ b.double().transpose(-1, -2)).int()
-    assert torch.equal(kernels.int8_dot(a, b, impl=impl), expected)
-
-
 def test_shapes_and_dtypes_are_checked():
     with pytest.raises(ValueError, match="do not fit query"):
         kernels.exact_scores(torch.zeros(1, 1, 8), torch.zeros(1, 5, 7), 0, 1)
@@ -80,5 +69,3 @@ def test_shapes_and_dtypes_are_checked():
         kernels.matvec_skip_rows(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="does not fit weight_t"):
         kernels.matvec_skip_columns(torch.zeros(2, 3), torch.zeros(3))
-    with pytest.raises(TypeError, match="float32"):
-        kernels.int8_dot(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int8))

@@ -12,7 +12,7 @@ from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.numbers import MOST_TOKENS, shown
 from keyhole.methods import METHODS, PQCache, Quest, Recipe, SnapKV
-from keyhole.methods.options import Bytes, Choice, Integer, Number
+from keyhole.methods.option_kinds import Bytes, Choice, Integer, Number
 
 HUGE = {
     "310 digits": 10**310,

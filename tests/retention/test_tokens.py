@@ -102,4 +102,4 @@ def test_all_slots_but_one(slots):
     chosen = Chosen.without(gone, slots)
     for head, slot in enumerate(gone[0].tolist()):
         assert chosen.aligned()[0, head].tolist() == [each for each in range(slots) if each != slot]
-    assert chosen.meant().all()
+    assert chosen.valid_mask().all()

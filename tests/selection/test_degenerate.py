@@ -76,9 +76,23 @@ def test_any_finite_keys(method, kind, dtype, seed, by_mass):
     assert answered(layer, *more).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ["quest", "a2ats", "tokenselect", "oracle"])
-def test_the_one_huge_key_that_answers_is_found(method):
-    keys, values, query = draw("one huge", torch.float32, 3)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "method",
+    [
+        "pqcache",
+        "pqcache(rotate=false)",
+        "pqcache(bits=8)",
+        "quest",
+        "a2ats",
+        "shadowkv(rank=9)",
+        "mpcache(keep=1.0, coarse=16, fine=8)",  # a text's first coarse cluster is read before any other
+        "tokenselect",
+        "oracle",
+    ],
+)
+def test_the_one_huge_key_that_answers_is_found(method, seed):
+    keys, values, query = draw("one huge", torch.float32, seed)
     query = keys[:, :, TOKENS // 2].repeat_interleave(2, 1).unsqueeze(2).sign()
     out = answered(layer_of(method, "budget=0.3"), keys, values, query)
     torch.testing.assert_close(
@@ -90,6 +104,15 @@ def codebooks(layer, row):
     names = ("codebooks", "rotation", "residuals", "points", "metric", "mean")
     state = {name.split(".")[1]: tensor for name, tensor in layer.state().items()}
     return {name: state[name][row] for name in names if name in state}
+
+
+def check_codebooks(found, expected):
+    for name, wanted in expected.items():
+        had = found[name]
+        if name == "points":  # another row may have more
+            assert (had[:, wanted.shape[1] :] == wanted[:, -1:]).all()
+            had = had[:, : wanted.shape[1]]
+        torch.testing.assert_close(had, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["plain", "equal", "few", "huge"])
@@ -107,15 +130,35 @@ def test_a_row_of_a_padded_batch_is_indexed_as_alone(method, real, kind):
         answered(
             alone, keys[row : row + 1, :, begin:], values[row : row + 1, :, begin:], query[row : row + 1]
         )
-        for name, expected in codebooks(alone, 0).items():
-            found = codebooks(batch, row).get(name)
-            if found is None:  # one row too short leaves low-rank keys of all as they are
-                assert method.startswith("shadowkv")
-                continue
-            if name == "points":
-                assert (found[:, expected.shape[1] :] == expected[:, -1:]).all()
-                found = found[:, : expected.shape[1]]
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        found = codebooks(batch, row)
+        # One row too short leaves low-rank keys of all as they are.
+        assert found or not codebooks(alone, 0) or method.startswith("shadowkv")
+        if found:
+            check_codebooks(found, codebooks(alone, 0))
+
+
+@pytest.mark.parametrize("padding", [0, 33, 128])
+@pytest.mark.parametrize("method", ["pqcache", "pqcache(rotate=false)", "a2ats"])
+def test_rows_are_fitted_anew_as_alone(method, padding):
+    """One row of a text that changes, one of a text that stays, and both grow to many times their length."""
+    real, steps, piece = 300, 30, 64
+    keys, values, query = draw("plain", torch.float32, 5, rows=2, tokens=padding + real + steps * piece)
+    keys[0, :, padding + 2 * real :] *= torch.linspace(1, 9, SIZE)
+    mask = torch.ones(2, 1, 1, keys.shape[2], dtype=torch.bool)
+    mask[0, ..., :padding] = False
+    layers = layer_of(method, "budget=9"), layer_of(method, "budget=9"), layer_of(method, "budget=9")
+    fits = [set() for _ in layers]
+    for stop in range(padding + real, keys.shape[2] + 1, piece):
+        for at, layer in enumerate(layers):
+            rows, begin = (slice(None), 0) if at == 0 else (slice(at - 1, at), padding if at == 1 else 0)
+            new = slice(max(layer.length + begin, begin), stop)
+            seen = mask[rows, ..., begin:stop]
+            answered(layer, keys[rows, :, new], values[rows, :, new], query[rows], seen)
+        both, *alone = (codebooks(layers[at], row) for at, row in ((0, 0), (1, 0), (0, 1), (2, 0)))
+        for found, expected in ((both, alone[0]), (alone[1], alone[2])):
+            check_codebooks(found, expected)
+        fits[0].add(float(both["residuals" if "residuals" in both else "points"].sum()))
+    assert len(fits[0]) > 1, "nothing was fitted anew"
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128])

@@ -384,7 +384,7 @@ class TestRefit:
         for stop in range(start + piece, keys.shape[2] + 1, piece):
             selector.append(keys[:, :, stop - piece : stop])
             if selector.stale:
-                build(selector, keys[:, :, :stop], [0])
+                selector.refit(keys[:, :, :stop], competing([0] * len(keys), stop, stop))
                 built_at.append(stop)
         return built_at
 

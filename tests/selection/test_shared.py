@@ -165,7 +165,7 @@ def test_a_leader_of_a_short_text(length, window):
         layer.step()
 
 
-@pytest.mark.parametrize("options", ["budget=5", "budget=0.3", "mass=0.8, floor=3"])
+@pytest.mark.parametrize("options", ["budget=5", "budget=0.3"])
 @pytest.mark.parametrize("page", [1, 4, 16])
 def test_a_long_life(page, options):
     live(f"delta({options}, page={page}, sinks=3, window=5, dense_below=0)")

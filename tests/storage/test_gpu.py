@@ -6,7 +6,7 @@ import torch
 import keyhole
 from keyhole.attention import Logits
 from keyhole.kernels.backend.rows import at
-from keyhole.storage import Chosen, DeviceStorage, HotRows, HotStorage, make_storage
+from keyhole.storage import Chosen, DeviceStorage, PinnedStorage, ResidentRows, make_storage
 from keyhole.storage.tiers.buffer import HostBuffer
 from tests.storage.histories import drawing
 from tests.storage.limited import WIDE
@@ -39,7 +39,7 @@ def test_the_same_as_on_the_device(place, cache, device):
             torch.testing.assert_close(*parts, rtol=1e-4, atol=1e-5)
         assert all(storage.keys().is_cuda for storage in storages)
         torch.testing.assert_close(storages[1].keys(), storages[0].keys())
-    keeps = cache > 0 or isinstance(storages[1], HotStorage)
+    keeps = cache > 0 or isinstance(storages[1], PinnedStorage)
     assert (storages[1].lookups.hits > 0) == keeps
 
 
@@ -55,8 +55,8 @@ def test_host_memory_is_pinned_and_new_tokens_are_not_waited_for():
     assert buffer.view().is_pinned()
 
 
-def test_a_read_behind_a_hot_buffer_is_captured():
-    rows, plain = HotRows(), drawing()(2000).cuda()
+def test_a_read_behind_a_resident_buffer_is_captured():
+    rows, plain = ResidentRows(), drawing()(2000).cuda()
     rows.append(plain)
     slots, counts = torch.zeros(2, 3, 50, dtype=torch.int32, device=CUDA), torch.full((2, 3), 50).cuda()
     for _ in range(2):

@@ -20,7 +20,7 @@ from tests.storage.histories import drawing, histories, play
 
 CPU, LOGITS = torch.device("cpu"), Logits(0.25)
 PLACES = {"host": ("host",), "disk": ("disk",), "disk behind a block": ("disk", 200_000, "lru")}
-PLACES["host behind a hot buffer"] = ("host", 0, "lru", torch.device("cuda"))
+PLACES["host behind a resident buffer"] = ("host", 0, "lru", torch.device("cuda"))
 # Of rank 4, keys before their rotation lose little, and they are compressed from 8 tokens on.
 OPTIONS = {"rank": 4, "chunk": 4, "outliers": 1}
 

@@ -15,8 +15,8 @@ from keyhole.bench.shapes import Shape
 from keyhole.cache.layer import LayerCache
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.cache import KeyholeLayer, setting_of
-from keyhole.engines.transformers.calibrate.activations import fit_activations
 from keyhole.engines.transformers.registration import detach, keep_switched
+from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
 from keyhole.feedforward import Fitted, Rule, Steps
 from keyhole.tuning.synthetic import Synthetic
 

@@ -6,7 +6,6 @@ import torch
 from transformers import Cache
 
 from keyhole.bench.checks import check_close
-from keyhole.bench.entrants import once
 from keyhole.bench.layers import layer_sizes
 from keyhole.bench.models import (
     SDPA,
@@ -20,6 +19,7 @@ from keyhole.bench.models import (
 )
 from keyhole.bench.result import Result, compare
 from keyhole.bench.shapes import Shape
+from keyhole.bench.step_candidates import once
 from keyhole.methods.recipe import Recipe
 from keyhole.prefill import DensePrefill
 from keyhole.tuning.machine import implementation, require_memory

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from keyhole.bench.case import Case
-from keyhole.bench.entrants import DENSE, Contestants
 from keyhole.bench.layers import layer_sizes
 from keyhole.bench.models import SDPA, shape_case
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
+from keyhole.bench.step_candidates import DENSE, StepCandidates
 from keyhole.methods.recipe import Recipe, answers
 from keyhole.tuning.machine import free_bytes, require_memory
 from keyhole.tuning.timing import CacheFlusher, Candidate, interleave
@@ -45,7 +45,7 @@ def step(
     whole = next((recipe for recipe in recipes if _stores_plainly(recipe)), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
-    entrants = Contestants(shape.model(case.torch_dtype, tokens), case, shape.layers)
+    entrants = StepCandidates(shape.model(case.torch_dtype, tokens), case, shape.layers)
     makers: list[Callable[[], list[Candidate]]] = [entrants.transformers]
     for recipe in recipes:
         with_dense = recipe is whole

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, Part, add_sink_logits, merge
 from keyhole.cache.base import Observation, Observer
-from keyhole.cache.decode_step import Reading
+from keyhole.cache.decode_step import StepBudget
 from keyhole.cache.layer import LayerCache
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import NonFiniteError
@@ -133,7 +133,7 @@ class CapturedLayer:
         )
 
     @property
-    def _chooses(self) -> tuple[Capturable, Reading]:
+    def _chooses(self) -> tuple[Capturable, StepBudget]:
         """What chooses in this layer, or leads those that do."""
         selector, reading = self.layer.selector, self.layer.reading
         assert isinstance(selector, Capturable)

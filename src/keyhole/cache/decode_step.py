@@ -20,7 +20,7 @@ from keyhole.selection import Selection, Selector, Step
 from keyhole.storage import Storage
 
 
-class Reading(NamedTuple):
+class StepBudget(NamedTuple):
     """How much a decode step reads: `budget` tokens beside the first `sinks` and the newest `window`.
 
     Below `dense_below` tokens it reads everything.
@@ -48,10 +48,10 @@ class Read(NamedTuple):
     index_bytes: int
 
 
-class Reader:
+class StepReader:
     """Reads by a selector's choice, and keeps its index up to date."""
 
-    def __init__(self, selector: Selector, reading: Reading, request: Request) -> None:
+    def __init__(self, selector: Selector, reading: StepBudget, request: Request) -> None:
         self.selector, self.reading, self.request = selector, reading, request
 
     def wants_all(self, tokens: int, context: int, batch: int) -> bool:
@@ -106,8 +106,10 @@ class Reader:
         sinks, window = self.reading.sinks, self.reading.window
         parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)
         try:
-            if self.selector.length == 0 or self.selector.stale:
+            if self.selector.length == 0:
                 self.selector.build(storage.keys(), parts)
+            elif self.selector.stale:
+                self.selector.refit(storage.keys(), parts)
             elif self.selector.length < parts.last:
                 self.selector.append(storage.keys(self.selector.length))
         except BaseException:

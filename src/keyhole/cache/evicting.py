@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits
-from keyhole.cache.decode_step import Reader, Reading
+from keyhole.cache.decode_step import StepBudget, StepReader
 from keyhole.cache.layer import LayerCache, Prompted, under
 from keyhole.cache.request import Request
 from keyhole.core.layout import packed_slots
 from keyhole.core.masks import Visible
 from keyhole.core.needs import Informed
 from keyhole.prefill import Prefill
-from keyhole.retention import Kept, Retention, Seen
+from keyhole.retention import Kept, Retention, ScorerInput
 from keyhole.selection import Selector
 from keyhole.storage import Chosen, Footprint, Merge, Storage
 
@@ -36,7 +36,7 @@ class EvictingLayer(LayerCache):
         retention: Retention,
         selector: Selector | None = None,
         *,
-        reading: Reading | None = None,
+        reading: StepBudget | None = None,
         request: Request | None = None,
         place: int = 0,
     ) -> None:
@@ -78,7 +78,7 @@ class EvictingLayer(LayerCache):
         """Several generated tokens, of which some may be taken back: they read everything that is kept."""
         out = self.prefill.attend(query, self.storage, logits, left.mask)
         if self.retention.policy.every:
-            self._show(Seen(query.detach(), self.storage, self.kept, logits, generated=True))
+            self._show(ScorerInput(query.detach(), self.storage, self.kept, logits, generated=True))
             self._count(query.shape[2])
         return out
 
@@ -107,16 +107,16 @@ class EvictingLayer(LayerCache):
 
     def see(self, prompted: Prompted) -> None:
         super().see(prompted)
-        self._show(Seen(prompted.queries, self.storage, self.kept, prompted.logits))
+        self._show(ScorerInput(prompted.queries, self.storage, self.kept, prompted.logits))
         self._pending = True
         if not self.retention.policy.whole_prompt:
             self._evict()
 
-    def _show(self, seen: Seen) -> None:
+    def _show(self, seen: ScorerInput) -> None:
         self.retention.scorer.see(seen)
         self._scored = self.length
 
-    def _wants_all(self, reader: Reader) -> bool:
+    def _wants_all(self, reader: StepReader) -> bool:
         # Selectors take heads of one length; a crop into what was dropped from can leave others. Else a step
         # reads by selection where the budget of any row asks for it.
         return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context), self._batch)
@@ -134,7 +134,7 @@ class EvictingLayer(LayerCache):
             out, weights = self.storage.weigh_all(query, logits, mask)
         else:
             out = super()._attend_all(query, logits, mask)
-        self._show(Seen(query, self.storage, self.kept, logits, weights, generated=True))
+        self._show(ScorerInput(query, self.storage, self.kept, logits, weights, generated=True))
         return out
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits
 from keyhole.cache.base import Observation, Observer
-from keyhole.cache.decode_step import Reader, Reading
+from keyhole.cache.decode_step import StepBudget, StepReader
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.autograd import outside_inference_mode
@@ -53,16 +53,16 @@ class LayerCache:
         storage: Storage,
         selector: Selector | None = None,
         *,
-        reading: Reading | None = None,
+        reading: StepBudget | None = None,
         request: Request | None = None,
         place: int = 0,
     ) -> None:
         self.prefill, self.storage, self.selector = prefill, storage, selector
         self.reading = reading
         self.request, self.place = Request() if request is None else request, place
-        self._reader: Reader | None = None
+        self._reader: StepReader | None = None
         if selector is not None and reading is not None:
-            self._reader = Reader(selector, reading, self.request)
+            self._reader = StepReader(selector, reading, self.request)
         self.usage = Usage()
         self.remember = SHOWN
         self.method = "the method"
@@ -198,7 +198,7 @@ class LayerCache:
         """Whether others read by a step of this layer, which is read whole itself."""
         return self._reader is not None and self._reader.leads(self.length, self._batch)
 
-    def _wants_all(self, reader: Reader) -> bool:
+    def _wants_all(self, reader: StepReader) -> bool:
         return reader.wants_all(self.storage.length, self.length, self._batch)
 
     def _read_all(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
@@ -217,7 +217,7 @@ class LayerCache:
         return self.storage.attend_all(query, logits, mask)
 
     @torch.no_grad()
-    def _read(self, reader: Reader, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
+    def _read(self, reader: StepReader, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         """Attention of `query [B, H, D]` over a selection."""
         read = reader.read(query, self.storage, logits, seen, self._context)
         self.usage.record_selection(read, self.storage.token_bytes)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from keyhole import __version__
 from keyhole.cli import bench, calibrate, compare, generate, methods, train, tune
 from keyhole.cli.errors import guarded
+from keyhole.core.version import __version__
 
 
 class _Guarded(TyperGroup):

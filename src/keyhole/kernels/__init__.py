@@ -10,8 +10,6 @@ from keyhole.kernels.attention.reference import Attended
 from keyhole.kernels.attention.types import Codes, Layout, Pooled, Pooling, Span
 from keyhole.kernels.backend.library import cpu_level, cpu_levels, describe, native_available
 from keyhole.kernels.ffn.matvec import matvec_skip_columns, matvec_skip_rows, matvec_skips
-from keyhole.kernels.hot_rows.api import hot_append, hot_directory, hot_fill, hot_lookup, read_rows
-from keyhole.kernels.hot_rows.reference import Extent, HotFound, HotState
 from keyhole.kernels.lowrank.rebuild_keys import RotaryFrequencies, apply_rotary, rebuild_keys
 from keyhole.kernels.pq.codes import allocate_codes, read_codes, write_codes
 from keyhole.kernels.pq.encode import kmeans_assign, pq_encode
@@ -24,6 +22,14 @@ from keyhole.kernels.ranking.noise import NOISES, Noise, head_words, query_words
 from keyhole.kernels.ranking.page_slots import page_slots
 from keyhole.kernels.ranking.top_slots import top_slots
 from keyhole.kernels.ranking.types import Allowed, Paged
+from keyhole.kernels.resident_rows.api import (
+    read_rows,
+    resident_append,
+    resident_directory,
+    resident_fill,
+    resident_lookup,
+)
+from keyhole.kernels.resident_rows.reference import Extent, ResidentFound, ResidentState
 from keyhole.kernels.sale.attention import sale_attention, sale_pays
 from keyhole.kernels.sale.tiles import ROWS as TILE_ROWS
 from keyhole.kernels.sale.tiles import Reach, SparseAttended
@@ -35,8 +41,6 @@ __all__ = [
     "Attended",
     "Codes",
     "Extent",
-    "HotFound",
-    "HotState",
     "Layout",
     "Noise",
     "Paged",
@@ -44,6 +48,8 @@ __all__ = [
     "Pooled",
     "Pooling",
     "Reach",
+    "ResidentFound",
+    "ResidentState",
     "RotaryFrequencies",
     "Span",
     "SparseAttended",
@@ -57,10 +63,6 @@ __all__ = [
     "exact_scores",
     "gather_attention",
     "head_words",
-    "hot_append",
-    "hot_directory",
-    "hot_fill",
-    "hot_lookup",
     "kmeans_assign",
     "matvec_skip_columns",
     "matvec_skip_rows",
@@ -78,6 +80,10 @@ __all__ = [
     "read_codes",
     "read_rows",
     "rebuild_keys",
+    "resident_append",
+    "resident_directory",
+    "resident_fill",
+    "resident_lookup",
     "sale_attention",
     "sale_pays",
     "top_slots",

@@ -11,7 +11,8 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.feedforward import FeedForward
 from keyhole.methods import options, placing
 from keyhole.methods.facts import Facts
-from keyhole.methods.options import Option, options_of
+from keyhole.methods.option_kinds import Option
+from keyhole.methods.options import options_of
 from keyhole.prefill import Prefill
 from keyhole.retention import Retention
 from keyhole.selection import Selector

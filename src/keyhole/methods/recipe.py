@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keyhole.cache.decode_step import Reading
+from keyhole.cache.decode_step import StepBudget
 from keyhole.cache.evicting import EvictingLayer
 from keyhole.cache.layer import LayerCache
 from keyhole.cache.request import Request
@@ -122,12 +122,12 @@ class Recipe:
         """The thresholds for a model's weights; None where all are read."""
         return self._answer("feedforward", info)
 
-    def _reading(self, info: ModelInfo) -> Reading | None:
+    def _reading(self, info: ModelInfo) -> StepBudget | None:
         stage = self.retrieval
         if stage is None:
             return None
         below = info.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
-        return Reading(stage.budget, stage.sinks, stage.window, below)
+        return StepBudget(stage.budget, stage.sinks, stage.window, below)
 
     def _retentions(self, info: ModelInfo) -> list[Retention] | None:
         retentions = self._answer("retention", info)

@@ -1,7 +1,7 @@
 """Retain: which tokens are kept at all."""
 
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
-from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, Seen
+from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, ScorerInput
 from keyhole.retention.critical import CriticalScorer
 from keyhole.retention.expected import ExpectedAttention
 from keyhole.retention.kept import Kept
@@ -36,7 +36,7 @@ __all__ = [
     "Retention",
     "Schedule",
     "Scorer",
-    "Seen",
+    "ScorerInput",
     "WindowScores",
     "WrappedScorer",
     "group_pyramid",

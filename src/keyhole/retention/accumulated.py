@@ -16,7 +16,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import column_sums
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import ROOM, Chosen, GrowingBuffer, Storage, kept_rows
 
@@ -47,7 +47,7 @@ class NoiseSource:
     seed: int
     layer: int
 
-    def of(self, seen: Seen) -> kernels.Noise:
+    def of(self, seen: ScorerInput) -> kernels.Noise:
         """For the logits of all queries of `seen`; a row with padding gets what it would get alone."""
         kept, (batch, heads, queries, _) = seen.kept, seen.query.shape
         places, device = kept.positions, seen.query.device
@@ -102,7 +102,7 @@ class Accumulated(Scorer):
         for buffer in self._buffers.values():
             buffer.append(new)
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         if not seen.generated:
             self._step = 0
             self._see_queries(seen._replace(query=seen.query[:, :, -self.queries :]))
@@ -115,7 +115,7 @@ class Accumulated(Scorer):
         else:
             self._see_step(seen)
 
-    def _see_queries(self, seen: Seen) -> None:
+    def _see_queries(self, seen: ScorerInput) -> None:
         filling = seen.kept.filling if seen.kept.ragged else None
         noise = None if self.noise is None else self.noise.of(seen)
         keys, temperature = seen.storage.keys(), self.schedule.at(self._step)
@@ -124,7 +124,7 @@ class Accumulated(Scorer):
         )
         self._count(seen)
 
-    def _see_step(self, seen: Seen) -> None:
+    def _see_step(self, seen: ScorerInput) -> None:
         sums, sinks = self._sums.view().squeeze(-1), seen.logits.sink_logits
         batch, heads, tokens = sums.shape
         assert seen.weights is not None
@@ -138,7 +138,7 @@ class Accumulated(Scorer):
         )
         self._count(seen)
 
-    def _count(self, seen: Seen) -> None:
+    def _count(self, seen: ScorerInput) -> None:
         if self.normalise:
             queries, slots = seen.query.shape[2], seen.kept.slots
             before = torch.arange(slots, 0, -1, device=seen.query.device).clamp(max=queries)

@@ -21,7 +21,7 @@ from keyhole.retention.layers import LayerShare
 from keyhole.storage import Chosen, Merge, Storage
 
 
-class Seen(NamedTuple):
+class ScorerInput(NamedTuple):
     """The newest tokens' `query [B, H, Q, D]`, after they were attended to, and all that is kept.
 
     Attributes:
@@ -49,7 +49,7 @@ class Scorer(Informed, ABC):
     is_attention: bool = False
 
     @abstractmethod
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         """Take note of new tokens, one or several, that were just attended to."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.retention.base import Allocator, Scorer, Seen
+from keyhole.retention.base import Allocator, Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.retention.tokens import best_tokens
 from keyhole.retention.wrapped import WrappedScorer
@@ -60,7 +60,7 @@ class CriticalScorer(WrappedScorer):
         shares = scores / scores.masked_fill(~kept.valid(), 0).sum(-1, keepdim=True).clamp(min=1e-30)
         return (shares + _EPSILON) * self._norms.view().squeeze(-1)
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         super().see(seen)
         self._update(seen.storage)
 

@@ -18,7 +18,7 @@ from keyhole.attention import Logits
 from keyhole.core.model_info import Projections
 from keyhole.core.needs import Needs
 from keyhole.core.rope import Rope
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import Storage
 
@@ -102,7 +102,7 @@ class ExpectedAttention(Scorer):
         self._hidden = hidden
 
     @torch.no_grad()
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         positions = _positions(seen)
         counted = positions >= self.sinks
         for part in torch.arange(seen.query.shape[2], device=positions.device).split(_PIECE):
@@ -110,7 +110,7 @@ class ExpectedAttention(Scorer):
             self._statistics = own if self._statistics is None else self._statistics.joined(own)
         self._logits, self._hidden = seen.logits, None
 
-    def _queries(self, seen: Seen, part: Tensor, positions: Tensor) -> Tensor:
+    def _queries(self, seen: ScorerInput, part: Tensor, positions: Tensor) -> Tensor:
         """Those of some of the tokens before rotation, float32 `[B, H, T, D]`."""
         if self.projections is None:
             return self.rope.unrotate(seen.query[:, :, part], positions)
@@ -179,7 +179,7 @@ class ExpectedAttention(Scorer):
         return 0 if self._statistics is None else sum(part.nbytes for part in self._statistics)
 
 
-def _positions(seen: Seen) -> Tensor:
+def _positions(seen: ScorerInput) -> Tensor:
     """Of the queries that are seen, int64 `[B, T]`; negative in padding."""
     kept, tokens = seen.kept, seen.query.shape[2]
     own = torch.arange(kept.seen - tokens, kept.seen, device=seen.query.device)

@@ -87,7 +87,7 @@ class Kept:
     def keep(self, kept: Chosen) -> None:
         """The other slots are gone."""
         self._positions = kept_rows(self._positions, kept, _NONE)
-        if kept.gone is None:
+        if kept.dropped is None:
             self.filling = self.slots - kept.counts.long()
             self.ragged = bool(self.filling.any())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import Storage
 
@@ -16,7 +16,7 @@ from keyhole.storage import Storage
 class KeyNorm(Scorer):
     """The negative L2 norm of a token's key; rotation does not change it."""
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         """Nothing is noted."""
 
     def scores(self, storage: Storage, kept: Kept) -> Tensor:  # noqa: ARG002

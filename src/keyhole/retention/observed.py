@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.attention import Logits, column_sums
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import Storage
 
@@ -35,7 +35,7 @@ class Observed(Scorer):
         self._end = 0  # tokens there were when the newest of them came
         self._logits = Logits(1.0)
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         window, queries = self._wanted(seen.kept), seen.query
         follows = self._end == seen.kept.seen - queries.shape[2]
         if self._queries is not None and follows and queries.shape[2] < window:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import Storage
 
@@ -15,7 +15,7 @@ from keyhole.storage import Storage
 class Recency(Scorer):
     """A token is worth its position."""
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         """Nothing is noted."""
 
     def scores(self, storage: Storage, kept: Kept) -> Tensor:  # noqa: ARG002

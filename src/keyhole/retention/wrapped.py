@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from keyhole.core.needs import Needs
-from keyhole.retention.base import Scorer, Seen
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.storage import Chosen, Storage
 
@@ -30,7 +30,7 @@ class WrappedScorer(Scorer):
     def see_queries(self, queries: Tensor, storage: Storage) -> None:
         self.inner.see_queries(queries, storage)
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: ScorerInput) -> None:
         self.inner.see(seen)
 
     def scores(self, storage: Storage, kept: Kept) -> Tensor:

@@ -80,12 +80,16 @@ class Selector(Informed, ABC):
 
     @property
     def stale(self) -> bool:
-        """Whether the index no longer fits what was appended, and should be built anew."""
+        """Whether the index of some batch row no longer fits what was appended, so that `refit` is due."""
         return False
 
     @abstractmethod
     def build(self, keys: Tensor, regions: Regions) -> None:
         """Index `keys [B, Hkv, N, D]`, forgetting what was there; slots before `first` never compete."""
+
+    def refit(self, keys: Tensor, regions: Regions) -> None:
+        """Index all of `keys [B, Hkv, N, D]` anew where it is `stale`; other batch rows stay as they are."""
+        self.build(keys, regions)
 
     @abstractmethod
     def append(self, keys: Tensor) -> None:

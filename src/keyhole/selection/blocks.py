@@ -17,8 +17,8 @@ from keyhole import kernels
 from keyhole.core.needs import Needs
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Selection, Step
-from keyhole.selection.calibration import Estimate
 from keyhole.selection.local_scores import LocalScores
+from keyhole.selection.mass_control import Estimate
 from keyhole.selection.picking.pages import page_count, spans
 from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector

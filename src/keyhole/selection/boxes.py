@@ -14,7 +14,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Step
-from keyhole.selection.calibration import Estimate
+from keyhole.selection.mass_control import Estimate
 from keyhole.selection.picking.pages import page_count, spans
 from keyhole.selection.picking.rank import group_shares
 from keyhole.selection.summaries import SummarySelector

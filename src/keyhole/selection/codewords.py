@@ -8,6 +8,8 @@ Legend: B batch, Hkv KV heads, G query heads of each, T tokens, C codewords, D h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from keyhole.core.layout import Regions
 from keyhole.core.rope import FixedDistance, Rope
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.groups import Groups, pick_groups
 from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, together
 from keyhole.selection.quantisers.sample import sample_slots
@@ -62,8 +64,9 @@ class CodewordSelector(Capturable):
         self._book = book
         self._codes = GrowingBuffer()  # int16 `[B, Hkv, T, 1]`
         self._padding: Tensor | None = None  # int64 `[B]`
-        self._built = 0  # tokens there were at the last build
-        self._calibration = Calibration()
+        self._unused: tuple[int, ...] = ()  # the same, known without a look at the device
+        self._built: list[int] = []  # slots there were at the last fit of each batch row
+        self._mass_control = MassControl()
 
     @property
     def minimum(self) -> int:
@@ -71,13 +74,33 @@ class CodewordSelector(Capturable):
 
     @property
     def stale(self) -> bool:
-        """A codebook fitted here is for a text of about this length."""
-        return self._fits and self.length >= 2 * self._built
+        """A codebook fitted here is for a text of about the length that it was fitted at."""
+        return self._fits and bool(self._due())
 
     def build(self, keys: Tensor, regions: Regions) -> None:
-        self._padding = torch.tensor(regions.padding, device=keys.device)
-        self._codes, self.length, self._built = GrowingBuffer(), 0, keys.shape[2]
-        self._book = self._fitted(keys, regions.first) if self._fits else self._placed(keys.device)
+        self._padding, self._unused = torch.tensor(regions.padding, device=keys.device), regions.padding
+        self._built = [keys.shape[2]] * len(keys)
+        if self._fits:
+            self._book = together(list(self._fitted(keys, regions.first, range(len(keys))).values()))
+        else:
+            self._book = self._placed(keys.device)
+        self._index(keys)
+
+    def refit(self, keys: Tensor, regions: Regions) -> None:
+        due, book = self._due(), self._known()
+        new = self._fitted(keys, regions.first, due)
+        self._book = together([new[row] if row in new else _of_row(book, row) for row in range(len(keys))])
+        for row in due:
+            self._built[row] = keys.shape[2]
+        self._index(keys)
+
+    def _due(self) -> list[int]:
+        """Rows that are twice as long as when their codebook was fitted."""
+        rows = enumerate(zip(self._built, self._unused, strict=True))
+        return [row for row, (built, unused) in rows if self.length - unused >= 2 * (built - unused)]
+
+    def _index(self, keys: Tensor) -> None:
+        self._codes, self.length = GrowingBuffer(), 0
         self.append(keys)
 
     def append(self, keys: Tensor) -> None:
@@ -87,10 +110,10 @@ class CodewordSelector(Capturable):
             self.length += part.shape[2]
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
-        self._calibration.see(queries, tokens)
+        self._mass_control.see(queries, tokens)
 
     def select(self, step: Step) -> Selection:
-        reach = self._calibration.reach(step, self._estimate)
+        reach = self._mass_control.reach(step, self._estimate)
         groups, scores, shares, anchored = self._ranked(step)
         if reach is None:
             return pick_groups(scores, shares, anchored, groups, step)
@@ -137,21 +160,23 @@ class CodewordSelector(Capturable):
     def bytes_read(self, step: Step) -> int:
         fitted = sum(part[0, 0].nbytes for part in (self._known().points, self._known().inverse))
         codes = step.regions.last * self._codes.view().element_size()
-        return codes + fitted + self._calibration.bytes_read(step)
+        return codes + fitted + self._mass_control.bytes_read(step)
 
     def crop(self, length: int) -> None:
         super().crop(length)
         self._codes.crop(length)
-        self._built = min(self._built, length)
-        self._calibration.crop(length)
+        self._built = [min(built, length) for built in self._built]
+        self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._padding is None:
             return
         rows = rows.to(self._padding.device)
-        self._padding = self._padding.index_select(0, rows)
+        self._padding, order = self._padding.index_select(0, rows), rows.tolist()
+        self._unused = tuple(self._unused[row] for row in order)
+        self._built = [self._built[row] for row in order]
         self._codes.reorder(rows)
-        self._calibration.reorder(rows)
+        self._mass_control.reorder(rows)
         if self._fits:
             self._book = self._known().map(lambda tensor: tensor.index_select(0, rows))
 
@@ -161,13 +186,14 @@ class CodewordSelector(Capturable):
             return {}
         book = self._known()
         of_book = {"points": book.points, "metric": book.metric} if self._fits else {"book": book.digest}
-        held = {"labels": self._codes.view(), "padding": self._paddings()} | self._calibration.state()
+        held = {"labels": self._codes.view(), "padding": self._paddings()} | self._mass_control.state()
         return held | of_book
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
-        self.length = self._built = length
-        self._codes, self._padding = GrowingBuffer(), state.get("padding")
-        self._calibration.restore(state)
+        self.length, self._codes, self._padding = length, GrowingBuffer(), state.get("padding")
+        self._unused = () if self._padding is None else tuple(self._padding.tolist())
+        self._built = [length] * len(self._unused)
+        self._mass_control.restore(state)
         if state:
             self._codes.append(state["labels"])
             if self._fits:
@@ -181,21 +207,22 @@ class CodewordSelector(Capturable):
     def nbytes(self) -> int:
         """A codebook that was given is one for all requests, and no part of theirs."""
         own = sum(tensor.nbytes for tensor in self._book) if self._fits and self._book else 0
-        return self._codes.nbytes + own + self._calibration.nbytes
+        return self._codes.nbytes + own + self._mass_control.nbytes
 
-    def _fitted(self, keys: Tensor, first: Tensor) -> Codebook:
-        """A codebook for each batch row, each as it would be alone: shorter rows are fitted apart."""
-        tokens, sizes = keys.shape[2], [min(self.sample, keys.shape[2] - start) for start in first.tolist()]
+    def _fitted(self, keys: Tensor, first: Tensor, rows: Sequence[int]) -> dict[int, Codebook]:
+        """A codebook for each of `rows`, each as it would be alone: shorter rows are fitted apart."""
+        tokens, starts = keys.shape[2], first.tolist()
+        sizes = {row: min(self.sample, tokens - starts[row]) for row in rows}
         books: dict[int, Codebook] = {}
-        for size in set(sizes):
-            rows = [row for row, own in enumerate(sizes) if own == size]
-            slots = sample_slots(tokens, first[rows], size)
-            drawn = torch.stack([keys[row][:, at] for row, at in zip(rows, slots, strict=True)])
+        for size in set(sizes.values()):
+            alike = [row for row, own in sizes.items() if own == size]
+            slots = sample_slots(tokens, first[alike], size)
+            drawn = torch.stack([keys[row][:, at] for row, at in zip(alike, slots, strict=True)])
             count = max(1, min(self.codewords, size // _KEYS_PER_CODEWORD))
-            bare = self.ranking.keys(drawn, slots, self._paddings()[rows])
+            bare = self.ranking.keys(drawn, slots, self._paddings()[alike])
             book = fit_codebook(bare, None, count, iterations=self.iterations, spread=False)
-            books |= {row: book.map(lambda part, at=at: part[at : at + 1]) for at, row in enumerate(rows)}
-        return together([books[row] for row in range(len(sizes))])
+            books |= {row: _of_row(book, at) for at, row in enumerate(alike)}
+        return {row: books[row] for row in rows}
 
     def _encoded(self, keys: Tensor, slots: Tensor) -> Tensor:
         """The codes int16 `[B, Hkv, T, 1]` of `keys [B, Hkv, T, D]` of `slots [T]`."""
@@ -217,6 +244,10 @@ class CodewordSelector(Capturable):
         if self._padding is None:
             raise ValueError("nothing is indexed yet; call build first")
         return self._padding
+
+
+def _of_row(book: Codebook, row: int) -> Codebook:
+    return book.map(lambda part: part[row : row + 1])
 
 
 def _turns(logits: Tensor, shares: Tensor, sizes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ M sub-spaces, C = 2 ** bits centroids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,9 @@ from keyhole.core.layout import Regions
 from keyhole.core.scales import scales_of
 from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.rank import competing, group_probabilities
-from keyhole.selection.quantisers.drift import DriftWatch
+from keyhole.selection.quantisers.drift import Refits
 from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.selection.quantisers.uncertainty import logit_variance
@@ -29,8 +30,9 @@ from keyhole.storage import CapturableStorage
 
 _TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
-_LARGEST = 2.0**50  # logits beyond are scaled down to it: they leave one token all of the mass in any case
-_REFIT = 4  # a refit waits for a quarter as many new tokens as it fits, so that its cost is spread
+# Logits beyond are scaled down to it: they leave one token all of the mass in any case, and kernels, which
+# add them up in float32, would round off whole units of them.
+_LARGEST = 2.0**16
 
 
 class _Asked(NamedTuple):
@@ -58,13 +60,12 @@ class ProductSelector(Capturable):
         # `scales [B, Hkv]` only where keys are so large or small that their squares are out of range: what is
         # quantised is keys divided by these.
         self._held: dict[str, Tensor] = {}
-        self._largest = torch.empty(0)  # of the codebooks' numbers, float64 `[B, Hkv, 1]`
+        self._longest = torch.empty(0)  # bound of what codes stand for, as a length; float64 `[B, Hkv, 1]`
         self._shown: tuple[Tensor, int] | None = (
             None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
         )
-        self._drift = DriftWatch()
-        self._calibration = Calibration()
-        self._built = 0  # tokens there were at the last build
+        self._refits = Refits(sample)
+        self._mass_control = MassControl()
 
     @property
     def minimum(self) -> int:
@@ -72,33 +73,49 @@ class ProductSelector(Capturable):
 
     @property
     def stale(self) -> bool:
-        return self._drift.exceeded and self.length >= self._built + min(self._built, self.sample) // _REFIT
+        return bool(self._refits.due(self.length))
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
-        self._calibration.see(queries, tokens)
+        self._mass_control.see(queries, tokens)
         self._shown = queries.unflatten(1, (kv_heads, -1)), tokens
 
     def build(self, keys: Tensor, regions: Regions) -> None:
-        first = regions.first
         self.subspaces = self.subspaces or default_subspaces(keys.shape[-1])
         if keys.shape[-1] % self.subspaces:
             raise ValueError(
                 f"keys of size {keys.shape[-1]} cannot be cut into {self.subspaces} equal sub-spaces; "
                 "give a number of subspaces that divides the head size"
             )
-        self._hold(self._fit(keys, regions))
-        self.length, self._built = 0, keys.shape[2]
+        rows = range(len(keys))
+        self._refits = Refits(self.sample)
+        self._index(keys, regions, rows, self._fit(keys, regions, rows))
+
+    def refit(self, keys: Tensor, regions: Regions) -> None:
+        rows, held = self._refits.due(self.length), dict(self._held)
+        held.setdefault("scales", held["residuals"].new_ones(held["residuals"].shape[:2]))
+        for name, new in self._fit(keys, regions, rows).items():
+            held[name] = held[name].clone()
+            held[name][rows] = new
+        del held["codes"]
+        self._index(keys, regions, rows, held)
+
+    def _index(self, keys: Tensor, regions: Regions, rows: Sequence[int], fitted: dict[str, Tensor]) -> None:
+        """Encode `keys [B, Hkv, N, D]` by what was `fitted`, anew for `rows`."""
+        if bool((fitted["scales"] == 1).all()):
+            del fitted["scales"]
+        self._hold(fitted)
+        indexed, self.length = self.length, 0
         errors = self._encode(keys)
-        padding = torch.arange(keys.shape[2], device=keys.device) < first.view(-1, 1, 1)
-        self._drift = DriftWatch()
-        self._drift.learn(errors.masked_fill(padding, 0.0))
+        unused = torch.arange(keys.shape[2], device=keys.device) < regions.first.view(-1, 1, 1)
+        self._refits.watch(errors[..., indexed:], without=rows)
+        self._refits.learn(errors.masked_fill(unused, 0.0), regions.padding, rows)
 
     def append(self, keys: Tensor) -> None:
-        self._drift.watch(self._encode(keys))
+        self._refits.watch(self._encode(keys))
 
     def select(self, step: Step) -> Selection:
         batch, kv_heads = self._fitted("codebooks").shape[:2]
-        reach = self._calibration.reach(step, self._estimate)
+        reach = self._mass_control.reach(step, self._estimate)
         asked = self._asked(step)
         limits = [limit for limit in step.limits() for _ in range(kv_heads)]
         if reach is None:
@@ -163,7 +180,7 @@ class ProductSelector(Capturable):
     def _asked(self, step: Step) -> _Asked:
         """The step's queries as the index takes them."""
         query = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
-        largest = query.abs().amax(-1).double() * self._largest * (query.shape[-1] * step.logits.scale)
+        largest = query.double().norm(dim=-1) * self._longest * step.logits.scale
         scales = self._held.get("scales")
         if scales is None:
             factor = change = (_LARGEST / largest).clamp(max=1.0)
@@ -192,25 +209,24 @@ class ProductSelector(Capturable):
     def bytes_read(self, step: Step) -> int:
         fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
         codes = step.regions.last * (self._fitted("codes").shape[-1] // BLOCK)
-        return codes + fitted + self._calibration.bytes_read(step)
+        return codes + fitted + self._mass_control.bytes_read(step)
 
     def state(self) -> dict[str, Tensor]:
-        return self._held | self._drift.state() | self._calibration.state()
+        return self._held | self._refits.state() | self._mass_control.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
-        self.length = self._built = length
+        self.length = length
         # Codes are written to; whoever else takes this state must not see that.
         self._hold({name: tensor.clone() for name, tensor in state.items() if name in _TENSORS})
         if self._held:
             self.subspaces = self._held["codebooks"].shape[2]
-        self._drift = DriftWatch()
-        self._drift.restore(state)
-        self._calibration.restore(state)
+        self._refits.restore(state, length)
+        self._mass_control.restore(state)
 
     def crop(self, length: int) -> None:
         super().crop(length)
-        self._built = min(self._built, length)
-        self._calibration.crop(length)
+        self._refits.crop(length)
+        self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         self._hold(
@@ -219,39 +235,38 @@ class ProductSelector(Capturable):
         if self._shown is not None:
             queries, tokens = self._shown
             self._shown = queries.index_select(0, rows.to(queries.device)), tokens
-        self._calibration.reorder(rows)
-        self._drift.reorder(rows)
+        self._mass_control.reorder(rows)
+        self._refits.reorder(rows)
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._held.values()) + self._calibration.nbytes
+        return sum(tensor.nbytes for tensor in self._held.values()) + self._mass_control.nbytes
 
     def _hold(self, held: dict[str, Tensor]) -> None:
         self._held = held
         if held:
-            self._largest = held["codebooks"].abs().amax((2, 3, 4)).double().unsqueeze(-1).clamp(min=1e-30)
+            longest = held["codebooks"].double().norm(dim=-1).amax(-1)  # of each sub-space
+            self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)
 
-    def _fit(self, keys: Tensor, regions: Regions) -> dict[str, Tensor]:
-        """Fit quantisers to a random sample of the real tokens of each row of `keys [B, Hkv, N, D]`.
+    def _fit(self, keys: Tensor, regions: Regions, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Fit quantisers to a sample of the real tokens of `rows`, ascending, of keys `[B, Hkv, N, D]`.
 
         Rows of as many tokens are fitted in one call, and others apart: each gets what it would get alone.
         """
-        sizes = [max(min(self.sample, keys.shape[2] - f), 2**self.bits) for f in regions.first.tolist()]
+        first = regions.first.tolist()
+        sizes = {row: max(min(self.sample, keys.shape[2] - first[row]), 2**self.bits) for row in rows}
         moments = self._query_moments(regions)
         parts: dict[str, list[Tensor]] = {}
         order = []
-        for size in sorted(set(sizes)):
-            rows = [row for row, own in enumerate(sizes) if own == size]
-            order += rows
-            slots = sample_slots(keys.shape[2], regions.first[rows], size)
-            drawn = torch.stack([keys[row][:, at] for row, at in zip(rows, slots, strict=True)]).float()
-            for name, tensor in self._fitted_to(drawn, None if moments is None else moments[rows]).items():
+        for size in sorted(set(sizes.values())):
+            alike = [row for row, own in sizes.items() if own == size]
+            order += alike
+            slots = sample_slots(keys.shape[2], regions.first[alike], size)
+            drawn = torch.stack([keys[row][:, at] for row, at in zip(alike, slots, strict=True)]).float()
+            for name, tensor in self._fitted_to(drawn, None if moments is None else moments[alike]).items():
                 parts.setdefault(name, []).append(tensor)
         back = torch.tensor(order, device=keys.device).argsort()
-        fitted = {name: torch.cat(held)[back] if len(held) > 1 else held[0] for name, held in parts.items()}
-        if bool((fitted["scales"] == 1).all()):
-            del fitted["scales"]
-        return fitted
+        return {name: torch.cat(held)[back] if len(held) > 1 else held[0] for name, held in parts.items()}
 
     def _fitted_to(self, sample: Tensor, moments: Tensor | None) -> dict[str, Tensor]:
         """What is held of a quantiser fitted to `sample [b, Hkv, T, D]`, float32."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keyhole.core.layout import Regions
 from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.calibration import Calibration, Estimate
+from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.pages import page_count, pick_pages
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
@@ -32,7 +32,7 @@ class SummarySelector(Capturable):
         self.page = page or 0
         self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
-        self._calibration = Calibration()
+        self._mass_control = MassControl()
         self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
 
     @abstractmethod
@@ -51,7 +51,7 @@ class SummarySelector(Capturable):
         """How the competing pages rank, and the attention that is on them."""
 
     def select(self, step: Step) -> Selection:
-        reach = self._calibration.reach(step, self._estimate)
+        reach = self._mass_control.reach(step, self._estimate)
         found = self._estimate(step)
         if reach is None:
             return pick_pages(found.scores, found.shares, found.anchored, step, self.page)
@@ -63,7 +63,7 @@ class SummarySelector(Capturable):
         return F.pad(values, (0, -values.shape[-1] % self.page)).unflatten(-1, (-1, self.page)).sum(-1)
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
-        self._calibration.see(queries, tokens)
+        self._mass_control.see(queries, tokens)
 
     # Only for indexes whose page may be None.
     @staticmethod
@@ -121,38 +121,38 @@ class SummarySelector(Capturable):
 
     def bytes_read(self, step: Step) -> int:
         summaries = page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes
-        return summaries + self._calibration.bytes_read(step)
+        return summaries + self._mass_control.bytes_read(step)
 
     def crop(self, length: int) -> None:
         # A summary cannot be made smaller: a page that is cut is given up, and summarised anew from its keys.
         if length < self.length:
             self.length = length // self.page * self.page
             self._summaries.crop(length // self.page)
-            self._calibration.crop(length)
+            self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._first is not None:
             self._summaries.reorder(rows)
-            self._calibration.reorder(rows)
+            self._mass_control.reorder(rows)
             self._first = self._first.index_select(0, rows.to(self._first.device))
 
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:
             return {}
         held = {"summaries": self._summaries.view(), "first": self._starts()}
-        return held | self._calibration.state()
+        return held | self._mass_control.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
         self._summaries, self._first = GrowingBuffer(), state.get("first")
-        self._calibration.restore(state)
+        self._mass_control.restore(state)
         if state:
             self._summaries.append(state["summaries"])
             self.page = self.page or self._default_page(self._head_dim(state["summaries"].shape[-1]))
 
     @property
     def nbytes(self) -> int:
-        return self._summaries.nbytes + self._calibration.nbytes
+        return self._summaries.nbytes + self._mass_control.nbytes
 
     def _starts(self) -> Tensor:
         """The first slot of each batch row that counts, int32 `[B]`."""

@@ -54,7 +54,7 @@ class Vote:
         return pick_pages(pooled.scores, pooled.shares, anchored, step, 1)
 
 
-class Kept(NamedTuple):
+class Elected(NamedTuple):
     """What was elected, and by which `query [B, H, D]`."""
 
     query: Tensor
@@ -71,7 +71,7 @@ class VoteSelector(ExactSelector):
 
     def __init__(self, vote: Vote, reuse: float | None = None) -> None:
         self.vote, self.reuse = vote, reuse
-        self._kept: Kept | None = None
+        self._kept: Elected | None = None
         self._elected = True
 
     @property
@@ -84,7 +84,7 @@ class VoteSelector(ExactSelector):
         alike = self._alike(step.query, self.reuse)
         self._elected = not bool(alike.all())
         if self._kept is None or self._elected:
-            self._kept = _renewed(self._kept, Kept(step.query, self.vote.elect(step)), alike)
+            self._kept = _renewed(self._kept, Elected(step.query, self.vote.elect(step)), alike)
         return self._kept.selection
 
     def _alike(self, query: Tensor, least: float) -> Tensor:
@@ -115,7 +115,7 @@ class VoteSelector(ExactSelector):
             query, selection = self._kept
             rows = rows.to(query.device)
             taken = Selection(*(field.index_select(0, rows) for field in selection))
-            self._kept = Kept(query.index_select(0, rows), taken)
+            self._kept = Elected(query.index_select(0, rows), taken)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._kept is None else {"query": self._kept.query, **self._kept.selection._asdict()}
@@ -123,10 +123,10 @@ class VoteSelector(ExactSelector):
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
         fields = dict(state)
-        self._kept = Kept(fields.pop("query"), Selection(**fields)) if fields else None
+        self._kept = Elected(fields.pop("query"), Selection(**fields)) if fields else None
 
 
-def _renewed(old: Kept | None, new: Kept, keep: Tensor) -> Kept:
+def _renewed(old: Elected | None, new: Elected, keep: Tensor) -> Elected:
     """The rows `keep [B]` of the old, the others of the new."""
     if old is None or not keep.any():
         return new
@@ -135,7 +135,7 @@ def _renewed(old: Kept | None, new: Kept, keep: Tensor) -> Kept:
         (old.query, *_padded(old.selection, width)), (new.query, *_padded(new.selection, width)), strict=True
     )
     query, *fields = (torch.where(keep.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in pairs)
-    return Kept(query, Selection(*fields))
+    return Elected(query, Selection(*fields))
 
 
 def _padded(selection: Selection, width: int) -> Selection:

@@ -3,14 +3,14 @@
 from keyhole.storage.base import CapturableStorage, Footprint, Lookups, Storage
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
-from keyhole.storage.hot import HotStorage
 from keyhole.storage.lowrank import LowRankStorage
 from keyhole.storage.merging import Merge
+from keyhole.storage.pinned import PinnedStorage
 from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
 from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident.blocks import BLOCK_EVICTIONS
-from keyhole.storage.resident.hot_rows import HotRows
+from keyhole.storage.resident.rows import ResidentRows
 from keyhole.storage.tiers.buffer import GrowingBuffer
 
 __all__ = [
@@ -23,13 +23,13 @@ __all__ = [
     "DeviceStorage",
     "Footprint",
     "GrowingBuffer",
-    "HotRows",
-    "HotStorage",
     "Lookups",
     "LowRankStorage",
     "Merge",
+    "PinnedStorage",
     "PooledStorage",
     "RenumberedStorage",
+    "ResidentRows",
     "Storage",
     "kept_rows",
     "make_rows",

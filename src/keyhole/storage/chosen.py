@@ -18,12 +18,12 @@ ROOM = 64  # tokens for which there is room after others were dropped
 class Chosen(NamedTuple):
     """The first `counts [B, Hkv]` of each row of `slots [B, Hkv, S]`.
 
-    Where they are all slots but one, int64 `gone [B, Hkv]` is that one.
+    Where they are all slots but one, int64 `dropped [B, Hkv]` is that one.
     """
 
     slots: Tensor
     counts: Tensor
-    gone: Tensor | None = None
+    dropped: Tensor | None = None
 
     @classmethod
     def of(cls, slots: Tensor, counts: Tensor, heads: int) -> Chosen:
@@ -33,22 +33,22 @@ class Chosen(NamedTuple):
         return cls(slots.unsqueeze(1).expand(-1, heads, -1), counts.unsqueeze(1).expand(-1, heads))
 
     @classmethod
-    def without(cls, gone: Tensor, slots: int) -> Chosen:
+    def without(cls, dropped: Tensor, slots: int) -> Chosen:
         """All of so many slots but one of each head, int64 `[B, Hkv]`."""
-        left = torch.arange(slots - 1, dtype=torch.int32, device=gone.device)
-        after = left >= gone.int().unsqueeze(-1)
-        counts = torch.full_like(gone, slots - 1, dtype=torch.int32)
-        return cls(torch.where(after, left + 1, left), counts, gone)
+        left = torch.arange(slots - 1, dtype=torch.int32, device=dropped.device)
+        after = left >= dropped.int().unsqueeze(-1)
+        counts = torch.full_like(dropped, slots - 1, dtype=torch.int32)
+        return cls(torch.where(after, left + 1, left), counts, dropped)
 
-    def meant(self) -> Tensor:
+    def valid_mask(self) -> Tensor:
         """Bool `[B, Hkv, S]`, false for filling."""
         index = torch.arange(self.slots.shape[-1], device=self.slots.device)
         return index < self.counts.unsqueeze(-1)
 
     def to(self, device: torch.device) -> Chosen:
         """The same on another device."""
-        gone = None if self.gone is None else self.gone.to(device)
-        return Chosen(self.slots.to(device), self.counts.to(device), gone)
+        dropped = None if self.dropped is None else self.dropped.to(device)
+        return Chosen(self.slots.to(device), self.counts.to(device), dropped)
 
     def aligned(self) -> Tensor:
         """The slots meant, moved to the end of each row: int32 `[B, Hkv, greatest count]`, -1 before them."""
@@ -58,7 +58,7 @@ class Chosen(NamedTuple):
 
     def where(self, wanted: Tensor) -> Chosen:
         """Those for which `wanted [B, Hkv, S]` holds, in the same order; slot 0 fills."""
-        wanted = wanted & self.meant()
+        wanted = wanted & self.valid_mask()
         counts = wanted.sum(-1)
         places = torch.arange(max(1, int(counts.max())), device=counts.device) < counts.unsqueeze(-1)
         if torch.equal(wanted[..., : places.shape[-1]], places):
@@ -73,8 +73,8 @@ def kept_rows(held: GrowingBuffer, kept: Chosen, filling: float) -> GrowingBuffe
 
     The buffer itself where just one slot is gone, else one that gives memory back.
     """
-    if kept.gone is not None:
-        held.drop(kept.gone)
+    if kept.dropped is not None:
+        held.drop(kept.dropped)
         return held
     slots = kept.aligned().unsqueeze(-1)
     fresh = GrowingBuffer(ROOM)

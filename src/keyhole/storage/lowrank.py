@@ -24,8 +24,8 @@ from keyhole.storage.chosen import Chosen
 from keyhole.storage.chunks import default_chunk, outlier_chunks, pieces
 from keyhole.storage.formats.base import at
 from keyhole.storage.resident.fetched import FetchedRows
-from keyhole.storage.resident.hot_rows import HotRows
-from keyhole.storage.resident.key_lookup import KeptKeys
+from keyhole.storage.resident.keys import KeysBySlot
+from keyhole.storage.resident.rows import ResidentRows
 from keyhole.storage.tiers.buffer import GrowingBuffer
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class LowRankStorage(CapturableStorage):
         rank: int | None,
         chunk: int | None,
         outliers: int,
-        values: FetchedRows | HotRows | None = None,
+        values: FetchedRows | ResidentRows | None = None,
     ) -> None:
         self.rope, self.rank, self.chunk, self.outliers = rope, rank, chunk, outliers
         self._values = values or FetchedRows(GrowingBuffer())
@@ -69,8 +69,8 @@ class LowRankStorage(CapturableStorage):
         self._coefficients = GrowingBuffer()  # `[B, 1, N, R]`
         self._basis: Basis | None = None
         self._turning: kernels.RotaryFrequencies | None = None  # the rotation, where a kernel can do it
-        self._exact: KeptKeys | None = None
-        self._rebuilt: KeptKeys | None = None
+        self._exact: KeysBySlot | None = None
+        self._rebuilt: KeysBySlot | None = None
         self._padding = torch.empty(0)  # int64 `[B]`
 
     @property
@@ -209,7 +209,7 @@ class LowRankStorage(CapturableStorage):
             self._coefficients.append(state["coefficients"])
             self._padding = state["padding"]
             self._take(Basis(state["mean"], state["axes"]))
-            self._exact = KeptKeys(state["exact_slots"], state["exact_keys"])
+            self._exact = KeysBySlot(state["exact_slots"], state["exact_keys"])
 
     @property
     def footprint(self) -> Footprint:
@@ -250,7 +250,7 @@ class LowRankStorage(CapturableStorage):
         )
         self._take(fit_basis(counted, rank, scales).within(largest, keys.dtype))
         slots, counts = packed_slots(self._kept_exact(keys, regions))
-        self._exact = KeptKeys.of(slots, counts, at(keys, slots))
+        self._exact = KeysBySlot.of(slots, counts, at(keys, slots))
 
     def _warn_if_in_vain(self, keys: Tensor, rank: int) -> None:
         width = keys.shape[1] * keys.shape[3]
@@ -296,7 +296,7 @@ class LowRankStorage(CapturableStorage):
         return torch.where((slots < self._settled).unsqueeze(-1), settled, recent)
 
     def _looked_up(self, chosen: Chosen) -> Tensor:
-        slots, meant = chosen.slots.long(), chosen.meant()
+        slots, meant = chosen.slots.long(), chosen.valid_mask()
         keys = at(self._recent.view(), (slots - self._settled).clamp(min=0))
         known = ~meant | (slots >= self._settled)
         for kept in (self._exact, self._rebuilt):
@@ -312,9 +312,9 @@ class LowRankStorage(CapturableStorage):
         if missing.counts.any():
             # Filling may be any slot.
             slots_missing = missing.slots.long().clamp(max=self._settled - 1)
-            keys[~known] = self._rebuild(slots_missing)[missing.meant()]
+            keys[~known] = self._rebuild(slots_missing)[missing.valid_mask()]
             settled = (meant & (slots < self._settled)).sum(-1)
-            self._rebuilt = KeptKeys.of(slots, settled, keys)
+            self._rebuilt = KeysBySlot.of(slots, settled, keys)
         return keys
 
     def _settled_keys(self, slots: Tensor) -> Tensor:

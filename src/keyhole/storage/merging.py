@@ -31,7 +31,7 @@ class Merge(NamedTuple):
     def into_previous(cls, kept: Chosen, slots: int, *, keys: bool = False) -> Merge:
         """Of so many slots, each dropped one goes into the last kept one before it, all with equal weight."""
         stays = torch.zeros(*kept.slots.shape[:2], slots + 1, dtype=torch.bool, device=kept.slots.device)
-        stays.scatter_(-1, kept.slots.long().masked_fill(~kept.meant(), slots), True)
+        stays.scatter_(-1, kept.slots.long().masked_fill(~kept.valid_mask(), slots), True)
         own = torch.arange(slots, device=stays.device)
         targets = own.where(stays[..., :slots], torch.tensor(-1, device=own.device)).cummax(-1).values
         return cls(targets, torch.ones(targets.shape, device=targets.device), keys)

@@ -13,7 +13,7 @@ from torch import Tensor
 from keyhole.attention import Logits, Part, attend_slots, merge
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.formats.base import Form, Full, Kind
+from keyhole.storage.formats.base import Form, Full, TokenSpec
 from keyhole.storage.resident.blocks import ResidentBlocks
 from keyhole.storage.tiers.buffer import Buffer, GrowingBuffer
 
@@ -31,7 +31,7 @@ class PlacedStorage(Storage):
     def __init__(self, form: Form, buffer: Buffer, resident: ResidentBlocks | None = None) -> None:
         self.form, self.buffer, self.resident = form, buffer, resident
         self._recent = GrowingBuffer()
-        self._kind: Kind | None = None
+        self._kind: TokenSpec | None = None
 
     @property
     def length(self) -> int:
@@ -44,9 +44,9 @@ class PlacedStorage(Storage):
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         if self.length == 0:
-            self._kind = Kind(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype, keys.device)
+            self._kind = TokenSpec(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype, keys.device)
         tokens = torch.cat([keys, values], dim=-1)
-        if self.form.keeps:
+        if self.form.in_place:
             self.buffer.append(tokens)
             return
         for part in tokens.split(_PACKED, dim=2):
@@ -83,7 +83,7 @@ class PlacedStorage(Storage):
             return
         group = self.form.group
         # A row is forgotten whole, so its tokens that stay are unpacked; the newest one is never in a row.
-        kept = length if self.form.keeps else max(length - 1, 0) // group
+        kept = length if self.form.in_place else max(length - 1, 0) // group
         self._recent = GrowingBuffer()
         if kept * group < length:
             tokens = self._unpacked(self.buffer.view(kept)[:, :, :1])
@@ -101,7 +101,7 @@ class PlacedStorage(Storage):
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:
             return {}
-        if self.form.keeps:
+        if self.form.in_place:
             return {"keys": self.keys(), "values": self.values()}
         packed = {"rows": self.buffer.view()} if self.buffer.length else {}
         return packed | {"keys": self.keys(self._packed), "values": self.values(self._packed)}
@@ -119,7 +119,7 @@ class PlacedStorage(Storage):
         fast = self._recent.nbytes + (0 if self.resident is None else self.resident.nbytes)
         return Footprint(**{self.buffer.tier: self.buffer.nbytes}) + Footprint(device=fast)
 
-    def _known(self) -> Kind:
+    def _known(self) -> TokenSpec:
         if self._kind is None:
             raise ValueError("the storage is empty; append first")
         return self._kind
@@ -170,7 +170,7 @@ class PlacedStorage(Storage):
         return sources
 
 
-def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: Kind, logits: Logits) -> Part:
+def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: TokenSpec, logits: Logits) -> Part:
     """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
     slots, counts = chosen.slots, chosen.counts
     if rows.device == query.device:

@@ -7,11 +7,11 @@ import torch
 from keyhole.storage.base import Storage
 from keyhole.storage.formats.base import Form, Full
 from keyhole.storage.formats.quantised import Quantised
-from keyhole.storage.hot import HotStorage
+from keyhole.storage.pinned import PinnedStorage
 from keyhole.storage.placed import PlacedStorage
 from keyhole.storage.resident.blocks import BLOCK, ResidentBlocks
 from keyhole.storage.resident.fetched import FetchedRows
-from keyhole.storage.resident.hot_rows import HotRows
+from keyhole.storage.resident.rows import ResidentRows
 from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer, HostBuffer
 from keyhole.storage.tiers.disk import DiskBuffer
 
@@ -29,15 +29,15 @@ def make_storage(
 ) -> Storage:
     """A storage on one of PLACES, in one of KV_DTYPES, with `block_cache` bytes in front of another place's.
 
-    For unquantised keys of a GPU, host memory is read past a hot buffer of single tokens that the GPU
-    runs (`HotRows`), `window` tokens of it the newest. Else there are resident blocks that the host chooses:
+    For unquantised keys of a GPU, host memory is read past a resident buffer of single tokens that the GPU
+    runs (`ResidentRows`), `window` tokens of it the newest. Else the host chooses resident blocks:
     fewer bytes than a block of 128 tokens takes, all heads and batch rows of it, serve no read.
 
     Args:
         device: where keys and values will come from; None is a CPU.
     """
     if kv_dtype == "auto" and _by_the_device(where, device):
-        return HotStorage(HotRows(block_cache, window))
+        return PinnedStorage(ResidentRows(block_cache, window))
     form: Form = Full() if kv_dtype == "auto" else Quantised(int(kv_dtype.removeprefix("int")))
     return PlacedStorage(form, _buffer(where, form.group), _resident(block_cache, block_eviction, form.group))
 
@@ -48,10 +48,10 @@ def make_rows(
     block_eviction: str = "lfu",
     device: torch.device | None = None,
     window: int = 0,
-) -> FetchedRows | HotRows:
-    """Rows of single tokens on one of PLACES, with a hot buffer or resident blocks as in `make_storage`."""
+) -> FetchedRows | ResidentRows:
+    """Rows of single tokens on one of PLACES, with resident rows or blocks as in `make_storage`."""
     if _by_the_device(where, device):
-        return HotRows(block_cache, window)
+        return ResidentRows(block_cache, window)
     return FetchedRows(_buffer(where, 1), _resident(block_cache, block_eviction, 1))
 
 

@@ -157,11 +157,11 @@ class PooledStorage(Storage):
         if into is not None:
             self._merge(into)
         rows = self._rows
-        if kept.gone is not None:
-            self._release(rows.gather(-1, kept.gone.unsqueeze(-1)))
+        if kept.dropped is not None:
+            self._release(rows.gather(-1, kept.dropped.unsqueeze(-1)))
         else:
             left = torch.ones(*rows.shape[:2], self.length + 1, dtype=torch.bool, device=rows.device)
-            left.scatter_(-1, kept.slots.long().masked_fill(~kept.meant(), self.length), False)
+            left.scatter_(-1, kept.slots.long().masked_fill(~kept.valid_mask(), self.length), False)
             self._release(rows[left[..., :-1]])
             self._filling = int(kept.counts.max()) - kept.counts.long()
         self._table = kept_rows(self._table, kept, -1)

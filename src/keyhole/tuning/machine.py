@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from keyhole import __version__
+from keyhole.core.version import __version__
 from keyhole.kernels.backend import dispatch, library
 
 _CPUINFO = Path("/proc/cpuinfo")

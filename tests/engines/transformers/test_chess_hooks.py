@@ -13,9 +13,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
 
 import keyhole
-from keyhole.engines.transformers.calibrate.activations import fit_activations, stand_in_activations
 from keyhole.engines.transformers.compat import CACHE
+from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
 from keyhole.engines.transformers.sparse_ffn.sites import gated_sites, input_sites
+from keyhole.engines.transformers.stand_in_activations import stand_in_activations
 from keyhole.feedforward import Rule
 from tests.tiny import fresh_model, prompt
 

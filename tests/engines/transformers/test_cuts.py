@@ -8,9 +8,9 @@ from transformers import DynamicCache
 
 import keyhole
 from keyhole.engines.transformers.cache import end_prompt, request_of
-from keyhole.methods import METHODS
+from keyhole.methods import METHODS, Recipe
 from tests.engines.transformers.running import answer
-from tests.small import EVICTING, small
+from tests.small import EVICTING, EXACT, WRAPPERS, small
 from tests.tiny import prompt, tiny_model
 
 TOKENS = 193
@@ -20,13 +20,15 @@ def reads_all(name):
     """The method where every token of a prompt is computed from all before it.
 
     Pieces matter to those that drop after each of them (prompt=pieces), and to prompts computed in parts by
-    tiles or chunks of queries (sale, sparse_prefill).
+    tiles or chunks of queries (sale, sparse_prefill). Later pieces read earlier ones as they are stored
+    (quantised).
     """
     method = small(name)
     return replace(method, prompt="whole") if "prompt" in {field.name for field in fields(method)} else method
 
 
-READ_ALL = {name: reads_all(name) for name in METHODS if name != "sale"}
+READ_ALL = {name: reads_all(name) for name in METHODS if name in EXACT and name not in ("sale", *WRAPPERS)}
+READ_ALL |= {name: Recipe((small(name), reads_all("snapkv"))) for name in WRAPPERS}
 FEW = ["dense", "quest", "pqcache", "h2o", "chess"]
 
 

@@ -5,9 +5,8 @@ import torch
 from transformers import DynamicCache
 
 import keyhole
-from keyhole.methods import METHODS
 from tests.engines.transformers.running import answer
-from tests.small import EVICTING, FULL_BUDGET
+from tests.small import DROPPING, EXACT, FULL_BUDGET
 from tests.tiny import prompt, tiny_model
 
 TOKENS = 90
@@ -144,7 +143,7 @@ def compare(method, shape, pieces=(TOKENS,)):
 def test_prompts(key):
     for shape in SHAPES:
         difference = compare(FULL_BUDGET[key], shape)
-        refused = key in EVICTING and shape not in LEFT
+        refused = key in DROPPING and shape not in LEFT
         assert (difference is None) == refused, (shape.__name__, difference)
         assert refused or difference < 1e-4, (shape.__name__, difference)
 
@@ -162,13 +161,13 @@ def test_sparse_prompts_follow_other_masks_densely(key):
 def test_prompts_in_pieces(key, pieces):
     for shape in (left_padding, packed_documents, hidden_from_the_middle, tree, sliding):
         difference = compare(FULL_BUDGET[key], shape, pieces)
-        refused = key in EVICTING and shape not in LEFT
+        refused = key in DROPPING and shape not in LEFT
         assert (difference is None) == refused, (shape.__name__, difference)
         assert refused or difference < 1e-4, (shape.__name__, difference)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EXACT)
 def test_numbers_that_hide_are_a_mask(name):
     """0 and minus infinity, or the least number, are what true and false are; others are refused."""
     model, ids, mask = tiny_model("llama"), prompt(TOKENS), left_padding()
@@ -183,7 +182,7 @@ def test_numbers_that_hide_are_a_mask(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_mask_for_each_head_is_refused(name):
     model, ids = tiny_model("llama"), prompt(TOKENS)
     method = next(method for key, method in FULL_BUDGET.items() if key.split("-")[0] == name)
@@ -211,7 +210,7 @@ def test_steps_that_hide_tokens_inside(key):
 
     wanted = steps(DynamicCache())
     with keyhole.attach(model, FULL_BUDGET[key]):
-        if key in EVICTING:
+        if key in DROPPING:
             with pytest.raises(ValueError, match="not causal"):
                 steps(DynamicCache())
             return
@@ -220,7 +219,7 @@ def test_steps_that_hide_tokens_inside(key):
 
 @pytest.mark.parametrize(
     ("family", "key"),
-    [("llama", key) for key in FULL_BUDGET if key not in EVICTING] + [("gemma3", "oracle-selected")],
+    [("llama", key) for key in FULL_BUDGET if key not in DROPPING] + [("gemma3", "oracle-selected")],
 )
 def test_later_turns_of_rows_of_other_lengths(family, key):
     """Each turn of a batch is padded on the left, so padding lies between the turns of a row."""

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import keyhole
+from keyhole.engines.transformers.cache import end_prompt
 from keyhole.methods import METHODS, RetrievalMethod
+from tests.engines.transformers.running import given
 from tests.tiny import fresh_model
 
 _BURNERS = 2
@@ -93,6 +95,8 @@ def test_no_clock_is_looked_at(name, monkeypatch):
     model = fresh_model("llama")
     ids = torch.randint(3, 60, (1, 40), generator=torch.Generator().manual_seed(0))
     with keyhole.attach(model, name) as attached, torch.no_grad():
-        first = model(ids).past_key_values
-        model(ids[:, :1], past_key_values=first)
+        cache = keyhole.KeyholeCache(model, name)
+        model(ids, **given(cache))
+        end_prompt(cache)
+        model(ids[:, :1], **given(cache))
     assert attached.usage.steps > 0

@@ -12,9 +12,6 @@ from keyhole.kernels.attention.triton.packed import packed_attention
 from keyhole.kernels.attention.triton.pooled import pooled_attention
 from keyhole.kernels.attention.types import Codes, Layout, Pooling, Span
 from keyhole.kernels.ffn.triton.matvec import matvec_skip_columns, matvec_skip_rows
-from keyhole.kernels.hot_rows.api import Extent, HotFound, HotState, hot_directory
-from keyhole.kernels.hot_rows.triton.copy import hot_append, hot_fill, read_rows
-from keyhole.kernels.hot_rows.triton.lookup import hot_lookup
 from keyhole.kernels.lowrank.triton.rebuild_keys import rebuild_keys
 from keyhole.kernels.pq.codes import allocate_codes
 from keyhole.kernels.pq.triton.assign import assign
@@ -26,6 +23,9 @@ from keyhole.kernels.ranking.triton.exact_scores import exact_scores
 from keyhole.kernels.ranking.triton.page_slots import page_slots
 from keyhole.kernels.ranking.triton.top_slots import top_slots
 from keyhole.kernels.ranking.types import Allowed, Paged
+from keyhole.kernels.resident_rows.api import Extent, ResidentFound, ResidentState, resident_directory
+from keyhole.kernels.resident_rows.triton.copy import read_rows, resident_append, resident_fill
+from keyhole.kernels.resident_rows.triton.lookup import resident_lookup
 from keyhole.kernels.sale.triton.attention import sale_attention
 
 BF16 = torch.bfloat16
@@ -203,24 +203,24 @@ def _pooled_attention() -> None:
         pooled_attention(query, keys, span, pages, (None, None))
 
 
-def _directory(places: int) -> HotState:
-    return hot_directory(8, 131_072, places, 256, torch.device("cpu"))
+def _directory(places: int) -> ResidentState:
+    return resident_directory(8, 131_072, places, 256, torch.device("cpu"))
 
 
-def _hot_lookup() -> None:
+def _resident_lookup() -> None:
     for slots, places in ((96, 4096), (2048, 4096), (13_107, 26_214)):
-        hot_lookup(
+        resident_lookup(
             _directory(places), torch.zeros(8, slots, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
         )
 
 
-def _hot_copies() -> None:
+def _resident_copies() -> None:
     """Keys and values of 128 numbers each, and of 80; a width that only pairs of bytes divide."""
-    found = HotFound(*torch.zeros(3, 8, 2048, dtype=torch.int32), torch.zeros(8, dtype=torch.int32))
+    found = ResidentFound(*torch.zeros(3, 8, 2048, dtype=torch.int32), torch.zeros(8, dtype=torch.int32))
     for width in (256, 160, 33):
         pool, held = torch.zeros(8, 4096 + 256, width, dtype=BF16), torch.zeros(8, 8192, width, dtype=BF16)
-        hot_fill(pool, held, found)
-        hot_append(_directory(4096), pool, held, pool[:, :1])
+        resident_fill(pool, held, found)
+        resident_append(_directory(4096), pool, held, pool[:, :1])
         read_rows(torch.zeros(8, 8000, width // 2, dtype=BF16), held, Extent(192, 8192, 0, width // 2))
 
 
@@ -228,8 +228,8 @@ CALLS = {
     "assign": _assign,
     "exact_scores": _exact_scores,
     "gather_attention": _gather_attention,
-    "hot_copies": _hot_copies,
-    "hot_lookup": _hot_lookup,
+    "resident_copies": _resident_copies,
+    "resident_lookup": _resident_lookup,
     "matvec": _matvec,
     "merge_attention": _merge_attention,
     "packed_attention": _packed_attention,

@@ -1,4 +1,4 @@
-"""Decode steps of one layer whose keys and values lie in host memory, behind a hot buffer on the GPU."""
+"""Decode steps of one layer whose keys and values lie in host memory, behind a resident buffer on the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keyhole.bench.checks import check_close
 from keyhole.bench.gpu.graphs import captured_run
 from keyhole.bench.layers import layer_sizes
 from keyhole.bench.result import Result, Timed
-from keyhole.storage import Chosen, HotRows, HotStorage, Lookups
+from keyhole.storage import Chosen, Lookups, PinnedStorage, ResidentRows
 from keyhole.tuning.machine import implementation
 from keyhole.tuning.synthetic import Synthetic
 from keyhole.tuning.timing import CacheFlusher, Candidate, Times, clock
@@ -40,7 +40,7 @@ class Offloaded(NamedTuple):
     """What steps took, on average over the steps that count; times are medians in milliseconds.
 
     Attributes:
-        hit_rate: of the reads of tokens behind the ring, those that the hot buffer answered.
+        hit_rate: of the reads of tokens behind the ring, those that the resident buffer answered.
         link_bytes: bytes of a step that came over the link.
         fetch_ms: finding what is missing and fetching it.
         step_ms: that, and the attention.
@@ -77,7 +77,7 @@ def offload(
         return Timed(Candidate(name, impl, lambda: None, nbytes, read), Times(milliseconds, milliseconds))
 
     ours = [
-        timed("fetch into the hot buffer", impl, found.link_bytes, found.fetch_ms),
+        timed("fetch into the resident buffer", impl, found.link_bytes, found.fetch_ms),
         timed("fetch and attend", impl, found.link_bytes + read * case.token_bytes, found.step_ms),
     ]
     copy = timed("pinned copy of as much", "torch", found.link_bytes, found.copy_ms)
@@ -95,7 +95,7 @@ def measure(case: Case, *, steps: int, alike: float, cache: int) -> Offloaded:
 
     Args:
         alike: cosine of a step's query and the one before it.
-        cache: bytes of the hot buffer; 0 is the default of `HotRows`.
+        cache: bytes of the resident buffer; 0 is the default of `ResidentRows`.
 
     Raises:
         ValueError: nothing to read.
@@ -107,10 +107,10 @@ def measure(case: Case, *, steps: int, alike: float, cache: int) -> Offloaded:
     source = case.source()
     keys, values = source.keys_values(case.tokens)
     reads = drifting_reads(case, source, keys, _WARM + steps, alike)
-    rows = HotRows(cache)
+    rows = ResidentRows(cache)
     rows.append(torch.cat([keys, values], dim=-1))
     fetched, lookups = _fetches(rows, reads)
-    storage = HotStorage(HotRows(cache))
+    storage = PinnedStorage(ResidentRows(cache))
     storage.append(keys, values)
     stepped = _steps(case, storage, reads)
     _check(case, storage, keys, values, reads[-1])
@@ -137,7 +137,7 @@ def drifting_reads(case: Case, source: Synthetic, keys: Tensor, steps: int, alik
     return reads
 
 
-def _fetches(rows: HotRows, reads: list[Read]) -> tuple[list[float], Lookups]:
+def _fetches(rows: ResidentRows, reads: list[Read]) -> tuple[list[float], Lookups]:
     """Seconds of finding and fetching, and what was found, both without the first steps."""
     slots, counts = reads[0].slots.clone(), reads[0].counts
     run = captured_run(lambda: rows.bring(Chosen(slots, counts)), slots.device)
@@ -151,7 +151,7 @@ def _fetches(rows: HotRows, reads: list[Read]) -> tuple[list[float], Lookups]:
     return seconds[_WARM:], Lookups(*found)
 
 
-def _steps(case: Case, storage: HotStorage, reads: list[Read]) -> list[float]:
+def _steps(case: Case, storage: PinnedStorage, reads: list[Read]) -> list[float]:
     """Seconds of fetching and attending, without the first steps."""
     query, slots, counts = reads[0].query.clone(), reads[0].slots.clone(), reads[0].counts
     run = captured_run(lambda: storage.attend(query, slots, counts, case.logits), slots.device)
@@ -163,11 +163,11 @@ def _steps(case: Case, storage: HotStorage, reads: list[Read]) -> list[float]:
     return seconds[_WARM:]
 
 
-def _check(case: Case, storage: HotStorage, keys: Tensor, values: Tensor, read: Read) -> None:
+def _check(case: Case, storage: PinnedStorage, keys: Tensor, values: Tensor, read: Read) -> None:
     """Raise CheckFailedError unless the attention is that over keys and values on the device."""
     found = storage.attend(*read, read.counts, case.logits)
     expected = attend_slots(read.query, keys, values, read.slots, read.counts, case.logits)
-    check_close("attention behind a hot buffer", found.out, expected.out, case.torch_dtype)
+    check_close("attention behind a resident buffer", found.out, expected.out, case.torch_dtype)
 
 
 def _copy_seconds(nbytes: int, device: torch.device) -> float:

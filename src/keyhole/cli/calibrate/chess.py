@@ -41,8 +41,8 @@ def chess(
     from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
     from keyhole.cli.inputs import load, read_text
-    from keyhole.engines.transformers.calibrate.activations import fit_activations
     from keyhole.engines.transformers.fingerprint import fingerprint
+    from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
     from keyhole.engines.transformers.sparse_ffn.weights import activated_share
     from keyhole.feedforward.file import write_activations
     from keyhole.methods import Chess

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial, reduce
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from keyhole.core.costs import Heads
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.model_info import ModelInfo
 from keyhole.core.needs import Needs
-from keyhole.engines.transformers.calibrate.activations import stand_in_activations
 from keyhole.engines.transformers.compat import CACHE
 from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.fingerprint import fingerprint
@@ -35,6 +34,7 @@ from keyhole.engines.transformers.projections import LayerProjections
 from keyhole.engines.transformers.rope import layer_rope
 from keyhole.engines.transformers.sizes import attention_sizes
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
+from keyhole.engines.transformers.stand_in_activations import stand_in_activations
 from keyhole.feedforward import Activated, FeedForward, Steps
 from keyhole.methods.pays import break_evens
 from keyhole.methods.recipe import Recipe
@@ -204,7 +204,7 @@ def is_adopted(cache: Cache) -> bool:
     return any(is_served(layer) for layer in getattr(cache, "layers", ()))
 
 
-def is_served(layer: object) -> bool:
+def is_served(layer: object) -> TypeGuard[KeyholeLayer | HybridLayer]:
     """Whether Keyhole keeps the keys and values of a cache layer, as its `inner`."""
     return isinstance(layer, KeyholeLayer | HybridLayer)
 

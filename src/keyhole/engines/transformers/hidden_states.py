@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import finalize, ref
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
 from keyhole.core.needs import Needs
+from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.projections import attention_module
-
-# One for each model with caches that ask; it goes with the last layer that holds it.
-_recording: WeakKeyDictionary[PreTrainedModel, ref[HiddenStates]] = WeakKeyDictionary()
 
 
 class HiddenStates:
@@ -36,17 +34,17 @@ class HiddenStates:
 
 
 def hidden_states_of(model: PreTrainedModel, layers: list[int]) -> HiddenStates:
-    """The hooks of a model, which all caches that ask share.
+    """The hooks of a model, which all caches that ask share; they go with the last layer that holds them.
 
     Raises:
         UnsupportedModelError: the attention module of a layer cannot be found.
     """
-    held = _recording.get(model)
-    recording = None if held is None else held()
-    if recording is None:
-        recording = HiddenStates(model, layers)
-        _recording[model] = ref(recording)
-    return recording
+    adapter = adapter_of(model)
+    hooks = adapter.hidden_states()
+    if hooks is None:
+        hooks = HiddenStates(model, layers)
+        adapter.hidden_states = ref(hooks)
+    return hooks
 
 
 def _show(layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

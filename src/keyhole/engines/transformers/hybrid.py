@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +62,9 @@ class HybridLayer(LinearAttentionAndFullAttentionLayer):
         self.attention.crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        LinearAttentionLayer.reorder_cache(self, beam_idx)
-        self.attention.reorder_cache(beam_idx)
+        rows = cast(torch.LongTensor, beam_idx)
+        LinearAttentionLayer.reorder_cache(self, rows)
+        self.attention.reorder_cache(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.get_seq_length():

@@ -8,7 +8,7 @@ forward hooks change is not seen.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -125,7 +125,7 @@ def _frequencies(model: PreTrainedModel) -> dict[str, list[str]]:
 def _parametrizations(model: PreTrainedModel) -> list[str]:
     """Functions that weights go through before they are used."""
     return [
-        f"{path}.{name}: {', '.join(type(step).__name__ for step in steps)}"
+        f"{path}.{name}: {', '.join(type(step).__name__ for step in cast(nn.ModuleList, steps))}"
         for path, module in model.named_modules()
         if isinstance(held := module._modules.get("parametrizations"), nn.ModuleDict)
         for name, steps in held.items()

@@ -19,11 +19,13 @@ class ModelAdapter:
     Attributes:
         supported: whether the model passed the checks of `support`.
         switch: weak reference to what serves the model's caches, while that is in place (`registration`).
+        hidden_states: weak reference to the hooks that caches share, while one needs them (`hidden_states`).
     """
 
     def __init__(self) -> None:
         self.supported = False
         self.switch: Callable[[], Any] = lambda: None
+        self.hidden_states: Callable[[], Any] = lambda: None
         self._memo: dict[Hashable, Any] = {}
 
     def memo(self, key: Hashable, find: Callable[[], _T]) -> _T:

@@ -15,9 +15,9 @@ import transformers
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-import keyhole
 from keyhole.core.errors import SavedStateError, UnsupportedCacheError
 from keyhole.core.generations import Generations
+from keyhole.core.version import __version__
 from keyhole.engines.transformers.cache import served_layers
 from keyhole.engines.transformers.identity import differences, identity
 from keyhole.engines.transformers.layer_state import check_finite, layer_state, restore_layer
@@ -55,7 +55,10 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
     }
     check_finite("the cache cannot be saved", tensors)
     facts = {
-        "versions": {module.__name__: module.__version__ for module in (keyhole, torch, transformers)},
+        "versions": {
+            "keyhole": __version__,
+            **{module.__name__: module.__version__ for module in (torch, transformers)},
+        },
         "method": str(recipe),
         "model": identity(model),
         "layers": [facts for facts, _ in states],

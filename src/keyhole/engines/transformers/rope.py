@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from keyhole.core.rope import FrequencyRope, NoRope, Rope
 from keyhole.engines.transformers.axes import OneAxisRope, has_axes
 from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.devices import input_device
+from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.registration import text_config
 from keyhole.kernels import RotaryFrequencies, apply_rotary
 
@@ -28,8 +28,6 @@ _ROUNDING, _EXACT = 0.02, 1e-3  # half precision rounds a channel by up to 1 in 
 _MISFITS = (RuntimeError, IndexError, TypeError, ValueError, AttributeError, KeyError, StopIteration)
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 _WAY_OUT = "take a method that works on keys as they are cached"
-
-_found: WeakKeyDictionary[PreTrainedModel, list[Rope | None]] = WeakKeyDictionary()
 
 
 class ModelRope(Rope):
@@ -85,9 +83,7 @@ def layer_rope(model: PreTrainedModel, place: int) -> Rope:
     Raises:
         UnsupportedModelError: the rotation depends on the length of the text, or is not understood.
     """
-    if model not in _found:
-        _found[model] = _find(model)
-    rope = _found[model][place]
+    rope = adapter_of(model).memo("rope", lambda: _find(model))[place]
     if rope is None:
         raise UnsupportedModelError(
             f"layer {place} of this {type(model).__name__} encodes positions in an unknown way, "
@@ -179,7 +175,8 @@ def _kinds(model: PreTrainedModel, module: nn.Module, place: int) -> tuple[str, 
 
 def _check_constant(model: PreTrainedModel, module: nn.Module, kinds: tuple[str, ...]) -> None:
     form: Any = getattr(module, "rope_type", "default")
-    form = form.get(*kinds, "default") if isinstance(form, dict) else form
+    if isinstance(form, dict):
+        form = next((form[kind] for kind in kinds if kind in form), "default")
     if any(word in str(form) for word in LENGTH_DEPENDENT):
         raise UnsupportedModelError(
             f"the rotary embedding of this {type(model).__name__} is of type {form!r}: it depends on "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from keyhole.core.digest import digest, sample
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.adapters import idle_parts, plain_name
+from keyhole.engines.transformers.model import adapter_of
 
 
 class _Known(NamedTuple):
@@ -21,9 +22,6 @@ class _Known(NamedTuple):
     tensor: ref[Tensor]
     stamp: tuple[Any, ...]
     digest: str
-
-
-_known: WeakKeyDictionary[PreTrainedModel, dict[str, _Known]] = WeakKeyDictionary()
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -35,7 +33,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     Raises:
         UnsupportedModelError: a tensor cannot be read, with its name.
     """
-    known = _known.setdefault(model, {})
+    known: dict[str, _Known] = adapter_of(model).memo("weight digests", dict)
     of_all = hashlib.sha256()
     for name, tensor in sorted(counted_weights(model), key=lambda item: plain_name(item[0])):
         found = _digest(model, known, name, tensor)

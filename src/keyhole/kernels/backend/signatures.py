@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -46,7 +46,6 @@ SIGNATURES = {
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
     "kh_sale_attention": [_pointer, _int, _int],
-    "kh_int8_dot": [_pointer, _pointer, _long, _long, _long, _int, _pointer, _int],
 }  # fmt: skip
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.kernels.backend.rows import at
 
-__all__ = ["Form", "Full", "Kind", "at"]
+__all__ = ["Form", "Full", "TokenSpec", "at"]
 
 
-class Kind(NamedTuple):
+class TokenSpec(NamedTuple):
     """What tokens are like when they arrive: KV heads, sizes of keys and values, type, device."""
 
     heads: int
@@ -31,55 +31,55 @@ class Kind(NamedTuple):
 class Form(ABC):
     """Packs tokens to rows and back. Keys and values share rows, so that one read fetches both.
 
-    `group` tokens make a row. A form that `keeps` rows as they are lets attention read them in place.
+    `group` tokens make a row. Where rows are tokens as they came, attention reads them `in_place`.
     """
 
     group: int = 1
-    keeps: bool = False
+    in_place: bool = False
 
     @abstractmethod
-    def pack(self, tokens: Tensor, kind: Kind) -> Tensor:
+    def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:
         """Rows `[B, H, n, W]` of `tokens [B, H, n * g, D + E]`, keys beside values."""
 
     @abstractmethod
-    def keys(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def keys(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         """Keys in `rows [B, H, n, W]`: all, `[B, H, n * g, D]`, or of `slots [B, H, S]`, `[B, H, S, D]`."""
 
     @abstractmethod
-    def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def values(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         """Values, as `keys`."""
 
     @abstractmethod
     def attend(
-        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+        self, query: Tensor, rows: Tensor, kind: TokenSpec, slots: Tensor, counts: Tensor, logits: Logits
     ) -> Part:
         """Attention of `query [B, G * H, D]` over the first `counts [B, H]` of `slots [B, H, S]`."""
 
     @abstractmethod
-    def token_bytes(self, kind: Kind) -> float:
+    def token_bytes(self, kind: TokenSpec) -> float:
         """Bytes of one token for one head."""
 
 
 class Full(Form):
     """As the model makes them."""
 
-    keeps = True
+    in_place = True
 
-    def pack(self, tokens: Tensor, kind: Kind) -> Tensor:  # noqa: ARG002
+    def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:  # noqa: ARG002
         return tokens
 
-    def keys(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def keys(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         return _chosen(rows[..., : kind.keys], slots)
 
-    def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def values(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         return _chosen(rows[..., kind.keys :], slots)
 
     def attend(
-        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+        self, query: Tensor, rows: Tensor, kind: TokenSpec, slots: Tensor, counts: Tensor, logits: Logits
     ) -> Part:
         return attend_slots(query, self.keys(rows, kind), self.values(rows, kind), slots, counts, logits)
 
-    def token_bytes(self, kind: Kind) -> float:
+    def token_bytes(self, kind: TokenSpec) -> float:
         return (kind.keys + kind.values) * kind.dtype.itemsize
 
 

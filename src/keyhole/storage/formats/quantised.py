@@ -15,7 +15,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.attention import Logits, Part
 from keyhole.kernels.attention.packed import decoded, keys_at, values_at
-from keyhole.storage.formats.base import Form, Kind
+from keyhole.storage.formats.base import Form, TokenSpec
 
 _FLOAT = torch.float32.itemsize
 
@@ -31,20 +31,20 @@ class Quantised(Form):
     def __init__(self, bits: int) -> None:
         self.bits = bits
 
-    def pack(self, tokens: Tensor, kind: Kind) -> Tensor:
+    def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:
         grouped = tokens.unflatten(2, (-1, self.group)).float()
         keys, values = grouped.split([kind.keys, kind.values], dim=-1)
         parts = [*self._encode(keys, dim=-2), *self._encode(values, dim=-1)]
         return torch.cat([part.contiguous().view(torch.uint8).flatten(3) for part in parts], dim=-1)
 
-    def keys(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def keys(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         held = self._sides(rows, kind)[0]
         if slots is not None:
             return keys_at(held, self._layout(kind), slots)
         held = held._replace(scale=held.scale.unsqueeze(-2), low=held.low.unsqueeze(-2))
         return decoded(held, self.bits, kind.keys).flatten(2, 3)
 
-    def values(self, rows: Tensor, kind: Kind, slots: Tensor | None = None) -> Tensor:
+    def values(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         held = self._sides(rows, kind)[1]
         if slots is not None:
             return values_at(held, self._layout(kind), slots)
@@ -52,7 +52,7 @@ class Quantised(Form):
         return decoded(held, self.bits, kind.values).flatten(2, 3)
 
     def attend(
-        self, query: Tensor, rows: Tensor, kind: Kind, slots: Tensor, counts: Tensor, logits: Logits
+        self, query: Tensor, rows: Tensor, kind: TokenSpec, slots: Tensor, counts: Tensor, logits: Logits
     ) -> Part:
         attended = kernels.packed_attention(
             query.reshape(-1, query.shape[1] // kind.heads, kind.keys),
@@ -65,18 +65,18 @@ class Quantised(Form):
         )
         return Part(attended.out.view(*query.shape[:2], -1), attended.lse.view(query.shape[:2]))
 
-    def token_bytes(self, kind: Kind) -> float:
+    def token_bytes(self, kind: TokenSpec) -> float:
         return sum(self._widths(kind)) / self.group
 
-    def _widths(self, kind: Kind) -> list[int]:
+    def _widths(self, kind: TokenSpec) -> list[int]:
         """Bytes in a row of the codes, scales and lows of keys, then those of values."""
         keys, values = (self.group * -(-size * self.bits // 8) for size in (kind.keys, kind.values))
         return [keys, *[_FLOAT * kind.keys] * 2, values, *[_FLOAT * self.group] * 2]
 
-    def _layout(self, kind: Kind) -> kernels.Layout:
+    def _layout(self, kind: TokenSpec) -> kernels.Layout:
         return kernels.Layout(self.bits, kind.keys, kind.values)
 
-    def _sides(self, rows: Tensor, kind: Kind) -> tuple[kernels.Codes, kernels.Codes]:
+    def _sides(self, rows: Tensor, kind: TokenSpec) -> tuple[kernels.Codes, kernels.Codes]:
         """Keys and values of `rows [B, H, n, W]`, as views."""
         parts = rows.split(self._widths(kind), dim=-1)
         keys, values = (

@@ -59,7 +59,7 @@ class ResidentBlocks:
         """Slots of `rows` for slots `chosen` among `tokens`, both `[B, H, S]`; bool, which are resident."""
         self._extend(tokens // BLOCK)
         blocks = (chosen.slots // BLOCK).cpu()
-        meant, blocks_read = chosen.meant().cpu(), blocks.numpy()
+        meant, blocks_read = chosen.valid_mask().cpu(), blocks.numpy()
         # The last block is not full, so it is never resident; reads of it are neither hits nor misses.
         places = np.append(self._place_of, _NOWHERE)[np.minimum(blocks_read, len(self._place_of))]
         found = torch.from_numpy(places != _NOWHERE).logical_and(meant)

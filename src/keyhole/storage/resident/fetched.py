@@ -43,7 +43,7 @@ class FetchedRows:
         missing = chosen.where(~found)
         rows = self._read(missing.slots)
         fetched = rows.new_zeros(*chosen.slots.shape, rows.shape[-1])
-        fetched[chosen.meant() & ~found] = rows[missing.meant()]
+        fetched[chosen.valid_mask() & ~found] = rows[missing.valid_mask()]
         if self.resident.rows is not None:
             fetched[found] = at(self.resident.rows, places.clamp(min=0))[found]
         self.resident.admit(self.buffer, self._device)

@@ -37,13 +37,14 @@ def filled(layer, keys, values, queries, tokens=TOKENS, shown=64):
     layer.append(keys[:, :, :tokens], values[:, :, :tokens])
     if shown:
         layer.see(Prompted(queries[:, :, tokens - shown : tokens], HOW))
+    layer.prepare()  # the prompt is complete
     return layer
 
 
 def asked(layer, keys, values, queries, begin=TOKENS, steps=ASKED, mask=None):
     """The exact mass and the estimate of each step, `[steps, B, Hkv]` both, and the share of tokens read."""
     seen, found = [], []
-    layer.observer = seen.append
+    layer.observe(seen.append)
     for at in range(begin, begin + steps):
         layer.append(keys[:, :, at : at + 1], values[:, :, at : at + 1])
         layer.attend(queries[:, :, at : at + 1], HOW, mask=None if mask is None else mask[..., : at + 1])
@@ -105,5 +106,5 @@ def test_what_was_learnt_is_kept(method):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name in ("delta", "mpcache")])
 def test_what_cannot_promise_a_mass_refuses_it(name):
-    with pytest.raises(SpecError, match="give tokens or a share"):
+    with pytest.raises(SpecError, match="give tokens or a fraction"):
         Recipe.parse(f"{name}(mass=0.9)")

@@ -13,14 +13,14 @@ from torch import Tensor
 _NONE = torch.iinfo(torch.int32).max
 
 
-class KeptKeys(NamedTuple):
+class KeysBySlot(NamedTuple):
     """`keys [B, Hkv, E, D]` of `slots` int32 `[B, Hkv, E]`, ascending; no slot is as great as the filling."""
 
     slots: Tensor
     keys: Tensor
 
     @classmethod
-    def of(cls, slots: Tensor, counts: Tensor, keys: Tensor) -> KeptKeys:
+    def of(cls, slots: Tensor, counts: Tensor, keys: Tensor) -> KeysBySlot:
         """Of the first `counts [B, Hkv]` of slots `[B, Hkv, E]` and their keys."""
         filling = torch.arange(slots.shape[-1], device=slots.device) >= counts.unsqueeze(-1)
         return cls(slots.int().masked_fill(filling, _NONE), keys)
@@ -32,13 +32,13 @@ class KeptKeys(NamedTuple):
         found = self.slots.gather(-1, places) == slots
         return self.keys.gather(2, places.unsqueeze(-1).expand(*places.shape, self.keys.shape[-1])), found
 
-    def crop(self, length: int) -> KeptKeys:
+    def crop(self, length: int) -> KeysBySlot:
         """Without the slots from `length` on."""
         return self._replace(slots=self.slots.masked_fill(self.slots >= length, _NONE))
 
-    def reorder(self, rows: Tensor) -> KeptKeys:
+    def reorder(self, rows: Tensor) -> KeysBySlot:
         """Of the batch rows `rows`, in that order."""
-        return KeptKeys(*(tensor.index_select(0, rows) for tensor in self))
+        return KeysBySlot(*(tensor.index_select(0, rows) for tensor in self))
 
     @property
     def nbytes(self) -> int:

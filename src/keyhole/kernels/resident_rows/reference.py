@@ -1,4 +1,4 @@
-"""The definition of a hot buffer, in plain torch. Shapes as in `hot.py`."""
+"""The definition of a resident buffer, in plain torch. Shapes as in `api.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class HotState(NamedTuple):
+class ResidentState(NamedTuple):
     """What lies where, on the device; written in place."""
 
     place: Tensor  # int32 [R, N]: the place of each slot, or -1
@@ -23,22 +23,22 @@ class HotState(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         return self[:-1]
 
-    def of(self, rows: int | Tensor) -> HotState:
+    def of(self, rows: int | Tensor) -> ResidentState:
         """Of one row, as views, or of several."""
         each = (self.place, self.owner, self.used, self.clock, self.held)
         place, owner, used, clock, held = (tensor[rows] for tensor in each)
-        return HotState(place, owner, used, clock, held, self.counted, self.ring)
+        return ResidentState(place, owner, used, clock, held, self.counted, self.ring)
 
 
-class HotFound(NamedTuple):
+class ResidentFound(NamedTuple):
     places: Tensor  # int32 [R, S]: where each chosen slot lies once the pool is filled; 0 in unused entries
     missed: Tensor  # int32 [R, S]: the first `misses` are slots to fetch, in the order they were asked for
     taken: Tensor  # int32 [R, S]: the places they get, ascending
     misses: Tensor  # int32 [R]
 
-    def of(self, row: int) -> HotFound:
+    def of(self, row: int) -> ResidentFound:
         """Of one row, as views."""
-        return HotFound(self.places[row], self.missed[row], self.taken[row], self.misses[row])
+        return ResidentFound(self.places[row], self.missed[row], self.taken[row], self.misses[row])
 
 
 class Extent(NamedTuple):
@@ -50,17 +50,17 @@ class Extent(NamedTuple):
     stop: int
 
 
-def hot_lookup(state: HotState, slots: Tensor, counts: Tensor) -> HotFound:
-    """See `hot.hot_lookup`."""
+def resident_lookup(state: ResidentState, slots: Tensor, counts: Tensor) -> ResidentFound:
+    """See `resident_lookup`."""
     rows, width = slots.shape
     places, missed, taken = torch.zeros(3, rows, width, dtype=torch.int32, device=slots.device)
-    found = HotFound(places, missed, taken, torch.zeros_like(state.clock))
+    found = ResidentFound(places, missed, taken, torch.zeros_like(state.clock))
     for row, count in enumerate(counts.tolist()):
         _look_up(state.of(row), slots[row, : max(count, 0)].long(), found.of(row))
     return found
 
 
-def _look_up(state: HotState, slots: Tensor, found: HotFound) -> None:
+def _look_up(state: ResidentState, slots: Tensor, found: ResidentFound) -> None:
     """One row's lookup."""
     first, last = state.held.tolist()
     state.clock.add_(1)
@@ -84,22 +84,22 @@ def _look_up(state: HotState, slots: Tensor, found: HotFound) -> None:
     found.places[: len(slots)] = torch.where(newest, in_ring, there).masked_fill(~meant, 0)
 
 
-def _oldest(state: HotState, count: int) -> Tensor:
+def _oldest(state: ResidentState, count: int) -> Tensor:
     """So many places that this lookup did not use, those used longest ago; ascending."""
     free = (state.used < state.clock).nonzero().squeeze(1)
     order = state.used[free].argsort(stable=True)[:count]
     return free[order].sort().values
 
 
-def hot_fill(pool: Tensor, held: Tensor, found: HotFound) -> None:
-    """See `hot.hot_fill`."""
+def resident_fill(pool: Tensor, held: Tensor, found: ResidentFound) -> None:
+    """See `resident_fill`."""
     for row, count in enumerate(found.misses.tolist()):
         missed, taken = found.missed[row, :count].long(), found.taken[row, :count].long()
         pool[row, taken] = held[row].index_select(0, missed.to(held.device)).to(pool.device)
 
 
-def hot_append(state: HotState, pool: Tensor, held: Tensor, rows: Tensor) -> None:
-    """See `hot.hot_append`."""
+def resident_append(state: ResidentState, pool: Tensor, held: Tensor, rows: Tensor) -> None:
+    """See `resident_append`."""
     places, count = state.owner.shape[1], rows.shape[1]
     for row, (first, last) in enumerate(state.held.tolist()):
         slots = torch.arange(last, last + count)
@@ -111,5 +111,5 @@ def hot_append(state: HotState, pool: Tensor, held: Tensor, rows: Tensor) -> Non
 
 
 def part(held: Tensor, span: Extent) -> Tensor:
-    """See `hot.read_rows`."""
+    """See `read_rows`."""
     return held[:, span.first : span.last, span.start : span.stop]

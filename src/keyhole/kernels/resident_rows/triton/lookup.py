@@ -1,22 +1,22 @@
-"""The directory of a hot buffer: what is found, what is missing, and which places it takes."""
+"""The directory of a resident buffer: what is found, what is missing, and which places it takes."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from keyhole.kernels.hot_rows.reference import HotFound, HotState
+from keyhole.kernels.resident_rows.reference import ResidentFound, ResidentState
 
 _TILE = 2048  # places or slots at a time, 4 for each thread of a program: more would not fit its registers
 _WARPS = 16
 
 
-def hot_lookup(state: HotState, slots: Tensor, counts: Tensor) -> HotFound:
-    """See `kernels.hot.hot_lookup`. A program for each row: where a miss goes depends on all of its row."""
+def resident_lookup(state: ResidentState, slots: Tensor, counts: Tensor) -> ResidentFound:
+    """See `resident_lookup`. A program for each row: where a miss goes depends on all of its row."""
     rows, width = slots.shape
     places = torch.empty(rows, width, dtype=torch.int32, device=slots.device)
     missed, taken, misses = torch.empty_like(places), torch.empty_like(places), torch.empty_like(state.clock)
-    found = HotFound(places, missed, taken, misses)
+    found = ResidentFound(places, missed, taken, misses)
     slots = slots.contiguous()
     tile = min(_TILE, triton.next_power_of_2(max(width, state.owner.shape[1], 1)))
     _look_up[(rows,)](

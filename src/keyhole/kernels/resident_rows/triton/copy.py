@@ -12,14 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from keyhole.kernels.backend.triton import padded
-from keyhole.kernels.hot_rows.reference import Extent, HotFound, HotState, part
+from keyhole.kernels.resident_rows.reference import Extent, ResidentFound, ResidentState, part
 
 _TILE = 1024  # words of a program, all on their way at once; a link needs some 100 KB on it, 25 programs
 _WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
-def hot_fill(pool: Tensor, held: Tensor, found: HotFound) -> None:
-    """See `kernels.hot.hot_fill`."""
+def resident_fill(pool: Tensor, held: Tensor, found: ResidentFound) -> None:
+    """See `resident_fill`."""
     pool, held = _words(pool, held)
     _copy_rows(held, pool, found.missed.shape[1], 0, found)
 
@@ -31,8 +31,8 @@ def read_rows(out: Tensor, held: Tensor, span: Extent) -> None:
     _copy_rows(source, target, span.last - span.first, span.first, None)
 
 
-def hot_append(state: HotState, pool: Tensor, held: Tensor, rows: Tensor) -> None:
-    """See `kernels.hot.hot_append`. A program for each row, which alone moves its end."""
+def resident_append(state: ResidentState, pool: Tensor, held: Tensor, rows: Tensor) -> None:
+    """See `resident_append`. A program for each row, which alone moves its end."""
     pool, held, rows = _words(pool, held, rows.contiguous())
     words = rows.shape[2]
     tile = min(padded(words, 1), _TILE)
@@ -54,7 +54,7 @@ def _words(*tensors: Tensor) -> list[Tensor]:
     return [tensor.view(_WORDS[size]) for tensor in tensors]
 
 
-def _copy_rows(source: Tensor, target: Tensor, count: int, first: int, found: HotFound | None) -> None:
+def _copy_rows(source: Tensor, target: Tensor, count: int, first: int, found: ResidentFound | None) -> None:
     """Copy rows from `first` on to the start of `target`, or what was not found to the places it takes."""
     words = target.shape[2]
     tile = min(padded(words, 1), _TILE)

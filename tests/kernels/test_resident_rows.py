@@ -1,4 +1,4 @@
-"""A hot buffer against plain lists: which slots lie where, which go, and what is copied."""
+"""A resident buffer against plain lists: which slots lie where, which go, and what is copied."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def impl(request):
 
 
 class Model:
-    """One row's hot buffer in plain lists."""
+    """One row's resident buffer in plain lists."""
 
     def __init__(self, places):
         self.slots, self.used = [-1] * places, [0] * places
@@ -42,7 +42,7 @@ class Model:
 
 
 def directory(places, rows=2, first=SLOTS - RING, last=SLOTS, slots=SLOTS):
-    state = kernels.hot_directory(rows, slots, places, RING, torch.device("cpu"))
+    state = kernels.resident_directory(rows, slots, places, RING, torch.device("cpu"))
     state.held[:, 0], state.held[:, 1] = first, last
     return state
 
@@ -56,7 +56,7 @@ def lookups(seed, places, steps, rows=2, width=7):
 
 
 def check_against(models, state, slots, counts, impl):
-    found = kernels.hot_lookup(state, slots, counts, impl=impl)
+    found = kernels.resident_lookup(state, slots, counts, impl=impl)
     for row, model in enumerate(models):
         asked = slots[row, : counts[row]].tolist()
         places, missed, taken = model.look_up(asked, *state.held[row].tolist())
@@ -94,7 +94,7 @@ def test_the_same_by_kernels(places):
 def test_in_several_tiles(tile, monkeypatch):
     """Sizes beyond a tile, at a tile's end and one past it."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("keyhole.kernels.hot_rows.triton.lookup._TILE", tile)
+    monkeypatch.setattr("keyhole.kernels.resident_rows.triton.lookup._TILE", tile)
     for places in (8, 17):
         state, models = directory(places), [Model(places) for _ in range(2)]
         for slots, counts in lookups(places, places, 4):
@@ -104,11 +104,11 @@ def test_in_several_tiles(tile, monkeypatch):
 def test_the_least_recently_used_goes_and_of_equals_the_lower(impl):
     state, one = directory(4, rows=1), torch.tensor([1])
     for slot in (3, 5, 7, 9, 5):
-        kernels.hot_lookup(state, torch.tensor([[slot]]), one, impl=impl)
-    assert kernels.hot_lookup(state, torch.tensor([[1]]), one, impl=impl).taken.tolist() == [[0]]
+        kernels.resident_lookup(state, torch.tensor([[slot]]), one, impl=impl)
+    assert kernels.resident_lookup(state, torch.tensor([[1]]), one, impl=impl).taken.tolist() == [[0]]
     state = directory(4, rows=1)
-    kernels.hot_lookup(state, torch.tensor([[3, 5, 7, 9]]), torch.tensor([4]), impl=impl)
-    found = kernels.hot_lookup(state, torch.tensor([[1, 5, 2]]), torch.tensor([3]), impl=impl)
+    kernels.resident_lookup(state, torch.tensor([[3, 5, 7, 9]]), torch.tensor([4]), impl=impl)
+    found = kernels.resident_lookup(state, torch.tensor([[1, 5, 2]]), torch.tensor([3]), impl=impl)
     assert found.places.tolist() == [[0, 1, 2]]
 
 
@@ -119,18 +119,20 @@ def test_what_should_not_be_asked_for_breaks_nothing(impl, asked):
     for again in range(8):
         slots = torch.tensor([asked, [again, again + 1, again + 2, again + 3]])
         for row in slots:
-            kernels.hot_lookup(state, row.view(1, 4).int(), torch.tensor([9 if again == 3 else 4]), impl=impl)
+            kernels.resident_lookup(
+                state, row.view(1, 4).int(), torch.tensor([9 if again == 3 else 4]), impl=impl
+            )
             for slot, place in enumerate(state.place[0].tolist()):
                 assert place == -1 or int(state.owner[0, place]) == slot
 
 
 def test_nothing_asked_for(impl):
     state = directory(3)
-    found = kernels.hot_lookup(state, torch.zeros(2, 3).int(), torch.tensor([0, -2]), impl=impl)
+    found = kernels.resident_lookup(state, torch.zeros(2, 3).int(), torch.tensor([0, -2]), impl=impl)
     assert found.misses.tolist() == [0, 0]
     assert found.places.tolist() == [[0] * 3] * 2
     assert (state.owner == -1).all()
-    found = kernels.hot_lookup(state, torch.zeros(2, 0).int(), torch.zeros(2).int(), impl=impl)
+    found = kernels.resident_lookup(state, torch.zeros(2, 0).int(), torch.zeros(2).int(), impl=impl)
     assert found.places.shape == (2, 0)
 
 
@@ -139,15 +141,15 @@ def test_nothing_asked_for(impl):
 def test_what_is_missing_is_fetched_and_nothing_else_touched(impl, dtype, width, monkeypatch):
     if impl == "triton":
         monkeypatch.setattr(
-            "keyhole.kernels.hot_rows.triton.copy._TILE", 16
+            "keyhole.kernels.resident_rows.triton.copy._TILE", 16
         )  # several tiles of a row, several rows
     state = directory(9, first=SLOTS)
     held = (torch.randn(2, SLOTS + 3, width) * 30).to(dtype)[:, :SLOTS]
     pool = torch.zeros(2, 9 + RING, width, dtype=dtype)
     mirror = pool.clone()
     for slots, counts in lookups(width, 9, 4):
-        found = kernels.hot_lookup(state, slots, counts, impl=impl)
-        kernels.hot_fill(pool, held, found, impl=impl)
+        found = kernels.resident_lookup(state, slots, counts, impl=impl)
+        kernels.resident_fill(pool, held, found, impl=impl)
         for row in range(2):
             for slot, place in zip(found.missed[row], found.taken[row], strict=True):
                 if (slot, place) in zip(
@@ -169,7 +171,7 @@ def test_new_rows_go_to_the_ring_and_to_the_others(counts, impl, width):
     plain = torch.randn(2, sum(counts), width)
     start = 0
     for count in counts:
-        kernels.hot_append(state, pool, held, plain[:, start : start + count], impl=impl)
+        kernels.resident_append(state, pool, held, plain[:, start : start + count], impl=impl)
         start += count
         assert state.held.tolist() == [[max(0, start - RING), start]] * 2
         assert torch.equal(held[:, : min(start, 10)], plain[:, : min(start, 10)])
@@ -196,13 +198,13 @@ def test_a_part_of_the_rows(impl, dtype, extent):
 
 def test_what_does_not_fit_is_refused():
     state, pool = directory(3), torch.zeros(2, 7, 5)
-    with pytest.raises(ValueError, match="4 slots are chosen at once and the hot buffer has 3 places"):
-        kernels.hot_lookup(state, torch.zeros(2, 4).int(), torch.zeros(2).int())
+    with pytest.raises(ValueError, match="4 slots are chosen at once and the resident buffer has 3 places"):
+        kernels.resident_lookup(state, torch.zeros(2, 4).int(), torch.zeros(2).int())
     with pytest.raises(ValueError, match="do not fit 2 rows"):
-        kernels.hot_lookup(state, torch.zeros(3, 2).int(), torch.zeros(3).int())
+        kernels.resident_lookup(state, torch.zeros(3, 2).int(), torch.zeros(3).int())
     with pytest.raises(ValueError, match="do not fit a pool"):
-        kernels.hot_append(state, pool, pool.bfloat16(), pool[:, :1])
+        kernels.resident_append(state, pool, pool.bfloat16(), pool[:, :1])
     with pytest.raises(ValueError, match="more than the ring's 4"):
-        kernels.hot_append(state, pool, torch.zeros(2, 9, 5), torch.zeros(2, 5, 5))
+        kernels.resident_append(state, pool, torch.zeros(2, 9, 5), torch.zeros(2, 5, 5))
     with pytest.raises(ValueError, match="does not lie in rows"):
         kernels.read_rows(pool, kernels.Extent(0, 8, 0, 5), pool)

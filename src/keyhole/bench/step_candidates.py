@@ -32,7 +32,7 @@ from keyhole.tuning.timing import Candidate
 DENSE = "keyhole dense"
 
 
-class Contestants:
+class StepCandidates:
     """Makes candidates for one model; each forgets its new token after a run, so that all runs are alike."""
 
     def __init__(self, model: PreTrainedModel, case: Case, layers: int) -> None:

@@ -1,4 +1,4 @@
-"""Keys and values in host memory, attended to where a hot buffer on the device holds them.
+"""Keys and values in host memory, attended to where a resident buffer on the device holds them.
 
 Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D and E size of keys and of values.
 """
@@ -11,19 +11,19 @@ from torch import Tensor
 from keyhole.attention import Logits, Part, attend_slots
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.resident.hot_rows import HotRows
+from keyhole.storage.resident.rows import ResidentRows
 
 
-class HotStorage(Storage):
-    """`place=host` for a model on a GPU: full precision in pinned memory, behind `HotRows`.
+class PinnedStorage(Storage):
+    """`place=host` for a model on a GPU: full precision in pinned memory, behind `ResidentRows`.
 
-    What a step reads is attended to in the hot buffer, whose misses the GPU fetches itself; tokens of the
-    window are there anyway. `keys` and `values` of more than the ring take as much memory of the device as
-    they are large, while they are in use: in a prompt, a dense step and when an index is built, those of one
-    layer at a time, `B * Hkv * N * (D + E)` numbers.
+    What a step reads is attended to in the resident buffer, whose misses the GPU fetches itself; tokens of
+    the window are there anyway. `keys` and `values` of more than the ring take as much memory of the device
+    as they are large, while they are in use: in a prompt, a dense step and when an index is built, those
+    of one layer at a time, `B * Hkv * N * (D + E)` numbers.
     """
 
-    def __init__(self, rows: HotRows) -> None:
+    def __init__(self, rows: ResidentRows) -> None:
         self._rows = rows
         self._size = 0  # D
 

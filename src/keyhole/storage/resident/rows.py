@@ -1,6 +1,6 @@
-"""Rows in host memory behind a hot buffer on the device, which finds, fetches and drops them itself.
+"""Rows in host memory behind a resident buffer on the device, which finds, fetches and drops them itself.
 
-Source: HiSparse of SGLang (pull request 20343): a hot buffer of single tokens for each request, least
+Source: HiSparse of SGLang (pull request 20343): a resident buffer of single tokens for each request, least
 recently used ones going first. Here for any KV heads, each of which chooses for itself.
 
 Legend: B batch, H KV heads, N rows, P places, Q slots of the ring, S chosen, W width of a row.
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.kernels import Extent, HotState
+from keyhole.kernels import Extent, ResidentState
 from keyhole.storage.base import Footprint, Lookups
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.formats.base import at
@@ -30,11 +30,11 @@ class Parts(NamedTuple):
     """The pool, its state, and the host's memory `[B * H, capacity, W]`."""
 
     pool: Tensor
-    state: HotState
+    state: ResidentState
     held: Tensor
 
 
-class HotRows:
+class ResidentRows:
     """Rows by slot: all of them in (pinned) host memory, some of them on the device that they came from.
 
     The newest lie in a ring on the device, at least two windows of them, and are written to the host without
@@ -57,7 +57,7 @@ class HotRows:
         self._heads = (0, 0)  # B and H
         self._first = 0  # the slot from which on rows lie in the ring
         self._pool: Tensor | None = None  # `[B * H, P + Q, W]`
-        self._state: HotState | None = None
+        self._state: ResidentState | None = None
         self._piece: Tensor | None = None  # `[B * H, T, W]`, the last piece of a prompt, until it was read
 
     @property
@@ -79,7 +79,7 @@ class HotRows:
         if rows.shape[2] <= min(_FEW, self._ring):
             self.host.room_for(rows)
             pool, state, held = self._parts()
-            kernels.hot_append(state, pool, held, rows.flatten(0, 1), impl=self._impl)
+            kernels.resident_append(state, pool, held, rows.flatten(0, 1), impl=self._impl)
             self._first = max(self._first, self.length - self._ring)
             return
         self.host.append(rows)
@@ -110,8 +110,8 @@ class HotRows:
         pool, state, held = self._parts()
         self._piece = None
         slots, counts = chosen.slots.reshape(len(pool), width), chosen.counts.reshape(len(pool))
-        found = kernels.hot_lookup(state, slots, counts, impl=self._impl)
-        kernels.hot_fill(pool, held, found, impl=self._impl)
+        found = kernels.resident_lookup(state, slots, counts, impl=self._impl)
+        kernels.resident_fill(pool, held, found, impl=self._impl)
         return pool.unflatten(0, self._heads), found.places.unflatten(0, self._heads)
 
     def fetch(self, chosen: Chosen) -> Tensor:
@@ -171,7 +171,7 @@ class HotRows:
             state = self._state = state._replace(place=F.pad(state.place, (0, more), value=-1))
         return Parts(pool, state, held)
 
-    def _known(self) -> tuple[Tensor, HotState]:
+    def _known(self) -> tuple[Tensor, ResidentState]:
         if self._pool is None or self._state is None:
             raise ValueError("nothing is held; append first")
         return self._pool, self._state
@@ -182,14 +182,14 @@ class HotRows:
         counted = None if self._state is None else self._state.counted.to(rows.device)
         self._heads, self._first = (batch, heads), 0
         self._pool = rows.new_zeros(batch * heads, self._ring, width)
-        self._state = kernels.hot_directory(batch * heads, 0, 0, self._ring, rows.device)
+        self._state = kernels.resident_directory(batch * heads, 0, 0, self._ring, rows.device)
         if counted is not None:
             self._state = self._state._replace(counted=counted)
 
     def _empty(self) -> None:
         """Give memory back."""
         pool, state = self._known()
-        fresh = kernels.hot_directory(len(pool), 0, 0, self._ring, pool.device)
+        fresh = kernels.resident_directory(len(pool), 0, 0, self._ring, pool.device)
         self._pool, self._state, self._first = pool[:, :0].clone(), fresh._replace(counted=state.counted), 0
 
     def _make_room(self, width: int) -> None:
@@ -201,8 +201,8 @@ class HotRows:
         places = self._limit // place_bytes if self._limit else _SPARE * width
         if places < width:
             raise ValueError(
-                f"a hot buffer of {self._limit} bytes has {places} places for each of {len(pool)} heads, and "
-                f"a step reads {width} tokens at once; give block_cache= at least {width * place_bytes} "
+                f"a resident buffer of {self._limit} bytes has {places} places a head, of {len(pool)}, "
+                f"and a step reads {width} tokens at once; give block_cache= at least {width * place_bytes} "
                 "bytes a layer, or a smaller budget"
             )
         self._resize(places)
@@ -212,7 +212,7 @@ class HotRows:
         pool, state = self._known()
         resized = pool.new_zeros(len(pool), places + self._ring, pool.shape[2])
         resized[:, places:] = pool[:, state.owner.shape[1] :]
-        fresh = kernels.hot_directory(len(pool), state.place.shape[1], places, self._ring, pool.device)
+        fresh = kernels.resident_directory(len(pool), state.place.shape[1], places, self._ring, pool.device)
         self._pool, self._state = resized, fresh._replace(held=state.held, counted=state.counted)
 
     def _bound(self, first: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows behind a hot buffer: what plain tensors hold, whatever happened, and no step waits for the device."""
+"""Rows behind a resident buffer: what plain tensors hold, and no step waits for the device."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import keyhole
 from keyhole.attention import Logits
-from keyhole.methods import base
-from keyhole.storage import Footprint, HotRows, HotStorage, make_storage
+from keyhole.methods import placing
+from keyhole.storage import Footprint, PinnedStorage, ResidentRows, make_storage
 from keyhole.storage.chosen import Chosen
 from tests.layers import Layer
 from tests.lives import live_briefly
@@ -24,14 +24,14 @@ ROW_BYTES = 2 * 3 * 5 * 4  # of a place of all heads of rows that `drawing` make
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A ring that fills up in a test, and new rows in numbers that pass through the kernel or not."""
-    monkeypatch.setattr("keyhole.storage.resident.hot_rows.RING", 8)
-    monkeypatch.setattr("keyhole.storage.resident.hot_rows._FEW", 5)
+    monkeypatch.setattr("keyhole.storage.resident.rows.RING", 8)
+    monkeypatch.setattr("keyhole.storage.resident.rows._FEW", 5)
 
 
 @settings(max_examples=40)
 @given(histories, st.integers(0, 99), st.sampled_from([0, PLACES * ROW_BYTES]))
 def test_any_history_equals_plain_tensors(history, seed, nbytes):
-    rows = HotRows(nbytes, window=3)
+    rows = ResidentRows(nbytes, window=3)
     for plain in play(history, rows.append, rows.crop, rows.reorder, drawing(seed)):
         assert rows.length == plain.shape[2]
         for start in (0, rows.length // 2, max(rows.length - 3, 0), rows.length):
@@ -47,7 +47,7 @@ def of_one_head(chosen):
 
 def test_by_kernels_as_by_the_reference():
     pytest.importorskip("triton")
-    both, draw = [HotRows(), HotRows(impl="triton")], drawing(heads=1)
+    both, draw = [ResidentRows(), ResidentRows(impl="triton")], drawing(heads=1)
     for count in (30, 3, 1):
         new = draw(count)
         for rows in both:
@@ -67,7 +67,7 @@ def test_by_kernels_as_by_the_reference():
 def test_a_decode_step_waits_for_nothing(monkeypatch):
     """Appending, finding, fetching and reading the newest key, after the first step made room."""
     pytest.importorskip("triton")
-    rows, new = HotRows(window=4, impl="triton"), drawing(1)(1)
+    rows, new = ResidentRows(window=4, impl="triton"), drawing(1)(1)
     rows.append(drawing()(60))
     chosen = some(61, 0)
     for _ in range(2):
@@ -82,7 +82,7 @@ def test_a_decode_step_waits_for_nothing(monkeypatch):
 
 
 def test_what_is_read_again_is_at_hand():
-    rows, plain = HotRows(), drawing()(300)
+    rows, plain = ResidentRows(), drawing()(300)
     rows.append(plain)
     chosen = Chosen(torch.tensor([5, 200, 6, 299]).int().expand(2, 3, 4), torch.full((2, 3), 4))
     for lookups in ((0, 18), (18, 18), (36, 18)):
@@ -95,7 +95,7 @@ def test_what_is_read_again_is_at_hand():
 
 
 def test_only_what_is_missing_is_read_from_the_host():
-    rows, plain = HotRows(), drawing()(300)
+    rows, plain = ResidentRows(), drawing()(300)
     rows.append(plain)
     chosen = Chosen(torch.tensor([5, 200, 299]).int().expand(2, 3, 3), torch.full((2, 3), 3))
     rows.fetch(chosen)
@@ -106,7 +106,7 @@ def test_only_what_is_missing_is_read_from_the_host():
 
 def test_the_last_piece_of_a_prompt_is_not_read_back():
     """Nor waited for: what is copied to the host may still be on its way."""
-    rows, plain = HotRows(), drawing()(400)
+    rows, plain = ResidentRows(), drawing()(400)
     for piece in (plain[:, :, :300], plain[:, :, 300:]):
         rows.append(piece)
         rows.host.view()[:, :, -piece.shape[2] :] = torch.nan
@@ -118,7 +118,7 @@ def test_the_last_piece_of_a_prompt_is_not_read_back():
 
 
 def test_reordering_rows_keeps_what_was_fetched():
-    rows, plain = HotRows(), drawing()(300)
+    rows, plain = ResidentRows(), drawing()(300)
     rows.append(plain)
     chosen = Chosen(torch.tensor([5, 200]).int().expand(2, 3, 2), torch.full((2, 3), 2))
     rows.fetch(chosen)
@@ -132,7 +132,7 @@ def test_reordering_rows_keeps_what_was_fetched():
 
 
 def test_bytes_are_kept_to_and_told():
-    rows = HotRows(nbytes=PLACES * ROW_BYTES + 7)
+    rows = ResidentRows(nbytes=PLACES * ROW_BYTES + 7)
     rows.append(drawing()(300))
     piece = rows.footprint.device
     rows.append(drawing()(1))
@@ -146,20 +146,20 @@ def test_bytes_are_kept_to_and_told():
     )
     rows.crop(0)
     assert rows.footprint.device < 200
-    assert HotRows().footprint == Footprint()
+    assert ResidentRows().footprint == Footprint()
 
 
 def test_too_few_bytes_are_refused_with_the_number_that_is_enough():
-    rows = HotRows(nbytes=39 * ROW_BYTES)
+    rows = ResidentRows(nbytes=39 * ROW_BYTES)
     rows.append(drawing()(300))
     with pytest.raises(ValueError, match=f"39 places .* reads 40 tokens .* at least {40 * ROW_BYTES} bytes"):
         rows.fetch(some(300, 0))
     with pytest.raises(ValueError, match="append first"):
-        HotRows().view()
+        ResidentRows().view()
 
 
 def test_a_read_wider_than_any_before_gets_room():
-    rows, plain = HotRows(), drawing()(300)
+    rows, plain = ResidentRows(), drawing()(300)
     rows.append(plain)
     for width in (1, 3, 20, 100):
         slots = torch.arange(0, 2 * width, 2).int().expand(2, 3, width)
@@ -167,13 +167,13 @@ def test_a_read_wider_than_any_before_gets_room():
 
 
 def test_the_ring_holds_two_windows():
-    assert HotRows(window=4)._ring == 8
-    assert HotRows(window=5)._ring == 16
-    assert HotRows(window=64)._ring == 128
+    assert ResidentRows(window=4)._ring == 8
+    assert ResidentRows(window=5)._ring == 16
+    assert ResidentRows(window=64)._ring == 128
 
 
 def filled(count=300, dtype=torch.float32):
-    storage = HotStorage(HotRows(window=3))
+    storage = PinnedStorage(ResidentRows(window=3))
     keys, values = (drawing(i, batch=2, heads=2, width=w, dtype=dtype)(count) for i, w in enumerate((8, 6)))
     storage.append(keys, values)
     return storage, keys, values
@@ -191,14 +191,14 @@ def test_another_batch_after_all_was_forgotten():
 
 @pytest.fixture
 def hot(monkeypatch):
-    """Methods place what they are to place on the host behind a hot buffer, as on a GPU."""
+    """Methods place what they are to place on the host behind a resident buffer, as on a GPU."""
     made = []
 
     def make(where, precision, cache, eviction, _device, window):
         made.append(make_storage(where, precision, cache, eviction, torch.device("cuda"), window))
         return made[-1]
 
-    monkeypatch.setattr(base, "make_storage", make)
+    monkeypatch.setattr(placing, "make_storage", make)
     return made
 
 
@@ -209,7 +209,7 @@ def test_steps_of_a_layer(hot, method, cache):
     layer = Layer(spec, batch=2, padding=[0, 70], value_size=24)
     live_briefly(layer)
     assert layer.cache.usage.hits > 0
-    assert isinstance(hot[-1], HotStorage)
+    assert isinstance(hot[-1], PinnedStorage)
 
 
 def test_a_layer_in_and_out_of_inference_mode(hot):
@@ -222,10 +222,10 @@ def test_a_layer_in_and_out_of_inference_mode(hot):
         layer.step()
     layer.crop(250)
     layer.step()
-    assert isinstance(hot[-1], HotStorage)
+    assert isinstance(hot[-1], PinnedStorage)
 
 
-def test_tokens_of_a_model_with_a_tiny_hot_buffer(hot):
+def test_tokens_of_a_model_with_a_tiny_resident_buffer(hot):
     """The fewest places a step can do with: nearly every read is a miss, and every token the same."""
     model, tokens = tiny_model("llama"), prompt(150, rows=2)
     found = []
@@ -234,6 +234,6 @@ def test_tokens_of_a_model_with_a_tiny_hot_buffer(hot):
         with keyhole.attach(model, method) as attached:
             found.append(model.generate(tokens, max_new_tokens=24, do_sample=False, prefill_chunk_size=64))
     assert torch.equal(*found)
-    assert all(isinstance(storage, HotStorage) for storage in hot)
+    assert all(isinstance(storage, PinnedStorage) for storage in hot)
     assert attached.footprint.host > 0
     assert attached.usage.misses > attached.usage.hits / 4 > 0

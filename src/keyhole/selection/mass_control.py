@@ -69,7 +69,7 @@ class _Shown(NamedTuple):
     tokens: int
 
 
-class Calibration:
+class MassControl:
     """What one index has learnt of its errors, for the target it was last asked for.
 
     Where too few queries of a prompt were shown, the query of each step is first answered exactly: nothing is

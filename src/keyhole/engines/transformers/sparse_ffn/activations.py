@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import partial
-from threading import RLock
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,6 @@ from transformers import PreTrainedModel
 from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.devices import input_device
-from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.sparse_ffn.obstacles import check_in_memory, is_experts
 from keyhole.engines.transformers.sparse_ffn.sites import (
     decoder_of,
@@ -35,14 +32,9 @@ from keyhole.engines.transformers.sparse_ffn.sites import (
 )
 from keyhole.feedforward import Fitted, GatedFit, InputFit, Rule, sparse_gated
 
-_STAND_IN = (2, 256)  # random tokens, in place of text
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-_fitting = RLock()
 _run: ContextVar[object] = ContextVar("keyhole_activations_run", default=None)
-_stand_ins: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, Rule, bool], dict[str, Fitted]]] = (
-    WeakKeyDictionary()
-)
 
 
 @outside_inference_mode()
@@ -125,24 +117,6 @@ def _show(run: object, watcher: Callable[[nn.Module, tuple], None], site: nn.Mod
     """A forward pre-hook, of every call of a module."""
     if _run.get() is run:
         watcher(site, args)
-
-
-def stand_in_activations(model: PreTrainedModel, rule: Rule, attention: bool) -> dict[str, Fitted]:
-    """What is known of a model's modules from random tokens; found once for each model.
-
-    Raises:
-        UnsupportedModelError: as `fit_activations`.
-    """
-    for name, site in gated_sites(model).items():
-        check_in_memory(name, site)
-    key = (fingerprint(model), rule, attention)
-    with _fitting:
-        known = _stand_ins.setdefault(model, {})
-        if key not in known:
-            size = model.config.get_text_config(decoder=True).vocab_size
-            ids = torch.randint(size, _STAND_IN, generator=torch.Generator().manual_seed(0))
-            known[key] = fit_activations(model, [ids], rule=rule, attention=attention)
-        return known[key]
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ counted, so this is no measure of time.
 ## Options of every method that selects
 
 `mass`, `floor` and `cap` replace `budget`: `mass=0.95` reads the fewest tokens estimated to hold 95% of the softmax, at least
-`floor` tokens and at most the fraction `cap` of the context.
+`floor` tokens and at most the fraction `cap` of the context. `delta` and `mpcache` refuse it.
 
 {{selecting}}
 
@@ -77,7 +77,7 @@ and `oracle` and `tokenselect` in every step, read the keys of the whole context
 _LEGEND = """\
 Formulas are for one KV head of one layer and one batch row, in bytes and multiplications. N: tokens indexed, all before the
 window. R: tokens read (sinks, window and budget; all that is kept where tokens are dropped). D, Dv: size of a key and a value.
-e: bytes of one of their numbers. G: query heads per KV head. Options go by their names.
+e: bytes per element. G: query heads per KV head. Options appear by name.
 """
 
 

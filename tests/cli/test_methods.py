@@ -13,6 +13,15 @@ def test_every_method_with_paper_and_answers(keyhole):
         assert method.paper.split(",")[0] in told
 
 
+def test_a_list_on_a_narrow_terminal(keyhole, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    result = keyhole("methods")
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 60
+    assert "quest (Quest, arXiv 2406.10774)" in result.stdout
+    assert "(select: box)" in " ".join(result.stdout.split())
+
+
 def test_the_answers():
     assert answers_of(METHODS["dense"]) == ("dense", "everything", "device", "everything", "everything")
     assert answers_of(METHODS["pqcache"]) == ("dense", "everything", "device", "product", "everything")

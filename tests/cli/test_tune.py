@@ -32,7 +32,7 @@ def test_it_shows_what_is_shipped_and_what_was_measured(keyhole, file):
     assert "shipped, measured" in result.stdout
     assert "quest" in result.stdout
     assert file.exists()
-    assert f"kept in {file}" in result.stderr.replace("\n", "")
+    assert f"written to {file}" in result.stderr.replace("\n", "")
 
 
 def test_a_dry_run_keeps_nothing(keyhole, tmp_path):
@@ -70,3 +70,14 @@ def test_tuned_constants_that_are_damaged_are_refused(refused, file, model_folde
     file.write_text("{")
     message = refused("generate", "--model", model_folder, "--prompt-file", prompt_file, "--method", "quest")
     assert "keyhole tune --reset" in message
+
+
+@pytest.mark.parametrize("place", ["home", "output"])
+def test_what_cannot_be_written_shows_before_the_measurement(keyhole, monkeypatch, tmp_path, place):
+    monkeypatch.setattr(tuning, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KEYHOLE_HOME", str(tmp_path / ("file" if place == "home" else "home")))
+    given = ["--output", tmp_path / "file" / "out.json"] if place == "output" else []
+    result = keyhole("tune", *given)
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr

@@ -17,7 +17,7 @@ from tests.small import EVICTING, small
 
 SPEC = "criticalkv(alpha={}) + {}"
 SNAP = "snapkv(budget=20, sinks=2, window=6, kernel=1)"
-WRAPPED = ["snapkv", "pyramidkv", "adakv", "windowkv", "h2o", "keyformer", "expectedattention"]
+WRAPPED = [name for name in EVICTING if Recipe.parse(name).layers(1)[0].retention.scorer.is_attention]
 
 
 class Projected:
@@ -98,9 +98,9 @@ def test_as_many_tokens_as_the_method_itself(other):
 
 @pytest.mark.parametrize("other", sorted(set(EVICTING) - set(WRAPPED)))
 def test_what_is_no_attention_is_refused(other):
-    with pytest.raises(SpecError, match="compose it with snapkv"):
+    with pytest.raises(SpecError, match="combine it with snapkv"):
         Recipe.parse(f"criticalkv + {other}").layers(1)
-    with pytest.raises(SpecError, match="compose it with snapkv"):
+    with pytest.raises(SpecError, match="combine it with snapkv"):
         Recipe.parse("criticalkv + keyformer(freeze_keys=true)").layers(1)
 
 

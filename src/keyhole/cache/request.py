@@ -78,7 +78,7 @@ class Request:
         return bool(known) or not self._may_end
 
     def state(self) -> dict[str, int | bool | None]:
-        """What is known of prompt and generated tokens so far; `restore` of this or a new request takes it."""
+        """What is known of prompt and generated tokens so far; `restore` takes it."""
         return {name.removeprefix("_"): getattr(self, name) for name in _STATE}
 
     def restore(self, state: dict[str, int | bool | None]) -> None:

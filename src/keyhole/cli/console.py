@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -16,12 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_PIPED_WIDTH = 160  # rich takes 80 columns for a pipe, which would break the lines of a table
+_PIPED_WIDTH = 160  # rich assumes 80 columns for a pipe, which would break the lines of a table
 
 
 def stdout() -> Console:
+    """The console for results: as wide as the terminal, as COLUMNS says, or wide enough for a table."""
     console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+    given = console.is_terminal or os.environ.get("COLUMNS")
+    return console if given else Console(width=_PIPED_WIDTH)
 
 
 def stderr() -> Console:

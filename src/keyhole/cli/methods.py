@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
     from keyhole.methods import Method
+
+_QUESTIONS = ("compute", "retain", "place", "select", "activate")
+_TABLE_WIDTH = 120  # columns; narrower terminals get a list
 
 
 def methods(
@@ -23,18 +30,37 @@ def methods(
 
         typer.echo(json.dumps(schema(), indent=2))
         return
-    from rich import box
-    from rich.table import Table
-
     from keyhole.cli.console import stdout
     from keyhole.methods import METHODS
 
+    console = stdout()
+    show = _table if console.width >= _TABLE_WIDTH else _list
+    show(console, METHODS)
+
+
+def _table(console: Console, methods: Mapping[str, type[Method]]) -> None:
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("method", "compute", "retain", "place", "select", "activate", "what it does", "paper"):
+    for name in ("method", *_QUESTIONS, "what it does", "paper"):
         table.add_column(name, overflow="fold")
-    for name, kind in METHODS.items():
+    for name, kind in methods.items():
         table.add_row(name, *answers_of(kind), kind.summary, kind.paper)
-    stdout().print(table)
+    console.print(table)
+
+
+def _list(console: Console, methods: Mapping[str, type[Method]]) -> None:
+    """A paragraph for each method, with the answers that are not those of dense attention."""
+    from rich.padding import Padding
+
+    default = answers_of(methods["dense"])
+    for name, kind in methods.items():
+        own = zip(_QUESTIONS, answers_of(kind), default, strict=True)
+        differing = ", ".join(f"{question}: {answer}" for question, answer, plain in own if answer != plain)
+        console.print(f"[bold]{name}[/bold] ({kind.paper})", highlight=False)
+        text = f"{kind.summary} ({differing})" if differing else kind.summary
+        console.print(Padding(text, (0, 0, 0, 4)), highlight=False)
 
 
 def answers_of(kind: type[Method]) -> tuple[str, ...]:

@@ -45,9 +45,14 @@ def tune(
         if not removed and not quiet:
             stderr().print("there are no tuned constants; the shipped ones are in use")
         return
+    from keyhole.cli.outputs import check_writable
+    from keyhole.core.costs import user_file
+
+    if not dry_run:
+        check_writable(output or user_file("cpu"), "--output" if output else "cost constants")
     kept = _measure(device, None if dry_run else output, dry_run, quiet)
     if kept is not None and not quiet:
-        stderr().print(f"kept in {kept}", highlight=False, markup=False)
+        stderr().print(f"written to {kept}", highlight=False, markup=False)
 
 
 def _measure(device: str, output: Path | None, dry_run: bool, quiet: bool) -> Path | None:

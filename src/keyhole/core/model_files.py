@@ -26,8 +26,8 @@ def find_model(name: str | Path) -> str | Path:
             )
         if not files and not (path / "config.json").exists():
             raise ValueError(
-                f"the directory {str(path)!r} holds no model: neither config.json nor a GGUF file; give the "
-                "directory of a Hugging Face model"
+                f"cannot load the model {str(path)!r}: there is neither config.json nor a GGUF file; "
+                "give the directory of a Hugging Face model"
             )
         return _readable(files[0]) if files else str(path)
     if path.exists():

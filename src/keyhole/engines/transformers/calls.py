@@ -22,7 +22,7 @@ class CallState:
 
     Attributes:
         before: tokens there were before it.
-        phase: of the request before it; see `Request.phase`.
+        phase: of the request before it; see `Request.state`.
         running: whether it has begun, and not ended.
         last: the layer that was filled last; -1 before the first.
         changing: whether rows are being moved, or that was interrupted.
@@ -41,7 +41,7 @@ class CallState:
 
     def mark(self, before: int, request: Request | None) -> None:
         """This is what a call is taken back to."""
-        self.before, self.phase = before, {} if request is None else request.phase
+        self.before, self.phase = before, {} if request is None else request.state()
 
     def is_whole(self, layers: Sequence[Any]) -> bool:
         """Whether all layers hold what the calls so far gave them, as far as their lengths tell."""

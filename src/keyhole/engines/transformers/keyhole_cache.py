@@ -220,7 +220,7 @@ class KeyholeCache(DynamicCache, ServedCache):
         """A cache as it was saved.
 
         Args:
-            method: the method it was saved with, to have keys and values in another place: `place`,
+            method: the method it was saved with, to place keys and values elsewhere: only `place`,
                 `block_cache` and `block_eviction` may differ.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from keyhole.attention import Logits
-from keyhole.cache.layer import LayerCache, Observation
+from keyhole.cache.layer import LayerCache
 from keyhole.core.budget import Budget
 from keyhole.core.costs import DENSE, Heads
 from keyhole.methods import METHODS, Recipe, RetrievalMethod
@@ -142,9 +142,7 @@ def _step(cache: LayerCache, source: Synthetic, heads: Heads) -> Candidate:
 
 def _selects(layer: LayerCache, step: Candidate) -> bool:
     """Whether a step reads a selection; where the context is short for its budget, everything is read."""
-    seen: list[Observation] = []
-    layer.observer = seen.append
-    step.run()
-    layer.observer = None
+    with layer.observed() as seen:
+        step.run()
     step.after()
     return bool(seen)

@@ -25,5 +25,5 @@ def scales_of(points: Tensor) -> Tensor:
 
 
 def all_finite(numbers: Tensor) -> bool:
-    """Whether none of the numbers is NaN or infinite: the least and the greatest of them say so, in one pass."""
+    """Whether none is NaN or infinite: the least and the greatest say so, in one pass without a copy."""
     return numbers.numel() == 0 or all(isfinite(end.item()) for end in numbers.aminmax())

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,6 +55,8 @@ def test_what_follows_from_regions_is_made_once_for_all_layers():
     assert other.derived("a", lambda: 7) == 7
     assert competing(parts, 100) is competing(parts, 100)
     assert spans(parts, 8)[0] is spans(parts, 8)[0]
+    shorter = replace(parts, last=50, stop=torch.full_like(parts.stop, 50))
+    assert spans(shorter, 8)[0].shape[1] == 7
     assert not torch.equal(spans(parts, 8)[1], spans(parts, 4)[1][:, : len(spans(parts, 8)[1][0])])
 
 

@@ -60,7 +60,8 @@ class Regions:
     stop: Tensor
     hidden: Tensor | None = None
     constants: Constants = field(default_factory=Constants)
-    _derived: dict[Hashable, Any] = field(default_factory=dict)
+    # Not an argument, so that `replace` makes regions that share nothing with those they came of.
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def derived(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What follows from the regions alone, made once for all layers of a step; not to be written to."""

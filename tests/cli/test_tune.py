@@ -36,7 +36,7 @@ def test_it_shows_what_is_shipped_and_what_was_measured(keyhole, file):
 
 
 def test_a_dry_run_keeps_nothing(keyhole, tmp_path):
-    result = keyhole("tune", "--dry-run", "--output", tmp_path / "out.json")
+    result = keyhole("tune", "--dry-run")
     assert result.exit_code == 0
     assert "quest" in result.stdout
     assert list(tmp_path.iterdir()) == []
@@ -54,6 +54,46 @@ def test_reset(keyhole, file):
     assert f"removed {file}" in result.stderr.replace("\n", "")
     assert not file.exists()
     assert "no tuned constants" in keyhole("tune", "--reset").stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("--reset", "--dry-run"), ("--reset", "--output"), ("--dry-run", "--output")]
+)
+def test_options_of_which_one_would_not_be_done_are_refused(refused, tmp_path, options):
+    given = [(option, tmp_path / "out.json") if option == "--output" else (option,) for option in options]
+    message = refused("tune", *(word for words in given for word in words))
+    assert f"{options[0]} and {options[1]} do not go together" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("measured what cannot be kept")
+
+    monkeypatch.setattr(tuning, "measure", refuse)
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_a_place_that_cannot_be_written_is_refused_before_measuring(refused, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert "is a directory" in refused("tune", "--output", tmp_path)
+    assert "--output" in refused("tune", "--output", tmp_path / "file" / "folder" / "out.json")
+    monkeypatch.setenv("KEYHOLE_HOME", str(tmp_path / "file"))
+    assert "KEYHOLE_HOME" in refused("tune")
+
+
+def test_interrupted_it_keeps_what_was_there(keyhole, file, monkeypatch):
+    assert keyhole("tune").exit_code == 0
+    before = file.read_bytes()
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "measure", interrupt)
+    assert keyhole("tune").exit_code == 130
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_another_device_is_refused(refused):

@@ -97,15 +97,20 @@ def test_damaged_constants_are_refused_and_never_passed_over(text):
         cost_table("base")
 
 
-def test_a_method_that_was_not_measured_is_taken_for_the_slowest():
+def test_a_method_that_was_not_measured_is_taken_for_a_typical_one():
+    """Neither for the slowest of each kind, by which it would never select, nor for the dense step."""
     known = {
         DENSE: Rates(9e8, Work()),
         "a": Rates(1.0, Work(read=5.0, scanned=1.0)),
         "b": Rates(2.0, Work(read=3.0, ranked=7.0)),
+        "c": Rates(9.0, Work(read=3.0, scanned=4.0, ranked=2.0)),
     }
     table = CostTable("base", dict.fromkeys(FORMS, known))
     assert table.of("int8", "a") == known["a"]
-    assert table.of("int8", "new") == Rates(2.0, Work(scanned=1.0, ranked=7.0, read=5.0))
+    assert table.of("int8", "new") == Rates(2.0, Work(scanned=1.0, ranked=2.0, read=3.0))
+    del known["c"]
+    two = CostTable("base", dict.fromkeys(FORMS, known))
+    assert two.of("int8", "new") == Rates(2.0, Work(scanned=1.0, ranked=7.0, read=5.0))
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,6 +7,8 @@ from hypothesis import strategies as st
 
 from keyhole.core.layout import regions
 from keyhole.core.masks import left_padding
+from keyhole.selection.picking.pages import spans
+from keyhole.selection.picking.rank import competing
 from tests import oracles
 
 CPU = torch.device("cpu")
@@ -41,6 +45,19 @@ def test_every_token_belongs_to_one_part(batch):
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 9, 12, 13, 31])
 def test_lengths_about_the_borders(length, sinks, window):
     check(length, [0, length - 1, length // 2, max(length - window, 0)], sinks, window)
+
+
+def test_what_follows_from_regions_is_made_once_for_all_layers():
+    parts, other = (regions(100, (0, 3), 4, 10, CPU) for _ in range(2))
+    made = []
+    found = [parts.derived(key, lambda: made.append(1) or len(made)) for key in ("a", "a", "b")]
+    assert found == [1, 1, 2]
+    assert other.derived("a", lambda: 7) == 7
+    assert competing(parts, 100) is competing(parts, 100)
+    assert spans(parts, 8)[0] is spans(parts, 8)[0]
+    shorter = replace(parts, last=50, stop=torch.full_like(parts.stop, 50))
+    assert spans(shorter, 8)[0].shape[1] == 7
+    assert not torch.equal(spans(parts, 8)[1], spans(parts, 4)[1][:, : len(spans(parts, 8)[1][0])])
 
 
 def test_a_row_shorter_than_the_window_competes_for_nothing():

@@ -91,10 +91,12 @@ class _Unknown(RetrievalMethod):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_a_method_from_outside_is_judged_like_the_slowest(machine):
-    found = solve(_Unknown(), cost_table(machine), HEADS, 1)
-    assert found.tokens >= 32
-    assert replace(_Unknown(), sinks=0) != _Unknown()
+def test_a_method_from_outside_is_judged_like_the_others(machine):
+    """It pays somewhere: a method that nobody measured is not taken for one that never does."""
+    constants = cost_table(machine)
+    found = solve(_Unknown(), constants, HEADS, 1)
+    assert 32 <= found.tokens <= 1 << 17
+    assert constants.of("bfloat16", "unknown").overhead > constants.of("bfloat16", DENSE).overhead
 
 
 def test_a_larger_budget_pays_later():

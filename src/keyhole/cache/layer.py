@@ -23,6 +23,7 @@ from keyhole.core.autograd import outside_inference_mode
 from keyhole.core.errors import NonFiniteError
 from keyhole.core.masks import Visible
 from keyhole.core.needs import Informed, Needs
+from keyhole.core.scales import all_finite
 from keyhole.prefill import DensePrefill, Prefill
 from keyhole.selection import Selector
 from keyhole.storage import Footprint, Storage
@@ -99,7 +100,7 @@ class LayerCache:
                 f"keys {list(keys.shape)} and values {list(values.shape)} are of different tokens"
             )
         for name, tensor in (("keys", keys), ("values", values)):
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
         with self._changing():
             self._append(keys, values)

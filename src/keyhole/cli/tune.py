@@ -36,6 +36,7 @@ def tune(
     """
     from keyhole.cli.console import stderr
 
+    _check_together(reset, dry_run, output)
     if reset:
         from keyhole.tuning.tune import reset as remove
 
@@ -55,16 +56,38 @@ def tune(
         stderr().print(f"written to {kept}", highlight=False, markup=False)
 
 
-def _measure(device: str, output: Path | None, dry_run: bool, quiet: bool) -> Path | None:
-    import torch
+def _check_together(reset: bool, dry_run: bool, output: Path | None) -> None:
+    """Raise ValueError for options of which one would not be done."""
+    given = {"--reset": reset, "--dry-run": dry_run, "--output": output is not None}
+    named = [name for name, there in given.items() if there]
+    if len(named) > 1:
+        raise ValueError(f"{named[0]} and {named[1]} do not go together; give one of {', '.join(given)}")
 
+
+def _measure(device: str, output: Path | None, dry_run: bool, quiet: bool) -> Path | None:
     from keyhole.cli.console import progress
     from keyhole.tuning import tune as tuning
 
+    on = _device(device)
+    if not dry_run:
+        _check_place(on, output)
     with progress(quiet) as report:
-        found, points = tuning.tune(_device(device), command=_command(device, output), progress=report)
-    _show(found, torch.device(device))
+        found, points = tuning.tune(on, command=_command(device, output), progress=report)
+    _show(found, on)
     return None if dry_run else tuning.keep(found, points, output)
+
+
+def _check_place(device: torch.device, output: Path | None) -> None:
+    """See that constants can be kept before minutes are spent on measuring them."""
+    from keyhole.cli.outputs import check_writable
+    from keyhole.core.costs import user_file
+    from keyhole.core.costs.places import HOME
+    from keyhole.methods.pays import machine_of
+
+    if output is None:
+        check_writable(user_file(machine_of(device)), f"{HOME}:")
+    else:
+        check_writable(output, "--output")
 
 
 def _command(device: str, output: Path | None) -> str:

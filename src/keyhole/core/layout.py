@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +60,14 @@ class Regions:
     stop: Tensor
     hidden: Tensor | None = None
     constants: Constants = field(default_factory=Constants)
+    # Not an argument, so that `replace` makes regions that share nothing with those they came of.
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def derived(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What follows from the regions alone, made once for all layers of a step; not to be written to."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
 
     @property
     def ends(self) -> Tensor:
@@ -90,24 +100,36 @@ def regions(
     there were; else it is what a row holds. Slots that are `hidden` are in no part that is always read.
     """
     context = tuple(length - unused for unused in padding) if context is None else context
-    starts = torch.tensor(padding, dtype=torch.int32)
     last = max(length - window, 0)
-    window_start = starts.clamp(min=last)
-    first = torch.minimum(starts + sinks, window_start)
-    sink_counts = (first - starts).unsqueeze(1)
-    counts = sink_counts + length - window_start.unsqueeze(1)
-    index = torch.arange(int(counts.max()), dtype=torch.int32).expand(len(padding), -1)
-    after_sinks = window_start.unsqueeze(1) + index - sink_counts
-    slots = torch.where(index < sink_counts, starts.unsqueeze(1) + index, after_sinks)
+    rows = [_row(length, unused, sinks, last) for unused in padding]
+    # One copy to the device for all numbers of a row.
+    table = torch.tensor(list(zip(*rows, strict=True)), dtype=torch.int32).to(device)
+    first, counts, sink_counts, starts, shifts = table
+    index = torch.arange(max(row.count for row in rows), dtype=torch.int32, device=device)
+    among_sinks = index < sink_counts.unsqueeze(1)
+    slots = index + torch.where(among_sinks, starts.unsqueeze(1), shifts.unsqueeze(1))
     slots = slots.clamp(max=length - 1)
     stop = torch.full_like(first, last)
-    slots, counts, first, stop = (
-        tensor.int().to(device) for tensor in (slots, counts.squeeze(1), first, stop)
-    )
     if hidden is not None:
         slots, counts = visible_slots(slots, counts, hidden)
     constants = Constants() if constants is None else constants
     return Regions(length, padding, context, slots, counts, first, last, stop, hidden, constants)
+
+
+class _Row(NamedTuple):
+    """The always-read slots of a row: from `start` on, and from the sinks on `shift` further."""
+
+    first: int
+    count: int
+    sinks: int
+    start: int
+    shift: int
+
+
+def _row(length: int, start: int, sinks: int, last: int) -> _Row:
+    window = max(start, last)
+    first = min(start + sinks, window)
+    return _Row(first, first - start + length - window, first - start, start, window - (first - start))
 
 
 def visible_slots(slots: Tensor, counts: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

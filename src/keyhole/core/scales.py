@@ -5,6 +5,8 @@ Dividing by one loses nothing, so what is fitted is what it would be in a wider 
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,8 @@ def scales_of(points: Tensor) -> Tensor:
     exponents = torch.frexp(largest).exponent.clamp(-_MOST, _MOST)
     within = (exponents.abs() <= _RANGE) | (largest == 0)
     return torch.ldexp(torch.ones_like(largest), exponents.masked_fill(within, 0))
+
+
+def all_finite(numbers: Tensor) -> bool:
+    """Whether none is NaN or infinite: the least and the greatest say so, in one pass without a copy."""
+    return numbers.numel() == 0 or all(isfinite(end.item()) for end in numbers.aminmax())

@@ -18,6 +18,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.core.scales import scales_of
+from keyhole.kernels.backend.dispatch import at_hand
 from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.mass_control import Estimate, MassControl
@@ -61,6 +62,8 @@ class ProductSelector(Capturable):
         # quantised is keys divided by these.
         self._held: dict[str, Tensor] = {}
         self._longest = torch.empty(0)  # bound of what codes stand for, as a length; float64 `[B, Hkv, 1]`
+        self._bound = 0.0  # the largest of them
+        self._fitted_bytes = 0  # that each KV head reads beside codes
         self._shown: tuple[Tensor, int] | None = (
             None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
         )
@@ -135,7 +138,7 @@ class ProductSelector(Capturable):
         by_mass = step.budget.mass is not None
         width = max(1, *(int(p.counts.max()) if by_mass else p.slots.shape[1] for p in picked))
         fields = zip(*(part._replace(slots=_as_wide(part.slots, width)) for part in picked), strict=True)
-        picked = Selection(*(torch.cat(field).unflatten(0, (batch, kv_heads)) for field in fields))
+        picked = Selection(*(_joined(field).unflatten(0, (batch, kv_heads)) for field in fields))
         held = picked.mass.clamp(0, 1) if reach is None else reach.held(picked.mass)
         return picked._replace(mass=held)
 
@@ -144,13 +147,13 @@ class ProductSelector(Capturable):
     ) -> kernels.Picked:
         """Pick for rows `rows`: `limit` slots, or the fewest that reach a share by estimate."""
         heads = self._fitted("codebooks").shape[1]
-        first = step.regions.first.repeat_interleave(heads)[rows]
+        first, stop = step.regions.derived(("of rows", heads), lambda: _of_rows(step.regions, heads))
         return kernels.pq_select(
             asked.query[rows],
             self._fitted("codebooks").flatten(0, 1)[rows],
             self._fitted("codes").flatten(0, 1)[rows],
-            first,
-            first.maximum(step.regions.stop.repeat_interleave(heads)[rows]),
+            first[rows],
+            stop[rows],
             k=limit if share is None else None,
             mass=share,
             floor=min(step.budget.floor, limit),
@@ -180,22 +183,33 @@ class ProductSelector(Capturable):
     def _asked(self, step: Step) -> _Asked:
         """The step's queries as the index takes them."""
         query = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
-        largest = query.double().norm(dim=-1) * self._longest * step.logits.scale
-        scales = self._held.get("scales")
-        if scales is None:
-            factor = change = (_LARGEST / largest).clamp(max=1.0)
-        else:
-            along = scales.double().unsqueeze(-1)
-            factor = (_LARGEST / (largest * along)).clamp(max=1.0)
-            change = factor * along
-        query = query * change.float().unsqueeze(-1)
-        query = query if "rotation" not in self._held else query @ self._held["rotation"]
         anchor = step.anchor_lse.view(query.shape[:3])
-        # Capped logits are in range as they are.
-        anchor = anchor * factor.float() if step.logits.softcap is None else anchor
+        if not self._within_range(query, step.logits.scale):
+            factor, change = self._factors(query, step.logits.scale)
+            query = query * change.float().unsqueeze(-1)
+            # Capped logits are in range as they are.
+            anchor = anchor * factor.float() if step.logits.softcap is None else anchor
+        query = query if "rotation" not in self._held else query @ self._held["rotation"]
         variance = logit_variance(query, self._fitted("residuals"), step.logits.scale)
         # Relative to estimated weights, exact ones count for less: see uncertainty.py.
         return _Asked(query.flatten(0, 1), (anchor - variance / 2).flatten(0, 1))
+
+    def _within_range(self, query: Tensor, scale: float) -> bool:
+        """Whether queries `[B, Hkv, G, D]` that can be looked at need no factors."""
+        if "scales" in self._held or not at_hand(query):
+            return False
+        least, greatest = (end.item() for end in query.aminmax())
+        return max(-least, greatest) * query.shape[-1] ** 0.5 * self._bound * scale <= _LARGEST
+
+    def _factors(self, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Float64 `[B, Hkv, G]`: what brings logits into range, and that for queries of scaled keys."""
+        largest = query.double().norm(dim=-1) * self._longest * scale
+        if "scales" not in self._held:
+            factor = (_LARGEST / largest).clamp(max=1.0)
+            return factor, factor
+        along = self._held["scales"].double().unsqueeze(-1)
+        factor = (_LARGEST / (largest * along)).clamp(max=1.0)
+        return factor, factor * along
 
     def reserve(self, tokens: int) -> None:
         self._reserve(tokens)
@@ -207,9 +221,8 @@ class ProductSelector(Capturable):
         kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 
     def bytes_read(self, step: Step) -> int:
-        fitted = sum(tensor[0, 0].nbytes for name, tensor in self._held.items() if name != "codes")
         codes = step.regions.last * (self._fitted("codes").shape[-1] // BLOCK)
-        return codes + fitted + self._mass_control.bytes_read(step)
+        return codes + self._fitted_bytes + self._mass_control.bytes_read(step)
 
     def state(self) -> dict[str, Tensor]:
         return self._held | self._refits.state() | self._mass_control.state()
@@ -247,6 +260,8 @@ class ProductSelector(Capturable):
         if held:
             longest = held["codebooks"].double().norm(dim=-1).amax(-1)  # of each sub-space
             self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+            self._bound = float(self._longest.max())
+            self._fitted_bytes = sum(t[0, 0].nbytes for name, t in held.items() if name != "codes")
 
     def _fit(self, keys: Tensor, regions: Regions, rows: Sequence[int]) -> dict[str, Tensor]:
         """Fit quantisers to a sample of the real tokens of `rows`, ascending, of keys `[B, Hkv, N, D]`.
@@ -340,4 +355,15 @@ def default_subspaces(head_dim: int) -> int:
 
 def _as_wide(slots: Tensor, width: int) -> Tensor:
     """`slots [R, S]` cut, or filled with slot 0, to a width."""
-    return F.pad(slots[:, :width], (0, max(0, width - slots.shape[1])))
+    missing = width - slots.shape[1]
+    return F.pad(slots, (0, missing)) if missing > 0 else slots[:, :width]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _of_rows(regions: Regions, heads: int) -> tuple[Tensor, Tensor]:
+    """Where what competes begins and ends, int32 `[B * heads]` both."""
+    first = regions.first.repeat_interleave(heads)
+    return first, first.maximum(regions.stop.repeat_interleave(heads))

@@ -24,10 +24,10 @@ class DeviceStorage(CapturableStorage):
         self._values.append(values)
 
     def keys(self, start: int = 0) -> Tensor:
-        return self._keys.view()[:, :, start:]
+        return self._keys.view(start)
 
     def values(self, start: int = 0) -> Tensor:
-        return self._values.view()[:, :, start:]
+        return self._values.view(start)
 
     def reserve(self, tokens: int) -> None:
         self._keys.reserve(tokens)
@@ -49,7 +49,7 @@ class DeviceStorage(CapturableStorage):
 
     @property
     def token_bytes(self) -> float:
-        return sum(tensor[0, :, :1].nbytes for tensor in (self.keys(), self.values()))
+        return self._keys.row_bytes + self._values.row_bytes
 
     def crop(self, length: int) -> None:
         self._keys.crop(length)

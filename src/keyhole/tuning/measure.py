@@ -21,7 +21,9 @@ from keyhole.tuning.timing import CacheFlusher, Candidate, clock, cpu_clock, int
 SHAPES = ((8, 2, 32), (32, 8, 64), (32, 8, 128))  # query heads, KV heads, size of a head
 # Sequences, tokens and the share read of what is measured of each shape.
 _CASES = ((1, 1024, 0.1), (1, 4096, 0.3), (1, 8192, 0.1), (4, 2048, 0.1))
-_LONG = (1, 32_768, 0.1)  # of the smallest shape in addition: it breaks even far out
+# In addition, long contexts of which little is read, so that what grows with the context and what grows with
+# the budget are told apart.
+_LONG = {(8, 2, 32): (1, 32_768, 0.02), (32, 8, 128): (1, 16_384, 0.02)}
 FORMS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32, "int4": torch.float32}
 _CPU = torch.device("cpu")
 _FLUSHED = 32 << 20  # bytes read before each step: more than a core's own caches hold
@@ -111,7 +113,7 @@ def _jobs(
 
 def _of_shape(form: str, name: str, shape: Shape, flusher: CacheFlusher, rounds: int) -> Iterator[Point]:
     dtype = FORMS[form]
-    for batch, tokens, budget in (*_CASES, _LONG) if shape == SHAPES[0] else _CASES:
+    for batch, tokens, budget in (*_CASES, _LONG[shape]) if shape in _LONG else _CASES:
         heads = Heads(*shape, shape[-1], dtype, batch)
         source = Synthetic(heads.kv_heads, heads.head_dim, dtype=dtype, device=flusher.device, batch=batch)
         layer = Recipe((method_of(name, form, budget),)).layers(1)[0]

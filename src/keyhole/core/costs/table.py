@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from keyhole.core.costs.model import Rates, Work
@@ -40,9 +41,9 @@ class CostTable:
         return f"tuned ({self.provenance.get('date', '?')})" if self.tuned else "shipped"
 
     def of(self, form: str, method: str) -> Rates:
-        """The rates of a method; of one that was not measured, the slowest of those that were."""
+        """The rates of a method; of one that was not measured, each rate's median over those that were."""
         known = self.rates[form]
-        return known[method] if method in known else _slowest([r for n, r in known.items() if n != DENSE])
+        return known[method] if method in known else _typical([r for n, r in known.items() if n != DENSE])
 
     def text(self, **more: Any) -> str:
         """The file that holds it; a line for each method's rates and for each item of a list in `more`."""
@@ -95,9 +96,10 @@ def forget() -> None:
     _exists.cache_clear()
 
 
-def _slowest(known: list[Rates]) -> Rates:
-    units = (max(rates) for rates in zip(*(each.per_unit for each in known), strict=True))
-    return Rates(max(each.overhead for each in known), Work(*units))
+def _typical(known: list[Rates]) -> Rates:
+    """Of an even number the higher middle one. A rate of 0 counts: the work was fitted as another kind."""
+    units = (median_high(rates) for rates in zip(*(each.per_unit for each in known), strict=True))
+    return Rates(median_high(each.overhead for each in known), Work(*units))
 
 
 def _read(held: dict[str, float]) -> Rates:

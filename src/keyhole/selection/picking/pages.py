@@ -27,6 +27,10 @@ def page_count(regions: Regions, page: int) -> int:
 
 def spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
     """Where the competing slots of each page begin and how many they are, int64 `[B, P]` both."""
+    return regions.derived(("spans", page), lambda: _spans(regions, page))
+
+
+def _spans(regions: Regions, page: int) -> tuple[Tensor, Tensor]:
     edges = torch.arange(0, regions.last, page, device=regions.first.device)
     begins = edges.maximum(regions.first.unsqueeze(1))
     ends = (edges + page).minimum(regions.stop.unsqueeze(1))
@@ -55,9 +59,7 @@ def pick_pages(
     """
     most = max(step.limits())
     count = min(scores.shape[-1], min(most, step.regions.last) // page + _BROKEN)
-    # Of an earlier page nothing competes.
-    pages = torch.arange(scores.shape[-1], device=scores.device)
-    earlier = pages < (step.regions.first // page).view(-1, 1, 1)
+    earlier = _earlier(step.regions, page, scores.shape[-1])
     scores = _comparable(scores.masked_fill(earlier, -torch.inf))
     mass = step.budget.mass if step.budget.mass != 1 else None
     # One share to reach for all heads, each of which begins as far from it as from its own.
@@ -73,6 +75,16 @@ def pick_pages(
     return Selection(
         slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), (held - ahead).clamp(0, 1)
     )
+
+
+def _earlier(regions: Regions, page: int, pages: int) -> Tensor:
+    """Pages before the first that competes, bool `[B, 1, pages]`: nothing of them competes."""
+
+    def make() -> Tensor:
+        index = torch.arange(pages, device=regions.first.device)
+        return index < (regions.first // page).view(-1, 1, 1)
+
+    return regions.derived(("earlier", page, pages), make)
 
 
 def ranked(scores: Tensor, most: int) -> Tensor:

@@ -62,5 +62,10 @@ def pick(logits: Tensor, step: Step) -> Selection:
 
 def competing(regions: Regions, slots: int) -> Tensor:
     """Which of the first `slots` slots compete, bool `[B, 1, slots]`."""
-    index = torch.arange(slots, device=regions.first.device)
-    return ((index >= regions.first.view(-1, 1)) & (index < regions.stop.view(-1, 1))).unsqueeze(1)
+
+    def make() -> Tensor:
+        index = torch.arange(slots, device=regions.first.device)
+        inside = (index >= regions.first.view(-1, 1)) & (index < regions.stop.view(-1, 1))
+        return inside.unsqueeze(1)
+
+    return regions.derived(("competing", slots), make)

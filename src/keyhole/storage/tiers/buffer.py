@@ -96,6 +96,16 @@ class GrowingBuffer(Buffer):
             raise ValueError("the buffer is empty; append first")
         return self._data[:, :, start : self._length]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, all heads of a batch row together.
+
+        Raises:
+            ValueError: nothing was appended yet.
+        """
+        held = self.view()
+        return held.shape[1] * held.shape[3] * held.element_size()
+
     def reserve(self, rows: int) -> None:
         """Make room for so many rows in all, so that they stay where they are when more come.
 

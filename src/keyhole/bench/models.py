@@ -15,6 +15,7 @@ from keyhole.bench.shapes import Shape
 from keyhole.cache.layer import LayerCache
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.cache import KeyholeLayer, setting_of
+from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.registration import detach, keep_switched
 from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
 from keyhole.feedforward import Fitted, Rule, Steps
@@ -74,8 +75,10 @@ def keyhole_cache(
 def forward(model: PreTrainedModel, tokens: Tensor, cache: Callable[[], Cache]) -> Callable[[], Tensor]:
     """A call of the model on `tokens [1, T]` that returns the logits `[V]` of the last one."""
 
+    name = cache_argument(model)
+
     def run() -> Tensor:
-        out = model(input_ids=tokens, past_key_values=cache(), use_cache=True, logits_to_keep=1)
+        out = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache()})
         return out.logits[0, -1]
 
     return run

@@ -45,7 +45,6 @@ class Request:
         self._converted: tuple[Callable[[], Tensor | None], Tensor | None] | None = None
         self._visible: tuple[Callable[[], Tensor | None], int, Visible] | None = None
 
-    @property
     def generates(self, tokens: int) -> bool:
         """Whether the tokens of the call that is being served are generated ones."""
         return tokens == 1 if self._generated is None else self._generated

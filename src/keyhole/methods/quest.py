@@ -33,7 +33,7 @@ class Quest(RetrievalMethod):
         "changes. The usual baseline.",
         weak_at="Bounds are loose for pages of dissimilar keys. A single important token costs a whole page "
         "of budget.",
-        letters="page is `page`; by default D / 8, limited to 4 to 16.",
+        letters="`page` is by default D / 8, limited to 4 to 16.",
         index="2 * D * e / page",
         scan="2 * D * e * N / page",
         products="4 * G * D * N / page",

@@ -43,7 +43,7 @@ class ShadowKV(RetrievalMethod):
         "is shared by fewer heads and landmarks, basis and reconstructed keys are extra. The basis is "
         "fitted in the first step after a prompt (eigenvectors of a matrix of Hkv * D rows). Models whose "
         "rotary embedding depends on the sequence length are refused.",
-        letters="rank is `rank`; by default Hkv * D / 3, at most 160. chunk is `chunk`; by default D / 16, "
+        letters="`rank` is by default Hkv * D / 3, at most 160; `chunk` is by default D / 16, "
         "limited to 4 to 8.",
         kept="Dv * e + rank * e / Hkv",
         index="4 * D / chunk",

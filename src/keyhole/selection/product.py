@@ -30,8 +30,8 @@ from keyhole.storage import CapturableStorage
 
 _TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
-# Logits beyond are scaled down to it: they leave one token all of the mass in any case, and kernels, which add
-# them up in float32, would round off whole units of them.
+# Logits beyond are scaled down to it: they leave one token all of the mass in any case, and kernels, which
+# add them up in float32, would round off whole units of them.
 _LARGEST = 2.0**16
 
 
@@ -249,7 +249,7 @@ class ProductSelector(Capturable):
             self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)
 
     def _fit(self, keys: Tensor, regions: Regions, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Fit quantisers to a random sample of the real tokens of `rows`, ascending, of `keys [B, Hkv, N, D]`.
+        """Fit quantisers to a random sample of the real tokens of `rows` of `keys [B, Hkv, N, D]`.
 
         Rows of as many tokens are fitted in one call, and others apart: each gets what it would get alone.
         """

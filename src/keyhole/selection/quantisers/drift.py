@@ -52,7 +52,7 @@ class DriftWatch:
 
 @dataclass
 class _Row:
-    """A batch row: its watch, how many slots there were at its last fit, and how many of these are padding."""
+    """A batch row: its watch, the slots there were at its last fit, and how many of these are padding."""
 
     watch: DriftWatch
     slots: int

@@ -22,7 +22,7 @@ from keyhole.selection.base import Step
 from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.rank import competing
 
-_QUERIES = 16  # of those shown; more of them change the share that holds by less than a point
+_QUERIES = 32  # of those shown; with 16, whose greatest scatters more, reads are 3% more for a point
 _FEWEST = 8  # fewer do not show what most would have needed
 _QUANTILE = 0.93  # later queries are less alike, so that a mass is reached in 90% of cases
 
@@ -188,10 +188,24 @@ def _learnt(shown: list[_Shown], mass: float, step: Step, estimate: Estimator) -
         return Reach(unknown, unknown)
     known = torch.stack(useful).unsqueeze(-1)  # [Q, B, 1]
     needed = torch.stack([course.reached(mass) for course in courses]).masked_fill(~known, torch.nan)
-    share = needed.nanquantile(_QUANTILE, dim=0).clamp(max=1)
+    share = _most(needed).clamp(max=1)
     unread = zip(*(course.unread(share) for course in courses), strict=True)
     estimated, true = (torch.stack(part).masked_fill(~known, 0.0).sum(0) for part in unread)
     return Reach(share, torch.where(share.isnan(), share, true / estimated.clamp(min=1e-9)))
+
+
+def _most(needed: Tensor) -> Tensor:
+    """What suffices for a share `_QUANTILE` of queries to come, of what those shown `needed [Q, B, Hkv]`.
+
+    A later query needs more than the greatest of n in one case of n + 1, so ranks are counted among these.
+    """
+    ordered = needed.nan_to_num(nan=torch.inf).sort(0).values
+    known = (~needed.isnan()).sum(0)
+    place = (_QUANTILE * (known + 1) - 1).clamp(min=0).minimum((known - 1).clamp(min=0).float())
+    below = place.floor().long()
+    above = (below + 1).minimum((known - 1).clamp(min=0))
+    low, high = (ordered.gather(0, at.unsqueeze(0)).squeeze(0) for at in (below, above))
+    return torch.where(known > 0, low.lerp(high, place - below), torch.nan)
 
 
 def _at_time(step: Step, query: Tensor, tokens: int) -> Step:

@@ -264,7 +264,7 @@ class ProductSelector(Capturable):
             self._fitted_bytes = sum(t[0, 0].nbytes for name, t in held.items() if name != "codes")
 
     def _fit(self, keys: Tensor, regions: Regions, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Fit quantisers to a sample of the real tokens of `rows`, ascending, of keys `[B, Hkv, N, D]`.
+        """Fit quantisers to a random sample of the real tokens of `rows` of `keys [B, Hkv, N, D]`.
 
         Rows of as many tokens are fitted in one call, and others apart: each gets what it would get alone.
         """

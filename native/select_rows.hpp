@@ -175,7 +175,8 @@ class Selection {
     Frame frame;
     int32_t* places = frame.take<int32_t>(kept.count + 1);
     int32_t* to = r_.slots + row * r_.cap;
-    int64_t count = pick(kept.shares, kept.count, cut, places);
+    // No more than that by the threshold; where numbers are out of all range, memory must still do.
+    int64_t count = std::min<int64_t>(pick(kept.shares, kept.count, cut, places), r_.cap);
     double mass = 0;
     for (int64_t i = 0; i < count; i++) {
       to[i] = kept.slots[places[i]];

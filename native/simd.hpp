@@ -174,9 +174,11 @@ inline vu8 lookup(vu8 table, vu8 index) {
 #endif
 }
 
-// 2**x for x up to 127; below -126 the result is 2**-126. Relative error below 3e-7.
+// 2**x; 2**127 beyond 127, and 2**-126 below -126. Relative error below 3e-7.
 inline vf exp2(vf x) {
+  const vf high = splat(127.0f);
   x = largest(x, splat(-126.0f));
+  x = x < high ? x : high;
   const vf magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to an integer
   vf shifted = x + magic;
   vf f = x - (shifted - magic);

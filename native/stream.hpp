@@ -110,7 +110,8 @@ class Stream {
     if (cut.value < spared) cut = {spared, 0, 0};
     threshold_ = cut.value;
     int32_t* places = frame.take<int32_t>(kept_.count + 1);
-    kept_.keep(places, pick(kept_.shares, kept_.count, cut, places), n_);
+    // No more than that by the threshold; where numbers are out of all range, memory must still do.
+    kept_.keep(places, std::min(pick(kept_.shares, kept_.count, cut, places), keep), n_);
     for (int g = 0; g < n_; g++)
       heads_[g].bound = std::max(heads_[g].bound, std::log2(double(threshold_)) - heads_[g].offset);
   }

@@ -9,7 +9,7 @@ def test_notes_are_of_their_moment():
         board.pin(moment, note)
     assert board.read(2) == "c"
     for moment in (1, 3):
-        with pytest.raises(ValueError, match=f"nothing at {moment}: .* let all layers"):
+        with pytest.raises(ValueError, match=f"nothing at {moment}: .* all layers"):
             board.read(moment)
     board.clear()
     with pytest.raises(ValueError, match="nothing at 2"):

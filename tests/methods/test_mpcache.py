@@ -91,7 +91,7 @@ def test_a_follower_alone_is_refused():
     *_, leader, follower = Recipe.parse(f"mpcache({OPTIONS})".replace("keep=0.5", "keep=1.0")).layers(4)
     keys = torch.randn(1, 2, 60, 16)
     follower.append(keys, keys)
-    with pytest.raises(ValueError, match="without the one it follows"):
+    with pytest.raises(ValueError, match="without its leader"):
         follower.attend(torch.randn(1, 4, 1, 16), Logits(0.25))
     more = torch.randn(1, 4, 60, 16)
     leader.append(more, more)

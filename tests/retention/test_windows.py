@@ -214,7 +214,7 @@ def test_a_follower_alone_is_refused():
     keys = torch.randn(1, 2, 50, 16)
     follower = model.layers[1]
     follower.append(keys, keys)
-    with pytest.raises(ValueError, match="without the one it follows"):
+    with pytest.raises(ValueError, match="without its leader"):
         follower.attend(torch.randn(1, 4, 50, 16), Logits(0.25))
 
 

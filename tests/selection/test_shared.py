@@ -143,7 +143,7 @@ def test_a_list_is_of_one_step_only(change):
     if change == "reorder":
         follower.reorder(torch.tensor([0]))
     later = Case(61) if change == "later" else case
-    with pytest.raises(ValueError, match="let all layers"):
+    with pytest.raises(ValueError, match="without its leader"):
         follower.select(later.step(Budget(tokens=8)))
 
 

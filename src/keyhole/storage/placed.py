@@ -79,7 +79,7 @@ class PlacedStorage(Storage):
 
     def crops_exactly(self, length: int) -> bool:
         """What was packed is not what it was before."""
-        return self.form.keeps or self._packed == 0 or self._packed + self.form.group <= length
+        return self.form.in_place or self._packed == 0 or self._packed + self.form.group <= length
 
     def crop(self, length: int) -> None:
         if length > self._packed:

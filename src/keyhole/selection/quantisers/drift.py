@@ -98,8 +98,9 @@ class Refits:
 
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
-        taken = (self._rows[row] for row in rows.tolist())
-        self._rows = {at: _Row(copy(row.watch), row.slots, row.padding) for at, row in enumerate(taken)}
+        if self._rows:
+            taken = (self._rows[row] for row in rows.tolist())
+            self._rows = {at: _Row(copy(row.watch), row.slots, row.padding) for at, row in enumerate(taken)}
 
     def state(self) -> dict[str, Tensor]:
         """What was learnt; errors of a block not yet full are left out."""

@@ -16,5 +16,8 @@ if not torch.cuda.is_available():
 # Tests are short: `dense_below="auto"` selects at any length, in this process and in those it starts.
 os.environ["KEYHOLE_COSTS"] = "zero"
 
+# Tables are as wide as a pipe allows, whatever terminal the tests run in.
+os.environ.pop("COLUMNS", None)
+
 # Tensors are tiny here: handing them to several threads takes longer than the work.
 torch.set_num_threads(1)

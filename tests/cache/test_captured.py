@@ -150,7 +150,7 @@ def test_what_has_no_fixed_size_is_named():
     position = DecodePosition(PROMPT, PROMPT + NEW, text.padding, torch.device("cpu"))
     told = {
         f"tokenselect(budget=17, reuse=0.9, {COMMON})": "elects in some steps only",
-        f"quest(mass=0.9, {COMMON})": "give tokens or a share",
+        f"quest(mass=0.9, {COMMON})": "give tokens or a fraction",
         f"quest(budget=17, kv_dtype=int8, {COMMON})": "PlacedStorage",
         f"shadowkv(budget=17, place=host, {COMMON})": "fetched from another tier",
         f"tokenselect(budget=17, renumber=true, sparse_prefill=true, {COMMON})": "with renumber",

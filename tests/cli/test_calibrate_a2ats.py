@@ -64,7 +64,7 @@ def test_a_model_is_served_by_its_codebooks_and_no_other(books, model_folder):
     with torch.no_grad():
         next(model.parameters()).flatten()[0] += 1
     with (
-        pytest.raises(ValueError, match=r"belong to another model.*keyhole calibrate a2ats"),
+        pytest.raises(ValueError, match=r"made for another model.*keyhole calibrate a2ats"),
         library.attach(model, everything),
     ):
         pass

@@ -42,7 +42,7 @@ def test_a_model_is_served_by_its_thresholds_and_no_other(made, model_folder):
     with torch.no_grad():
         next(model.parameters()).flatten()[0] += 1
     with (
-        pytest.raises(ValueError, match=r"belong to another model.*keyhole calibrate sale"),
+        pytest.raises(ValueError, match=r"made for another model.*keyhole calibrate sale"),
         library.attach(model, spec),
     ):
         pass

@@ -76,8 +76,8 @@ def test_text_in_place_of_a_file(keyhole, arguments, prompt_file):
 
 
 def test_one_text_is_wanted(refused, arguments):
-    assert "--prompt TEXT or --prompt-file FILE" in refused(*arguments(), "--prompt", "a")
-    assert "--prompt TEXT or --prompt-file FILE" in refused("generate")
+    assert "--prompt TEXT and --prompt-file FILE" in refused(*arguments(), "--prompt", "a")
+    assert "--prompt TEXT and --prompt-file FILE" in refused("generate")
     assert "--prompt is empty" in refused("generate", "--prompt", " ")
 
 

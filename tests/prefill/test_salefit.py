@@ -159,7 +159,7 @@ def test_thresholds_are_read_for_the_layers_of_the_model(tmp_path):
 
 def test_refuses_thresholds_that_do_not_fit(tmp_path):
     written(tmp_path)
-    with pytest.raises(ValueError, match=r"belong to another model.*keyhole calibrate sale"):
+    with pytest.raises(ValueError, match=r"made for another model.*keyhole calibrate sale"):
         read_thresholds(tmp_path, ModelInfo((1,), fingerprint=lambda: "two"), Reach())
     with pytest.raises(ValueError, match=r"made for Reach.*width=32.*not Reach.*width=8"):
         read_thresholds(tmp_path, ModelInfo.of(1), Reach(width=8))

@@ -50,7 +50,7 @@ def tune(
     from keyhole.core.costs import user_file
 
     if not dry_run:
-        check_writable(output or user_file("cpu"), "--output" if output else "cost constants")
+        check_writable(output or user_file("cpu"), "--output" if output else "cost constants (KEYHOLE_HOME)")
     kept = _measure(device, None if dry_run else output, dry_run, quiet)
     if kept is not None and not quiet:
         stderr().print(f"written to {kept}", highlight=False, markup=False)

@@ -181,7 +181,7 @@ def test_what_is_not_finite_is_told_at_the_end():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("pqcache(mass=0.9, sinks=2, window=6, bits=4, subspaces=8, dense_below=0)", "tokens or a share"),
+        ("pqcache(mass=0.9, sinks=2, window=6, bits=4, subspaces=8, dense_below=0)", "tokens or a fraction"),
         (f"tokenselect(reuse=0.9, {COMMON})", "reuse"),
         ("snapkv(budget=20, sinks=2, window=6)", "drops tokens"),
         (f"pqcache(place=host, {COMMON})", "PlacedStorage"),
@@ -215,7 +215,7 @@ def test_room_is_kept_to(spec):
     cache = filled(model, spec, ids)
     with keyhole.captured(model, cache, new_tokens=1) as step:
         step(ids[:, :1])
-        with pytest.raises(ValueError, match="room for 1 new tokens"):
+        with pytest.raises(ValueError, match="1 reserved new tokens"):
             step(ids[:, :1])
     assert cache.get_seq_length() == 31
 

@@ -147,7 +147,7 @@ def test_refuses_what_is_damaged_or_not_there(model, tmp_path):
 
 
 def test_refuses_to_save_what_holds_nothing(model, tmp_path):
-    with pytest.raises(keyhole.UnsupportedCacheError, match="holds tokens"):
+    with pytest.raises(keyhole.UnsupportedCacheError, match="a cache with tokens"):
         keyhole.KeyholeCache(model, "dense").save(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

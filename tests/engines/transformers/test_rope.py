@@ -156,7 +156,7 @@ def test_bfloat16():
 def test_refuses_what_changes_with_the_length(kind, options):
     options = options | {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
     model = fresh_model("llama", rope_parameters=options | {"original_max_position_embeddings": 128})
-    with pytest.raises(UnsupportedModelError, match=f"{kind}.*changes with the length"):
+    with pytest.raises(UnsupportedModelError, match=f"{kind}.*depends on the length"):
         layer_rope(model, 0)
     with pytest.raises(UnsupportedModelError, match=kind), keyhole.attach(model, "a2ats"):
         pass

@@ -123,7 +123,7 @@ def test_refuses_a_model_that_touches_keys_between_cache_and_attention(touch):
 
 @pytest.mark.parametrize("name", ["position_bias", "indices", "block_indices", "sinks"])
 def test_refuses_a_model_that_asks_for_another_attention(name):
-    refused(changed(extras=lambda _self: {name: torch.zeros(1)}), f"gives its attention {name!r}")
+    refused(changed(extras=lambda _self: {name: torch.zeros(1)}), f"passes {name!r}")
 
 
 def test_refuses_a_model_that_looks_ahead():
@@ -205,7 +205,7 @@ def test_what_a_mask_hides_is_never_read():
 def test_masks_of_numbers_are_refused():
     model = tiny_model("llama")
     mask = torch.zeros(1, 1, 20, 20).masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril(), -1e9)
-    with keyhole.attach(model, PART), pytest.raises(keyhole.UnsupportedModelError, match="true and false"):
+    with keyhole.attach(model, PART), pytest.raises(keyhole.UnsupportedModelError, match="boolean masks"):
         model(prompt(20), attention_mask=mask)
 
 

@@ -163,7 +163,7 @@ def test_refuses_thresholds_that_do_not_fit(tmp_path):
         read_thresholds(tmp_path, ModelInfo((1,), fingerprint=lambda: "two"), Reach())
     with pytest.raises(ValueError, match=r"made for Reach.*width=32.*not Reach.*width=8"):
         read_thresholds(tmp_path, ModelInfo.of(1), Reach(width=8))
-    with pytest.raises(ValueError, match=r"layers \[1, 3\], not of"):
+    with pytest.raises(ValueError, match=r"layers \[1, 3\], not for"):
         read_thresholds(tmp_path, ModelInfo((2,), fingerprint=lambda: "one"), Reach())
     with pytest.raises(ValueError, match="there are no thresholds in"):
         read_thresholds(tmp_path / "nowhere", ModelInfo.of(1), Reach())

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
@@ -165,7 +166,7 @@ class KeyholeCache(DynamicCache, ServedCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         with self._changing_rows():
-            super().reorder_cache(beam_idx)
+            super().reorder_cache(cast(torch.LongTensor, beam_idx))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         with self._changing_rows():

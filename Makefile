@@ -6,13 +6,17 @@ ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/tes
 	-k "(triton or gpu or captured) and not fit"
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
+.PHONY: demo test coverage test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
 	$(BIN)/keyhole compare --samples 6 --json demo/compare.json --plot demo/compare.png
 
 test: install
+	$(PYTEST)
+
+# The same, with the lines that no test runs.
+coverage: install
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # With slow tests, and every case of the Triton kernels in Triton's interpreter.

@@ -293,3 +293,11 @@ def test_pickling_names_the_way_out(method):
     cache = keyhole.KeyholeCache(tiny_model("llama"), method)
     with pytest.raises(keyhole.UnsupportedCacheError, match=r"cache.save\(path\)"):
         pickle.dumps(cache)
+
+
+def test_a_cache_whose_first_layer_was_filled_apart_is_rolled_back_to_nothing():
+    cache = keyhole.KeyholeCache(tiny_model("llama"), "dense")
+    tokens = torch.randn(1, 2, 5, 16)
+    cache.layers[0].inner.append(tokens, tokens)
+    cache.roll_back()
+    assert [layer.get_seq_length() for layer in cache.layers] == [0, 0]

@@ -65,7 +65,8 @@ class CallState:
         for layer in layers:
             layer.inner.crop(self.before)
             layer.unfinished = False
-            layer.request.restore(self.phase)
+            if self.phase:  # else no call was made
+                layer.request.restore(self.phase)
         self.running, self.last = False, -1
 
 

@@ -15,9 +15,8 @@ import typer
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.method_text import nearest, read_terms
-from keyhole.core.numbers import MOST_TOKENS, shown
+from keyhole.core.numbers import GREATEST, MOST_TOKENS, shown
 
-_GREATEST = 1e38  # options are computed with in float32
 _MASS = ("mass", "floor", "cap")
 
 
@@ -108,7 +107,7 @@ def _in_range(value: Any, schema: dict[str, Any]) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not (schema["type"] == "number" and isinstance(value, float) and math.isfinite(value)):
         return False
-    low, high = schema.get("minimum", -_GREATEST), schema.get("maximum", _GREATEST)
+    low, high = schema.get("minimum", -GREATEST), schema.get("maximum", GREATEST)
     return low <= value <= high and value < schema.get("exclusiveMaximum", math.inf)
 
 

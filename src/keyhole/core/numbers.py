@@ -9,6 +9,7 @@ from keyhole.core.errors import SpecError
 
 # Slots are 32-bit integers, and so are sums of two numbers of tokens.
 MOST_TOKENS = 2**30
+GREATEST = 1e38  # of options that are not whole numbers: computations are in float32
 _MOST_BYTES = 2**62
 _LONGEST = 40  # characters of a value that a message shows
 _DIGITS_A_BIT = 0.30103

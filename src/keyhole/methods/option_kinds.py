@@ -9,9 +9,7 @@ from typing import Any
 
 from keyhole.core.budget import BUDGET_SCHEMA, Budget
 from keyhole.core.errors import SpecError
-from keyhole.core.numbers import MOST_TOKENS, parse_bytes, shown
-
-_GREATEST = 1e38  # numbers are computed with in float32
+from keyhole.core.numbers import GREATEST, MOST_TOKENS, parse_bytes, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +120,7 @@ class Number(Option):
             value >= self.ge
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)
-            and abs(value) < _GREATEST
+            and abs(value) < GREATEST
         )
 
     @property

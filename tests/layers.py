@@ -14,7 +14,7 @@ class Layer:
 
     A method whose only layer would read everything has a second, which is the one that is looked at; the
     first gets the same tokens and queries.
-    `padding` counts the unused slots at the start of each batch row; what lies there is noise of any size.
+    `padding` counts the unused slots at the start of each batch row; what is there is noise of any size.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rotations, and positions counted anew (TokenSelect), from the papers' formulae in float64 numpy loops.
+"""Rotations, and positions counted from 0 (TokenSelect), from the papers' formulae in float64 numpy loops.
 
 As in `tests.oracles`: nothing here imports keyhole. One batch row; legend as there.
 """

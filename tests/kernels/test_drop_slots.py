@@ -28,7 +28,7 @@ def test_rows_behind_move_up(impl, slots, width, dtype):
 def test_slots_outside_are_refused_and_nothing_moves(impl, bad):
     held = torch.arange(62).view(1, 2, 31, 1)
     before = held.clone()
-    with pytest.raises(ValueError, match="slot lies outside"):
+    with pytest.raises(ValueError, match="slot is outside"):
         kernels.drop_slots(held, torch.tensor([[3, bad]]), impl=impl)
     assert torch.equal(held, before)
 

@@ -141,7 +141,7 @@ def test_any_case(bits, batch, heads, group, groups, tokens, size, seed):
 def test_slots_outside_are_refused(impl, bits, bad):
     query, keys, values, layout, slots, counts = case(bits)
     slots[1, 99] = bad
-    with pytest.raises(ValueError, match="slot lies outside"):
+    with pytest.raises(ValueError, match="slot is outside"):
         kernels.packed_attention(query, keys, values, layout, slots, counts, scale=1.0, impl=impl)
 
 

@@ -82,7 +82,7 @@ def test_blocks_outside_the_cache_are_refused(impl, bad):
     slots, counts = selection(112)
     table[0, int(slots[0, 0]) // 16] = bad
     query = torch.randn(REQUESTS * HEADS, GROUP, SIZE)
-    with pytest.raises(ValueError, match="slot lies outside the cache"):
+    with pytest.raises(ValueError, match="slot is outside the cache"):
         kernels.paged_gather_attention(query, keys, values, table, slots, counts, scale=0.3, impl=impl)
 
 

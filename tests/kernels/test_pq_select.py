@@ -203,7 +203,7 @@ def test_errors_name_the_value_and_the_range():
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             select(index, 0, 10, "auto", **options)
-    with pytest.raises(ValueError, match=r"0\.\.385 lies outside 0\.\.384"):
+    with pytest.raises(ValueError, match=r"0\.\.385 is outside 0\.\.384"):
         select(index, 0, 385, "auto", k=1)
     with pytest.raises(ValueError, match="first has 3 entries"):
         select(index, [0, 0, 0], 10, "auto", k=1)

@@ -158,7 +158,7 @@ def test_rows_are_fitted_anew_as_alone(method, padding):
         for found, expected in ((both, alone[0]), (alone[1], alone[2])):
             check_codebooks(found, expected)
         fits[0].add(float(both["residuals" if "residuals" in both else "points"].sum()))
-    assert len(fits[0]) > 1, "nothing was fitted anew"
+    assert len(fits[0]) > 1, "nothing was fitted again"
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128])

@@ -47,7 +47,7 @@ def check_selective_step(layer: LayerCache, query: Tensor, logits: Logits) -> No
     """Attend once and compare with exact attention over the set that was read.
 
     Raises:
-        CheckFailedError: they differ, or a slot was read twice or lies outside.
+        CheckFailedError: they differ, or a slot was read twice or is outside.
     """
     with layer.observed() as seen:
         out = layer.attend(query, logits)

@@ -1,7 +1,7 @@
 """Decode steps of fixed size, which a GPU can replay (CUDA graphs).
 
 In an ordinary step Python numbers say how long the cache is, so the work of the next step is another one.
-Here the length lies on the device, in a `DecodePosition` that all layers share; memory for what is still to
+Here the length is on the device, in a `DecodePosition` that all layers share; memory for what is still to
 come is reserved beforehand; and nothing waits for the device.
 
 Legend: B batch, H query heads, Hkv KV heads, D head size, N tokens there is room for.
@@ -30,7 +30,7 @@ class CapturedLayer:
     """Stands for a layer cache while its decode steps are of fixed size; `release` hands back what came.
 
     A budget that is a share of the context is that of the longest one there is room for. Codebooks are not
-    fitted anew, nothing is compressed, and only when the steps are over tokens are looked at for NaN.
+    fitted again, nothing is compressed, and only when the steps are over tokens are looked at for NaN.
 
     Raises:
         ValueError: the layer's method, or its storage, has no steps of fixed size; it is left as it was.
@@ -108,7 +108,7 @@ class CapturedLayer:
         return self.layer.footprint
 
     def observe(self, observer: Observer) -> NoReturn:  # noqa: ARG002
-        """Nothing of a step is handed out: a replayed graph calls nobody."""
+        """Nothing of a step is handed out: a replayed graph calls no Python."""
         self._refuse("observed")
 
     @contextmanager

@@ -26,7 +26,7 @@ class EvictingLayer(LayerCache):
     """Drops tokens when a prompt, or a piece of it, was attended to, and while decoding if it is to.
 
     Padding is never kept. What was dropped cannot be read again: after a crop, and for a later question,
-    there is what is left. An index is built anew after tokens were dropped. What is worth keeping is found by
+    there is what is left. An index is built again after tokens were dropped. What to keep is found by
     causal attention, so other masks than causal with padding on the left are refused.
     """
 

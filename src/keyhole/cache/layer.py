@@ -247,7 +247,7 @@ class LayerCache:
             raise ValueError(f"cannot crop to {length} tokens; give 0 or more")
         if length:
             self._check_whole()
-        with self._changing(anew=length == 0):
+        with self._changing(restart=length == 0):
             self._crop(length)
 
     def _crop(self, length: int) -> None:
@@ -273,9 +273,9 @@ class LayerCache:
         self._prompted.reorder(rows)
 
     @contextmanager
-    def _changing(self, *, anew: bool = False) -> Iterator[None]:
+    def _changing(self, *, restart: bool = False) -> Iterator[None]:
         """A change of several parts: if it is interrupted, the layer refuses to go on from what is left."""
-        if not anew:
+        if not restart:
             self._check_whole()
         self._torn = True
         yield

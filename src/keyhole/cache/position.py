@@ -78,7 +78,7 @@ class DecodePosition:
         self.forget()
 
     def forget(self) -> None:
-        """Compute the parts of the sequence anew when they are asked for."""
+        """Compute the parts of the sequence again at the next use."""
         self._regions.clear()
 
     def rewind(self) -> None:

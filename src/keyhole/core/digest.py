@@ -3,7 +3,7 @@
 The bytes are taken as 64-bit words. Each chunk of words is multiplied with fixed odd numbers and summed
 modulo 2^64: one changed word always changes the sum, as an odd number has an inverse; several changed words
 leave it as it was with a probability of about 2^-60. The digest is the SHA-256 of all sums. It detects damage
-and mistakes; it does not withstand somebody who looks for a collision.
+and mistakes; it does not withstand an attacker who looks for a collision.
 """
 
 from __future__ import annotations

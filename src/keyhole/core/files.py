@@ -70,7 +70,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
     """Hold the lock file `path`, which other processes and threads respect; it ends with its process.
 
     Raises:
-        TimeoutError: somebody else held it for `patience` seconds.
+        TimeoutError: another process held it for `patience` seconds.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:

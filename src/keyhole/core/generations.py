@@ -161,7 +161,7 @@ class Generations:
         for path in self.path.iterdir():
             partial = path.name.startswith(f".{self.name}{PARTIAL}")
             if partial or (tensors.fullmatch(path.name) and path.name != kept):
-                with suppress(OSError):  # somebody reads it, on a system where that keeps it
+                with suppress(OSError):  # another process reads it, on a system where that keeps it
                     path.unlink()
 
 

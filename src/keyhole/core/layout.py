@@ -36,7 +36,7 @@ class Constants:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Where each part lies. Sinks and window are always read; slots in [first, stop) compete.
+    """Where each part is. Sinks and window are always read; slots in [first, stop) compete.
 
     Attributes:
         length: slots there are; where steps are of fixed size, that there is room for.

@@ -40,7 +40,7 @@ class ChannelStatistics(Protocol):
     """What is known of the activations of one module."""
 
     def threshold(self, sparsity: float) -> Tensor:
-        """The magnitude below which that share of channels lies."""
+        """The magnitude below which that share of channels is."""
         ...
 
 

@@ -18,7 +18,7 @@ _DIGITS_A_BIT = 0.30103
 def shown(value: Any) -> str:
     """A value as messages show it: in full where it is short.
 
-    Python does not print integers of more than 4,300 digits, and nobody reads hundreds of them.
+    Python does not print integers of more than 4,300 digits, and hundreds of digits help no reader.
     """
     if isinstance(value, int) and abs(value) >= 10**_LONGEST:
         sign = "-" if value < 0 else ""

@@ -1,4 +1,4 @@
-"""How much attention shifts from one layer to the next: where it does most, a layer should choose pages anew.
+"""How much attention shifts from one layer to the next: a layer where it does should choose its own pages.
 
 Source: "DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context Reasoning", arXiv 2510.09883.
 
@@ -95,7 +95,7 @@ def _shift(model: PreTrainedModel, text: Tensor) -> dict[int, float]:
 def choose_full(shift: dict[int, float]) -> tuple[int, ...]:
     """Layers to read whole: as many as `default_full` says, the same first, the others where shift peaks.
 
-    They keep half the distance that even spreading would give; the last layer has nobody to lead.
+    They keep half the distance that even spreading would give; the last layer leads none.
     """
     layers = list(shift)
     usual = default_full(len(layers))

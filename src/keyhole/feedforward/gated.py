@@ -48,7 +48,7 @@ def project(projection: Projection, x: Tensor) -> Tensor:
 
 
 def is_slow(weight: Tensor) -> bool:
-    """Whether torch takes long to multiply with a weight that lies transposed in memory."""
+    """Whether torch takes long to multiply with a weight that is stored transposed."""
     transposed = weight.stride(-1) != 1 and weight.stride(-2) == 1
     return transposed and weight.is_cpu and weight.dtype == torch.bfloat16 and not _has_bfloat16()
 

@@ -19,7 +19,7 @@ from keyhole.kernels import Reach
 
 _PRICES = torch.logspace(
     -6, 12, 3601, dtype=torch.float64
-).tolist()  # keys read, as a share, that an error is worth
+).tolist()  # the price of an error, as a share of keys read
 
 
 class LayerFit:

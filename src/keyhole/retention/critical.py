@@ -19,7 +19,7 @@ from keyhole.retention.tokens import best_tokens
 from keyhole.retention.wrapped import WrappedScorer
 from keyhole.storage import ROOM, Chosen, GrowingBuffer, Storage, kept_rows
 
-_EPSILON = 1e-4  # of all attention: tokens that nobody looked at are ranked by their values
+_EPSILON = 1e-4  # of all attention: tokens without any attention are ranked by their values
 _UNKNOWN = -1.0
 _PIECE = 2**24  # numbers projected at a time, to bound temporary memory
 

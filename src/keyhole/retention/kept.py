@@ -29,7 +29,7 @@ class Kept:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self.seen = 0
         self.padding: tuple[int, ...] = ()
         self.filling = torch.zeros(0, dtype=torch.long)

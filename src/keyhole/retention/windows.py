@@ -20,7 +20,7 @@ class WindowScores(Observed):
     """The mean, over the best tokens of a window, of the attention that the newest tokens pay to them.
 
     Windows are runs of `size` kept tokens between sinks and newest tokens, the last as long as it is. All
-    tokens of a window have the same score, so whoever picks the best tokens picks whole windows, and of the
+    tokens of a window have the same score, so the best tokens are whole windows, and of the
     last one as much as there is room for.
 
     Args:

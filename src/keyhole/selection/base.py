@@ -75,7 +75,7 @@ class Selector(Informed, ABC):
 
     @property
     def minimum(self) -> int:
-        """Fewer candidates than this are not worth an index; the owner then reads everything."""
+        """Fewer candidates than this do not pay for an index; the owner then reads everything."""
         return 1
 
     @property
@@ -88,7 +88,7 @@ class Selector(Informed, ABC):
         """Index `keys [B, Hkv, N, D]`, forgetting what was there; slots before `first` never compete."""
 
     def refit(self, keys: Tensor, regions: Regions) -> None:
-        """Index all of `keys [B, Hkv, N, D]` anew where it is `stale`; other batch rows stay as they are."""
+        """Index all of `keys [B, Hkv, N, D]` again where it is `stale`; other batch rows stay."""
         self.build(keys, regions)
 
     @abstractmethod

@@ -56,7 +56,7 @@ class RepresentativeSelector(SummarySelector):
 
     def append(self, keys: Tensor) -> None:
         super().append(keys[:, :, : max(keys.shape[2] - self.window, 0)])
-        # A block that is not whole may be cut, and is then judged anew from its first token on.
+        # A block that is not whole may be cut, and is then judged again from its first token on.
         self._scores.forget(self.length // self.page * self.page)
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:

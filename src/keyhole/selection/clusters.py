@@ -40,7 +40,7 @@ class ClusterSelector(Selector):
         fine: slots of a fine cluster.
         coarse: slots of a coarse one, a multiple of it.
         share: coarse clusters whose fine ones are ranked; more if the budget asks for more.
-        alpha: where in its box a cluster's point lies, from 0, the least, to 1.
+        alpha: where in its box a cluster's point is, from 0, the least, to 1.
     """
 
     def __init__(self, fine: int, coarse: int, share: float, alpha: float) -> None:

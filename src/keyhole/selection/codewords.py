@@ -32,7 +32,7 @@ UNIONS = ("share", "turns")
 
 
 class CodewordSelector(Capturable):
-    """Ranks codewords by windowed RoPE: what lies behind the window counts as `distance` tokens away.
+    """Ranks codewords by windowed RoPE: what is behind the window counts as `distance` tokens away.
 
     So keys are compared as they are without their rotation, and a codebook need not know positions. This
     serves the ranking only; attention is over the keys as they are cached.

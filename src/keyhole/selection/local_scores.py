@@ -69,7 +69,7 @@ class LocalScores:
         return found
 
     def forget(self, slot: int) -> None:
-        """What lies before a slot is no longer asked for."""
+        """What is before a slot is no longer needed."""
         gone = min(slot - self._from, self._held.length)
         if gone > _SLACK:
             left = self._held.view(gone)

@@ -103,7 +103,7 @@ class ProductSelector(Capturable):
         self._index(keys, regions, rows, held)
 
     def _index(self, keys: Tensor, regions: Regions, rows: Sequence[int], fitted: dict[str, Tensor]) -> None:
-        """Encode `keys [B, Hkv, N, D]` by what was `fitted`, anew for `rows`."""
+        """Encode `keys [B, Hkv, N, D]` by what was `fitted`, again for `rows`."""
         if bool((fitted["scales"] == 1).all()):
             del fitted["scales"]
         self._hold(fitted)
@@ -229,7 +229,7 @@ class ProductSelector(Capturable):
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         self.length = length
-        # Codes are written to; whoever else takes this state must not see that.
+        # Codes are written to; others that take this state must not see that.
         self._hold({name: tensor.clone() for name, tensor in state.items() if name in _TENSORS})
         if self._held:
             self.subspaces = self._held["codebooks"].shape[2]

@@ -124,7 +124,7 @@ class SummarySelector(Capturable):
         return summaries + self._mass_control.bytes_read(step)
 
     def crop(self, length: int) -> None:
-        # A summary cannot be made smaller: a page that is cut is given up, and summarised anew from its keys.
+        # A summary cannot be made smaller: a page that is cut is dropped and summarised again from its keys.
         if length < self.length:
             self.length = length // self.page * self.page
             self._summaries.crop(length // self.page)

@@ -2,7 +2,7 @@
 
 Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
 Token-Level KV Cache Selection", arXiv 2411.02886, equation 7. There, keys are scored before RoPE
-(`distant.py`), and positions are counted anew within what is read (`keyhole.storage.renumber`).
+(`distant.py`), and positions are counted from 0 within what is read (`keyhole.storage.renumber`).
 
 Legend: B batch, H query heads, D head size.
 """
@@ -62,7 +62,7 @@ class Elected(NamedTuple):
 
 
 class VoteSelector(ExactSelector):
-    """Elects tokens anew in each step, or keeps them while the query stays alike (the Selection Cache).
+    """Elects tokens in each step, or keeps them while the query stays alike (the Selection Cache).
 
     With `reuse`, a batch row keeps its tokens as long as the cosine of its query, all heads put together, and
     of the query that elected them is above it. Sinks and window are up to date in any case, but what has left

@@ -97,14 +97,14 @@ class Storage(Informed, ABC):
         return Lookups()
 
     def settle(self, regions: Regions) -> None:
-        """Told before each selective step: what lies before `regions.last` is from now on read in parts."""
+        """Called before each selective step: what is before `regions.last` is from now on read in parts."""
 
     @abstractmethod
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
 
     def keep(self, kept: Chosen, into: Merge | None = None) -> None:
-        """Forget all but `kept`, whose slots ascend for each KV head; what is left is numbered anew.
+        """Forget all but `kept`, whose slots ascend for each KV head; what is left is numbered from 0.
 
         The newest token stays the last slot of every head, so heads that keep fewer get filling first:
         finite keys and values without meaning. With `into`, dropped tokens go into kept ones before.

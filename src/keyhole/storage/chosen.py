@@ -1,4 +1,4 @@
-"""Chosen slots, told apart by where they lie.
+"""Chosen slots, split by where they are.
 
 Legend: B batch, Hkv KV heads, S slots.
 """

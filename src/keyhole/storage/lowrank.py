@@ -163,7 +163,7 @@ class LowRankStorage(CapturableStorage):
     def _crop_settled(self, length: int) -> None:
         """Forget coefficients; the basis goes, too, where little is left of the text that it is of.
 
-        What follows may be another text then, and the basis is fitted anew when it is there.
+        What follows may be another text then, and the basis is fitted again when it is there.
         """
         if self._tells_enough(length - int(self._padding.max())):
             newest = self.keys(length - 1)[:, :, :1]

@@ -21,7 +21,7 @@ _SCATTERED = 8  # the pool is packed when one row in so many has been freed
 
 
 class PooledStorage(Storage):
-    """A token is a row of the pool for each KV head; a table says in which row a slot lies.
+    """A token is a row of the pool for each KV head; a table gives the row of a slot.
 
     Heads may keep different numbers of tokens: filling has no row. Freed rows are used again, and the pool is
     packed, in the order of slots, when an eighth of it was freed, so that memory falls and reads stay

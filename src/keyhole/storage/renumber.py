@@ -1,4 +1,4 @@
-"""Positions counted anew within what is read, so that they stay in a model's range (TokenSelect).
+"""Positions counted from 0 within what is read, so that they stay in a model's range (TokenSelect).
 
 Source: "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic
 Token-Level KV Cache Selection", arXiv 2411.02886. There from 0 on; here back from the newest token, which is

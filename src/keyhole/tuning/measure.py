@@ -22,7 +22,7 @@ SHAPES = ((8, 2, 32), (32, 8, 64), (32, 8, 128))  # query heads, KV heads, size 
 # Sequences, tokens and the share read of what is measured of each shape.
 _CASES = ((1, 1024, 0.1), (1, 4096, 0.3), (1, 8192, 0.1), (4, 2048, 0.1))
 # In addition, long contexts of which little is read, so that what grows with the context and what grows with
-# the budget are told apart.
+# the budget are distinguished.
 _LONG = {(8, 2, 32): (1, 32_768, 0.02), (32, 8, 128): (1, 16_384, 0.02)}
 FORMS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32, "int4": torch.float32}
 _CPU = torch.device("cpu")

@@ -300,7 +300,7 @@ def test_one_number_written_behind_torch_is_seen_anew(write):
         weight.data[3, 7] += 1
     else:
         weight.detach().numpy()[3, 7] += 1
-    assert "weights" in named(differences(before, identity(model, anew=True)))
+    assert "weights" in named(differences(before, identity(model, reread=True)))
 
 
 def test_packed_weights_are_refused():

@@ -1,4 +1,4 @@
-"""TokenSelect beyond the range of a model: positions counted anew, prompts and steps."""
+"""TokenSelect beyond the range of a model: positions counted from 0, prompts and steps."""
 
 import pytest
 import torch

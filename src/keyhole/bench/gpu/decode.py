@@ -70,7 +70,7 @@ class _Captured:
     def run(self) -> None:
         self.layer.append(self.token.key, self.token.value)
         self.out = self.layer.attend(self.token.query, self.logits)
-        # The next graph, or run, computes the regions anew.
+        # The next graph, or run, computes the regions again.
         self.position.forget()
 
 

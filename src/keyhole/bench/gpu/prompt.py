@@ -22,7 +22,7 @@ from keyhole.tuning.timing import CacheFlusher, Candidate
 
 _TOPICS = 64  # of a text; a query attends to its own topic's keys, to the first tokens and to the newest
 _STRETCH = 512  # tokens of a text that stay with a topic
-_PULL = 10.0  # how far a logit within a topic lies above the others, of standard deviation 1
+_PULL = 10.0  # how far a logit within a topic is above the others, of standard deviation 1
 _CHECKED = 1024  # newest queries whose error is looked at
 
 

@@ -109,7 +109,7 @@ def _measured(part: Part, plan: Plan, flusher: CacheFlusher, directory: Path | N
     try:
         results = part.measure(flusher)
     except Exception as error:
-        # Memory may be short, or a kernel wrong: what else was measured is worth having.
+        # Memory may be short, or a kernel wrong: the other measurements are kept.
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return Outcome(part.name, [], f"{type(error).__name__}: {error} ({place})")

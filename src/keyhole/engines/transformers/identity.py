@@ -50,14 +50,14 @@ _VOLATILE = {
 _NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def identity(model: PreTrainedModel, *, anew: bool = False) -> dict[str, Any]:
+def identity(model: PreTrainedModel, *, reread: bool = False) -> dict[str, Any]:
     """The identity of a model as it is now, of what JSON can hold.
 
     All weights are read the first time, at the speed of memory, and later only those that are seen to have
     changed.
 
     Args:
-        anew: read all weights again: a change through `.data` or numpy may not be seen.
+        reread: read all weights again: a change through `.data` or numpy may not be seen.
 
     Raises:
         UnsupportedModelError: a weight cannot be read, with its name.
@@ -71,7 +71,7 @@ def identity(model: PreTrainedModel, *, anew: bool = False) -> dict[str, Any]:
         "numbers of modules": _numbers(model),
         "parametrizations": _parametrizations(model),
         "adapters": adapters_of(model),
-        "weights": weights_digest(model, anew=anew),
+        "weights": weights_digest(model, reread=reread),
     }
 
 

@@ -89,7 +89,7 @@ class KeyholeCache(DynamicCache, ServedCache):
 
     @property
     def prompt_length(self) -> int | None:
-        """Tokens of the text, padding among them, up to which it is a prompt; None where nobody said.
+        """Tokens of the text, padding among them, up to which it is a prompt; None where it is unknown.
 
         `generate` knows what it generates. A loop that calls the model itself may set this: single tokens
         before that are pieces of the prompt, and those after it are generated. Unset, a single token that
@@ -152,7 +152,7 @@ class KeyholeCache(DynamicCache, ServedCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if layer_idx <= self._call.last:  # a part of the model is called, so that nobody said so
+        if layer_idx <= self._call.last:  # a part of the model is called, which begins no call
             self._check_level()
             self._call.mark(self._tokens, request_of(self))
         if not 0 <= self._call.last < layer_idx:

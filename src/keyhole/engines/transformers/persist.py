@@ -39,7 +39,7 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
     Raises:
         UnsupportedCacheError: the cache holds nothing, or something that cannot be saved.
         SavedStateError: its layers are not of one length, or hold NaN: a request was broken off in it.
-        UnsupportedModelError: a weight of the model cannot be read, so that it cannot be told from others.
+        UnsupportedModelError: a weight of the model cannot be read, so that the model cannot be identified.
         OSError: the directory cannot be written to; what was saved there before can still be loaded.
     """
     lengths = sorted({layer.length for layer in served_layers(cache)})
@@ -62,7 +62,7 @@ def write(cache: Cache, directory: str | Path, *, recipe: Recipe, model: PreTrai
             **{module.__name__: module.__version__ for module in (torch, transformers)},
         },
         "method": str(recipe),
-        "model": identity(model, anew=True),
+        "model": identity(model, reread=True),
         "request": {} if request is None else request.state(),
         "layers": [facts for facts, _ in states],
     }
@@ -109,7 +109,7 @@ def read(directory: str | Path, model: PreTrainedModel, method: str | Method | R
     files = _files(directory)
     manifest, tensors = files.read()
     where = str(files.path)
-    differing = differences(manifest["model"], identity(model, anew=True))
+    differing = differences(manifest["model"], identity(model, reread=True))
     if differing:
         raise SavedStateError(f"{where}: the cache belongs to another model: {'; '.join(differing)}")
     recipe = _recipe(where, manifest, method)

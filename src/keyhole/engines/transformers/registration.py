@@ -23,7 +23,7 @@ def switched(
 ) -> Iterator[None]:
     """Let `model` call Keyhole's attention function, and skip weights, inside the block.
 
-    Blocks may nest and overlap. An `attachment` is told of calls that it does not see.
+    Blocks may nest and overlap. An `attachment` is notified of calls that it does not see.
     """
     watching = [] if attachment is None else [attachment]
     with switching:

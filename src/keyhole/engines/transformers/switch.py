@@ -40,7 +40,7 @@ class _Call:
 
 
 class ServedCache:
-    """A cache that is told of the calls it is used in; see `KeyholeCache`."""
+    """A cache that is notified of the calls it is used in; see `KeyholeCache`."""
 
     def begin_call(self, model: PreTrainedModel) -> None:
         """A call of the model with this cache begins."""

@@ -25,7 +25,7 @@ class _Known(NamedTuple):
     digest: str
 
 
-def weights_digest(model: PreTrainedModel, *, anew: bool = False) -> str:
+def weights_digest(model: PreTrainedModel, *, reread: bool = False) -> str:
     """The digest of parameters and lasting buffers: names as without adapters, shapes, dtypes, numbers.
 
     Adapters that are not at work count for nothing. Tensors are read again where their version, their memory
@@ -33,14 +33,14 @@ def weights_digest(model: PreTrainedModel, *, anew: bool = False) -> str:
     or numpy leaves no such trace.
 
     Args:
-        anew: read everything again.
+        reread: read everything again.
 
     Raises:
         UnsupportedModelError: a tensor cannot be read, with its name.
     """
     _check_readable(model)
     known: dict[str, _Known] = adapter_of(model).memo("weight digests", dict)
-    if anew:
+    if reread:
         known.clear()
     of_all = hashlib.sha256()
     for name, tensor in sorted(counted_weights(model), key=lambda item: plain_name(item[0])):

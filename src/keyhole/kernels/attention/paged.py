@@ -31,7 +31,7 @@ def paged_gather_attention(
 ) -> Attended:
     """Attention of query [R, G, D] over keys and values [blocks, block size, H, D] in slots[r, :counts[r]].
 
-    Slot s of request b lies in block block_table[b, s // block size] (int32 [B, width]) at s % block size.
+    Slot s of request b is in block block_table[b, s // block size] (int32 [B, width]) at s % block size.
     The other operands are those of `gather_attention`; scales have the shape of keys without D. keys and
     values may have any strides but the last.
     """
@@ -60,7 +60,7 @@ def paged_gather_attention(
     rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
     block = block_table.long()[rows // heads, index // block_size].masked_fill(~valid, 0)
     if not ((block >= 0) & (block < blocks)).all():
-        raise ValueError(f"a slot lies outside the cache: its block is not one of 0..{blocks - 1}")
+        raise ValueError(f"a slot is outside the cache: its block is not one of 0..{blocks - 1}")
     place = block * block_size + index % block_size
     picked = [
         picked_rows(_by_head(source), rows % heads, place, None if scales is None else _by_head(scales))

@@ -58,11 +58,11 @@ def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
     if any([bound.shape != query.shape[:1] for bound in bounds]):
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in zip(Span._fields, bounds, strict=False))
         raise ValueError(f"{shapes}, expected one a batch row")
-    lies = 0 <= last <= keys.shape[2]
+    inside = 0 <= last <= keys.shape[2]
     if at_hand(*bounds):
         rows = zip(*(bound.tolist() for bound in bounds), strict=True)
-        lies = lies and all([_lies(row, last, keys.shape[2]) for row in rows])
-    if not lies:
+        inside = inside and all([_inside(row, last, keys.shape[2]) for row in rows])
+    if not inside:
         raise ValueError(
             f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, stop <= end and last"
         )
@@ -70,7 +70,7 @@ def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
         raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")
 
 
-def _lies(bounds: tuple[int, ...], last: int, slots: int) -> bool:
+def _inside(bounds: tuple[int, ...], last: int, slots: int) -> bool:
     begin, end, first, stop = bounds
     return 0 <= begin <= first and stop <= end <= slots and stop <= last
 

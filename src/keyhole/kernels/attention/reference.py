@@ -25,11 +25,11 @@ def valid_slots(slots: Tensor, counts: Tensor, capacity: int) -> tuple[Tensor, T
     """
     width = slots.shape[1]
     if not ((counts >= 0) & (counts <= width)).all():
-        raise ValueError(f"a count lies outside 0..{width}, the width of slots")
+        raise ValueError(f"a count is outside 0..{width}, the width of slots")
     valid = torch.arange(width, device=slots.device) < counts[:, None]
     index = slots.long().masked_fill(~valid, 0)
     if valid.any() and not ((index >= 0) & (index < capacity)).all():
-        raise ValueError(f"a slot lies outside the cache, 0..{capacity - 1}")
+        raise ValueError(f"a slot is outside the cache, 0..{capacity - 1}")
     return index, valid
 
 

@@ -37,7 +37,7 @@ class Span(NamedTuple):
     end: Tensor  # int [B]
     first: Tensor  # int [B]
     stop: Tensor  # int [B]
-    last: int  # no stop lies behind it
+    last: int  # no stop is behind it
 
 
 class Pooling(NamedTuple):

@@ -12,8 +12,8 @@ _ERRORS = {
         ValueError,
         "query, codebooks or anchor_lse hold values that are not finite (anchor_lse may be -inf)",
     ),
-    2: (ValueError, "a count lies outside 0 .. the width of slots"),
-    3: (ValueError, "a slot lies outside the cache"),
+    2: (ValueError, "a count is outside 0 .. the width of slots"),
+    3: (ValueError, "a slot is outside the cache"),
     4: (MemoryError, "no memory for scratch"),
 }
 

@@ -89,7 +89,7 @@ def _ranges(first: Bounds, last: Bounds, rows: int, capacity: int) -> tuple[Sequ
     starts, stops = _bounds(first, rows, "first"), _bounds(last, rows, "last")
     for start, stop in zip(starts, stops, strict=True):
         if not 0 <= start <= stop <= capacity:
-            raise ValueError(f"range {start}..{stop} lies outside 0..{capacity}")
+            raise ValueError(f"range {start}..{stop} is outside 0..{capacity}")
     return starts, stops
 
 

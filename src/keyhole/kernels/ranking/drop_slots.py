@@ -31,7 +31,7 @@ def drop_slots(held: Tensor, gone: Tensor, *, impl: str = "auto") -> None:
         )  # fmt: skip
         return
     if not ((gone >= 0) & (gone < held.shape[2])).all():
-        raise ValueError(f"a slot lies outside the cache, 0..{held.shape[2] - 1}")
+        raise ValueError(f"a slot is outside the cache, 0..{held.shape[2] - 1}")
     left = torch.arange(held.shape[2] - 1, device=held.device).unsqueeze(-1)
     after = left >= gone[..., None, None]
     held[:, :, :-1] = torch.where(after, held[:, :, 1:], held[:, :, :-1])

@@ -10,7 +10,7 @@ class Paged(NamedTuple):
 
     first: Tensor  # int [B]
     stop: Tensor  # int [B]
-    last: int  # no stop lies behind it
+    last: int  # no stop is behind it
     page: int
 
 

@@ -5,7 +5,7 @@ recently used goes first. Nothing is decided on the host, so it neither waits no
 
 Shapes: R rows (batch x KV heads), N slots there is room for, P places, Q slots of the ring, S chosen, W
 width. The first P places of a pool [R, P + Q, W] hold copies of any slots; behind them is the ring, where
-slot t lies at P + t % Q while it is among the newest.
+slot t is at P + t % Q while it is among the newest.
 """
 
 import torch

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class ResidentState(NamedTuple):
-    """What lies where, on the device; written in place."""
+    """What is where, on the device; written in place."""
 
     place: Tensor  # int32 [R, N]: the place of each slot, or -1
     owner: Tensor  # int32 [R, P]: the slot at each place, or -1
     used: Tensor  # int32 [R, P]: the lookup that last asked for it; 0 is none
     clock: Tensor  # int32 [R]: lookups so far
-    held: Tensor  # int32 [R, 2]: the first slot that lies in the ring, and the end of all slots
+    held: Tensor  # int32 [R, 2]: the first slot that is in the ring, and the end of all slots
     counted: Tensor  # int64 [2]: reads that were found, and others, of all rows
     ring: int
 
@@ -31,7 +31,7 @@ class ResidentState(NamedTuple):
 
 
 class ResidentFound(NamedTuple):
-    places: Tensor  # int32 [R, S]: where each chosen slot lies once the pool is filled; 0 in unused entries
+    places: Tensor  # int32 [R, S]: where each chosen slot is once the pool is filled; 0 in unused entries
     missed: Tensor  # int32 [R, S]: the first `misses` are slots to fetch, in the order they were asked for
     taken: Tensor  # int32 [R, S]: the places they get, ascending
     misses: Tensor  # int32 [R]

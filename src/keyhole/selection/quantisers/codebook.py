@@ -103,7 +103,7 @@ def fit_codebook(
     """
     metric = torch.eye(keys.shape[-1], device=keys.device).expand(*keys.shape[:2], -1, -1)
     metric = metric.contiguous() if moment is None else query_metric(moment)
-    # Part of the metric, so that whoever asks in it need not know.
+    # Part of the metric, so that callers need not know.
     metric = metric / scales_of(keys)[..., None, None]
     generator = torch.Generator().manual_seed(_SEED)
     points = kmeans(

@@ -15,7 +15,7 @@ def sample_slots(tokens: int, first: Tensor, size: int) -> Tensor:
     """
     drawn = []
     for start in first.tolist():
-        # Seeded anew, so that a row does not depend on its siblings.
+        # Seeded again, so that a row does not depend on its siblings.
         generator = torch.Generator().manual_seed(_SEED)
         order = start + torch.randperm(tokens - start, generator=generator)
         repeats = -(-size // order.numel())

@@ -1,7 +1,7 @@
 """A nameless file that all rows on disk share.
 
 It has no name in its directory from the beginning: nothing of it is left when the process ends, in whatever
-way, nobody replaces it, and there is one descriptor for all. Rows lie in extents, which are mapped into
+way, it is not replaced, and there is one descriptor for all. Rows are in extents, which are mapped into
 memory; space that an extent took goes back when its map does.
 """
 
@@ -39,7 +39,7 @@ class Arena:
             self._file = tempfile.TemporaryFile(prefix="keyhole-", dir=directory, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise _failed(error, directory) from error
-        self.foreign = 0  # times that somebody else was found to have written to it
+        self.foreign = 0  # times that another process was found to have written to it
         self.end = 0
         self._lock = RLock()  # maps may be collected, and their space given back, while it is held
         self._written = self._status().st_mtime_ns
@@ -163,7 +163,7 @@ _opening = Lock()
 
 
 def arena() -> Arena:
-    """The arena of this process under TMPDIR; it is closed when nobody has an extent of it.
+    """The arena of this process under TMPDIR; it is closed with its last extent.
 
     Raises:
         OSError: no file can be made there, with the directory.

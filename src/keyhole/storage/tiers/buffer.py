@@ -27,7 +27,7 @@ class Buffer(ABC):
 
     @abstractmethod
     def append(self, rows: Tensor) -> None:
-        """Append `rows [B, H, T, W]`; an emptied buffer starts anew for rows of any shape and type.
+        """Append `rows [B, H, T, W]`; an emptied buffer accepts rows of any shape and type.
 
         Raises:
             ValueError: the rows do not continue what is held.
@@ -39,7 +39,7 @@ class Buffer(ABC):
 
         Raises:
             ValueError: nothing was appended yet.
-            DamagedStorageError: what lies there is not what was written.
+            DamagedStorageError: what is there is not what was written.
         """
 
     def reading(self, rows: Tensor) -> Tensor:  # noqa: ARG002
@@ -169,7 +169,7 @@ class GrowingBuffer(Buffer):
 
 
 def continues(held: Tensor, rows: Tensor, length: int) -> bool:
-    """Whether `rows` go on where `held`, filled to `length`, ends; if not, an emptied buffer starts anew.
+    """Whether `rows` go on where `held`, filled to `length`, ends; if not, an emptied buffer starts again.
 
     Raises:
         ValueError: they do not, and something is held.

@@ -20,8 +20,8 @@ class DiskBuffer(Buffer):
     """Rows in a nameless file under TMPDIR, see `keyhole.storage.tiers.arena`.
 
     Each block of `block` rows has a checksum, checked when the block is first read after it was written, and
-    again when somebody else wrote to the file. A disk that returns other bytes later on is not noticed.
-    Reordering the batch writes everything anew: beam search on disk is slow.
+    again when another process wrote to the file. A disk that returns other bytes later on is not noticed.
+    Reordering the batch writes everything again: beam search on disk is slow.
     """
 
     tier = "disk"
@@ -122,7 +122,7 @@ class DiskBuffer(Buffer):
         return self._file
 
     def _look(self, file: RowFile) -> None:
-        """Check everything again if somebody else wrote to the file."""
+        """Check everything again if another process wrote to the file."""
         if file.changed():
             self._unread[:] = True
             self._check_tail(file)
@@ -159,7 +159,7 @@ class DiskBuffer(Buffer):
             raise file.damaged(full)
 
     def _release(self, file: RowFile) -> None:
-        """Keep the memory bounded in which files are read; what lies in it may have to be read again.
+        """Keep the memory bounded in which files are read; its pages may have to be read again.
 
         Measured, since one page that is read may bring two megabytes.
         """

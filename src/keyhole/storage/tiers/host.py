@@ -10,7 +10,7 @@ from keyhole.storage.tiers.host_copies import Writes
 
 
 class HostBuffer(GrowingBuffer):
-    """Host memory. Rows from a GPU go to pinned memory, by copies that nobody waits for before they are read.
+    """Host memory. Rows from a GPU go to pinned memory, by copies that are waited for when they are read.
 
     Rows from a CPU are where they should be: ordinary memory. A pinned tensor may take up to twice its bytes,
     as torch asks the system for powers of two.

@@ -13,7 +13,7 @@ class Writes:
 
     def __init__(self) -> None:
         self._from: torch.device | None = None  # a GPU that may still be writing
-        self._stream: torch.cuda.Stream | None = None  # whose copies its other work was not told to wait for
+        self._stream: torch.cuda.Stream | None = None  # its other work does not wait for these copies
 
     def copy(self, rows: Tensor, target: Tensor) -> None:
         """Copy `rows [B, H, T, W]` of any device; those of a GPU by a stream of its own, in large pieces.

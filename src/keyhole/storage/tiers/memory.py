@@ -15,7 +15,7 @@ _HUGE = 2 << 20  # bytes of a huge page; smaller tensors gain nothing from one
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor; a large one on the CPU lies in huge pages, where the system offers them.
+    """An uninitialised tensor; a large one on the CPU is put in huge pages, where the system offers them.
 
     Reading scattered rows of a long cache misses the translation buffer at almost every row with small pages.
     """

@@ -36,7 +36,7 @@ class RowFile:
         return RowFile(self.shape, self.dtype, self.block)
 
     def changed(self) -> bool:
-        """Whether somebody else may have written to the file since this was last asked.
+        """Whether another process may have written to the file since this was last asked.
 
         Raises:
             DamagedStorageError: the file was cut short, or a write to it failed.

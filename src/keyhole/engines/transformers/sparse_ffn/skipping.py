@@ -5,7 +5,7 @@ gets another `forward`, so that hooks on it are called as ever, also those that 
 such steps, prompts among it, goes to the forward of its class; so does a feed-forward one of whose inner
 modules has hooks, an adapter or a parametrization, for these would be passed over.
 
-A projection whose inputs are skipped needs its weight transposed in memory, so it is written anew in that
+A projection whose inputs are skipped needs its weight transposed in memory, so it is copied in that
 order, one at a time, with the same shape and numbers: there is no second copy.
 
 Legend: B batch, T tokens, N numbers of an input, K experts of a token.
@@ -90,7 +90,7 @@ class _Skipping(Substitute):
 
 
 class _SkippingLinear(_Skipping):
-    """Of the output projection of a feed-forward, too: its weight lies in another order."""
+    """Of the output projection of a feed-forward, too: its weight is stored in another order."""
 
     def _plain(self) -> bool:
         return linear_obstacle(self.module) is None and self._dense is nn.Linear.forward

@@ -2,7 +2,7 @@
 
 Tensor cores multiply at least 16 channels, and sub-spaces may have four. A program therefore takes several of
 them, with a matrix of centroids that is zero where a channel is not of a centroid's sub-space: reading points
-in whole sectors of memory is worth more than the products with zero.
+in whole sectors of memory gains more than the products with zero.
 """
 
 import torch

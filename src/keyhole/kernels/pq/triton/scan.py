@@ -42,7 +42,7 @@ def head_sums(
     tables: a word's entries [S, C]; codes: the first byte of a row, ROWS of 64 of them in each of its blocks.
     """
     word = tl.arange(0, SLOTS // 4)
-    # A tile may end behind the last block: it reads that one instead, and nobody uses it.
+    # A tile may end behind the last block: it reads that one instead, and its result is not used.
     block = tl.minimum(tile * (SLOTS // 64) + word // 16, blocks - 1).to(tl.int64)
     place = (codes + block * block_stride).to(tl.pointer_type(tl.uint32)) + word % 16
     shift = (tl.arange(0, 4) * 8)[None, :]

@@ -23,7 +23,7 @@ def pq_select(
 ) -> Picked:  # fmt: skip
     """See `keyhole.kernels.pq.select`; first and last: integers [R] on the device, none behind `span`."""
     rows, device = query.shape[0], query.device
-    # Nothing to scan is one slot that lies outside of every range.
+    # Nothing to scan is one slot that is outside of every range.
     within = Range(first, last, max(1, span))
     weigh = budget.floor < budget.cap
     found = shares(query, codebooks, buffer, within, scale, softcap, anchor_lse, weigh=weigh)

@@ -21,7 +21,7 @@ _SLOTS = 32  # of a page, written at once
 def page_slots(
     places: Tensor, scores: Tensor, shares: Tensor, anchored: Tensor, paged: Paged, allowed: Allowed
 ) -> Picked:
-    """As the operation of that name, for 0 < K, of which no more than thousands are worth comparing."""
+    """As the operation of that name, for 0 < K, of which no more than thousands need comparing."""
     batch, lists, count = places.shape
     heads, pages = shares.shape[1:]
     places, scores, shares = places.contiguous(), scores.contiguous(), shares.contiguous()

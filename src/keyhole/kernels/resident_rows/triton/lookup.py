@@ -83,7 +83,7 @@ def _look_up(
 
 @triton.jit
 def _vacate(place, owner, used, taken, lacking, now, pool, TILE: tl.constexpr, PLACES: tl.constexpr):
-    """Choose the places used longest ago, and forget what lies there."""
+    """Choose the places used longest ago, and forget what is there."""
     oldest = _until(used, lacking, now, pool, TILE, PLACES)
     older = _used_until(used, oldest - 1, pool, TILE, PLACES)
     equals, chosen = 0, 0

@@ -1,4 +1,4 @@
-"""What a prompt's tiles read: maps of bits made whole, and lists of blocks without what nobody reads."""
+"""What a prompt's tiles read: maps of bits made whole, and lists of blocks without what is not read."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What the kernels of sparse prompts share: operands, where a tile of queries lies, how keys are rounded.
+"""What the kernels of sparse prompts share: operands, where a tile of queries is, how keys are rounded.
 
 A unit is a tile of one query head. Those of a KV head are numbered by tile, then by head: U of them, with
 some to spare, are a piece of the prompt.
@@ -45,7 +45,7 @@ class Prompt(NamedTuple):
 
     @property
     def lengths(self) -> tuple[int, int, int, int]:
-        """Queries, tokens, where candidates begin, the window: what `place` is told."""
+        """Queries, tokens, where candidates begin, the window: the arguments of `place`."""
         return (
             self.query.shape[2],
             self.keys.shape[2],

@@ -147,6 +147,16 @@ def test_a_gguf_file_needs_its_package(monkeypatch, tmp_path):
             load(str(name))
 
 
+def test_a_converted_model_that_cannot_be_kept_is_said_on_stderr(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("gguf")
+    from tests.generation.small_gguf import write_gguf
+
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("KEYHOLE_HOME", str(tmp_path / "home"))
+    load(str(write_gguf(tmp_path / "tiny.gguf")))
+    assert "warning: the converted model could not be kept" in capsys.readouterr().err
+
+
 def test_gguf_files_that_cannot_be_read(tmp_path):
     pytest.importorskip("gguf")
     with pytest.raises(ValueError, match="is not a GGUF file"):

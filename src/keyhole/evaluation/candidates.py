@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
-from keyhole.methods import Method, Recipe
+from keyhole.methods import METHODS, Method, Recipe
+from keyhole.methods.recipe import alone
 
 FULL = "full"
+ALL = "all"
 
 
 class Candidate(NamedTuple):
@@ -36,14 +38,15 @@ def candidates(
     """Every method at every budget, dense first: it is what the others are measured against.
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
-    of several stages with budgets as it is written. Methods that drop tokens are left out at budgets of mass.
+    of several stages with budgets as it is written. Methods that cannot promise a mass are left out at budgets
+    of mass. `all` stands for every registered method with its defaults.
 
     Raises:
         SpecError: a method or budget that cannot be read, or none at all.
     """
     grid = [Budget.parse(budget) for budget in budgets]
     found = [DENSE]
-    for method in methods:
+    for method in _named(methods):
         recipe = Recipe.parse(method)
         own = _budgets(recipe)
         named = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
@@ -60,6 +63,14 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
+def _named(methods: Iterable[str | Method | Recipe]) -> Iterator[str | Method | Recipe]:
+    for method in methods:
+        if method == ALL:
+            yield from (alone(kind()) for name, kind in METHODS.items() if name != DENSE.method)
+        else:
+            yield method
+
+
 def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
     """A recipe whose stages have budgets of their own."""
     named = Candidate(str(recipe), " + ".join(map(str, budgets)), _always_selecting(recipe))
@@ -67,8 +78,10 @@ def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
 
 
 def _possible(recipe: Recipe, grid: list[Budget]) -> list[Budget]:
-    """The budgets a recipe can keep to: what drops tokens cannot promise a mass."""
-    return [budget for budget in grid if not recipe.drops or budget.mass is None]
+    """The budgets a recipe can keep to: not every method can promise a mass."""
+    options = [stage.options()["budget"][0] for stage in recipe.stages if "budget" in stage.options()]
+    promises = not recipe.drops and all(getattr(option, "mass", False) for option in options)
+    return [budget for budget in grid if promises or budget.mass is None]
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:

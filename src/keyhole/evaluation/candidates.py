@@ -38,8 +38,8 @@ def candidates(
     """Every method at every budget, dense first: it is what the others are measured against.
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
-    of several stages with budgets as it is written. Methods that cannot promise a mass are left out at budgets
-    of mass. `all` stands for every registered method with its defaults.
+    of several stages with budgets as it is written. Methods that cannot promise a mass are left out at
+    budgets of mass. `all` stands for every registered method with its defaults.
 
     Raises:
         SpecError: a method or budget that cannot be read, or none at all.

@@ -74,7 +74,7 @@ def compare(
     return list(_rows(chosen, [task.name for task in named], context, found))
 
 
-def find_tasks(names: Iterable[str]) -> list[Task]:
+def find_tasks(names: Iterable[str], *, beside: Iterable[str] = ()) -> list[Task]:
     """The tasks of those names, each once.
 
     Raises:
@@ -84,7 +84,7 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
     unknown = [name for name in wanted if name not in TASKS]
     if unknown or not wanted:
         said = f"unknown task {unknown[0]!r}" if unknown else "no task is named"
-        raise ValueError(f"{said}; there are: {', '.join(TASKS)}")
+        raise ValueError(f"{said}; there are: {', '.join((*beside, *TASKS))}")
     return [TASKS[name] for name in wanted]
 
 

@@ -61,4 +61,6 @@ def _shared_index(candidate: Candidate, cache: KeyholeCache) -> Budget | None:
 def _knows_budget(layer: LayerCache) -> bool:
     """Whether a part of the layer was made for a budget, as storages that renumber are."""
     parts = (layer.prefill, layer.storage, layer.selector)
-    return any(isinstance(value, Budget) for part in parts if part is not None for value in vars(part).values())
+    return any(
+        isinstance(value, Budget) for part in parts if part is not None for value in vars(part).values()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -31,7 +32,7 @@ def batches(items: Sequence[Each], most: int) -> list[list[Each]]:
         raise ValueError(f"batch={most} is out of range; give at least 1")
     count = -(-len(items) // most)
     bounds = [len(items) * i // count for i in range(count + 1)]
-    return [list(items[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [list(items[start:end]) for start, end in pairwise(bounds)]
 
 
 def fitting(model: PreTrainedModel, context: int, tokens: int, *, queries: bool) -> int:

@@ -26,9 +26,7 @@ class Predicted(NamedTuple):
 
 
 @torch.no_grad()
-def predict(
-    model: PreTrainedModel, tokens: Tensor, cache: KeyholeCache, context: int
-) -> Iterator[Predicted]:
+def predict(model: PreTrainedModel, tokens: Tensor, cache: KeyholeCache, context: int) -> Iterator[Predicted]:
     """Predict the tokens behind the first `context` of `tokens [B, context + N]`, one after the other.
 
     The cache holds all of the first `context` but the last, which is the first decode step; so every
@@ -56,9 +54,7 @@ class Scored(NamedTuple):
 class Reference:
     """Full attention's log-probabilities `[N, B, V]` of some texts, and its losses."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokens: Tensor, context: int, cache: KeyholeCache
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, context: int, cache: KeyholeCache) -> None:
         self._model, self._tokens, self._context = model, tokens, context
         kept: Tensor | None = None
         seconds = []

@@ -160,9 +160,7 @@ class _Run:
             if candidate in left:
                 self._try(candidate, names, starts, reference)
 
-    def _try(
-        self, candidate: Candidate, names: list[str], starts: Starts, reference: Reference
-    ) -> None:
+    def _try(self, candidate: Candidate, names: list[str], starts: Starts, reference: Reference) -> None:
         try:
             with starts.begin(candidate) as begun:
                 wanted = self._exact_mass or candidate.mass is not None
@@ -186,9 +184,7 @@ class _Run:
         meter: MassMeter | None,
     ) -> None:
         shared = _shared(candidate, cache, len(names), scored.kl.shape[1], meter)
-        scores = [
-            _score(name, scored, reference.loss, row, shared) for row, name in enumerate(names)
-        ]
+        scores = [_score(name, scored, reference.loss, row, shared) for row, name in enumerate(names)]
         self._results.add(candidate, scores)
         if self._timed is not None:
             seconds = Timing(candidate.method, candidate.budget, len(names), prefill, scored.seconds)
@@ -216,9 +212,7 @@ def _shared(
     return {name: None if value is None else rounded(value) for name, value in found.items()}
 
 
-def _score(
-    name: str, scored: Scored, dense: Tensor, row: int, shared: dict[str, float | None]
-) -> TextScore:
+def _score(name: str, scored: Scored, dense: Tensor, row: int, shared: dict[str, float | None]) -> TextScore:
     return TextScore(
         name,
         kl=tuple(rounded(each) for each in scored.kl[row].tolist()),

@@ -37,7 +37,7 @@ def passages(
     """The first `context + tokens` tokens of each text.
 
     Raises:
-        ValueError: no text, two of one name, or some are too short; all of those are named with their lengths.
+        ValueError: no text, two of one name, or texts that are too short, with the lengths of all of them.
     """
     found, short = [], []
     for source in sources:

@@ -26,7 +26,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}; give a file of `keyhole compare --json`") from error
+        raise ValueError(
+            f"{str(path)!r} is not JSON: {error}; give a file of `keyhole compare --json`"
+        ) from error
     if not isinstance(held, list) or not all(isinstance(row, dict) and "task" in row for row in held):
         raise ValueError(f"{str(path)!r} holds no rows; give a file of `keyhole compare --json`")
     return held

@@ -51,7 +51,7 @@ def candidates(
         own = _budgets(recipe)
         named = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
         if not own:
-            found.append(Candidate(str(recipe), FULL, recipe))
+            found.append(Candidate(str(recipe), FULL, _always_selecting(recipe)))
         elif len(own) > 1:
             found.append(_as_written(recipe, own))
         else:
@@ -91,9 +91,18 @@ def _at(recipe: Recipe, budget: Budget) -> Candidate:
 
 
 def _always_selecting(recipe: Recipe) -> Recipe:
-    retrieval = recipe.retrieval
-    auto = retrieval is not None and retrieval.dense_below == "auto"
-    return _with(recipe, dense_below=0) if auto else recipe
+    """The recipe with `dense_below=0` in the stages that say nothing else of it."""
+    stages = (
+        _stage_with(stage, {"dense_below": 0})
+        if getattr(stage, "dense_below", None) == _default(stage, "dense_below")
+        else stage
+        for stage in recipe.stages
+    )
+    return Recipe(tuple(stages))
+
+
+def _default(stage: Method, option: str) -> object:
+    return next((field.default for field in fields(stage) if field.name == option), None)
 
 
 def _with(recipe: Recipe, **options: object) -> Recipe:

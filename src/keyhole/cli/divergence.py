@@ -14,7 +14,7 @@ from keyhole.cli.inputs import read_text, training_context
 from keyhole.core.files import write_text
 from keyhole.evaluation.candidates import Candidate, candidates
 from keyhole.evaluation.divergence import DivergenceRow, divergence, passages
-from keyhole.evaluation.divergence.measure import Timing
+from keyhole.evaluation.divergence.measure import Timing, check_range
 from keyhole.evaluation.divergence.records import read_records, write_records
 from keyhole.generation import Loaded
 
@@ -42,6 +42,7 @@ def measure(
 ) -> None:
     """Measure, and write the rows after each method; the rows and seconds are added to `found`."""
     context = asked.context or training_context(loaded.model)
+    check_range(loaded.model, context, asked.tokens)
     chosen = candidates(asked.methods, asked.budgets)
     told = _Told(asked, found, report)
     found.divergences = divergence(

@@ -100,8 +100,8 @@ class EvictingLayer(LayerCache):
             "selects, as quest does"
         )
 
-    def take(self, other: LayerCache) -> None:
-        super().take(other)
+    def take(self, other: LayerCache, length: int | None = None) -> None:
+        super().take(other, length)
         if self._pending:
             with self._changing():
                 self._evict()

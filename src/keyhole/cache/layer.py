@@ -20,6 +20,7 @@ from keyhole.cache.prompted import SHOWN, Prompted, PromptQueries
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
 from keyhole.core.autograd import outside_inference_mode
+from keyhole.core.budget import Budget
 from keyhole.core.errors import NonFiniteError
 from keyhole.core.masks import Visible
 from keyhole.core.needs import Informed, Needs
@@ -173,11 +174,26 @@ class LayerCache:
         """Those that may ask for something."""
         return [self.storage] if self.selector is None else [self.storage, self.selector]
 
-    def take(self, other: LayerCache) -> None:
-        """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here."""
-        self.append(other.storage.keys(), other.storage.values())
-        if other._prompted.held is not None:
-            self.see(other._prompted.held)
+    def take(self, other: LayerCache, length: int | None = None) -> None:
+        """Hold what another layer cache holds, as if its tokens, and its prompt's queries, had come here.
+
+        Args:
+            length: take the first so many of its tokens only.
+        """
+        self.append(other.storage.keys()[:, :, :length], other.storage.values()[:, :, :length])
+        prompted = other._prompted.before(length)
+        if prompted is not None:
+            self.see(prompted)
+
+    def use_budget(self, budget: Budget) -> None:
+        """Read by another budget from the next step on; the index stays as it is.
+
+        Raises:
+            ValueError: the layer reads everything, whatever the budget.
+        """
+        if self._reader is None:
+            raise ValueError(f"{self.method} has no budget of what a step reads; give a method that selects")
+        self.reading = self._reader.reading = self._reader.reading._replace(budget=budget)
 
     @property
     def selects(self) -> bool:

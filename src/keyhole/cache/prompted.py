@@ -41,13 +41,20 @@ class PromptQueries:
         self.held, self.end = prompted._replace(queries=queries), length
         return queries
 
+    def before(self, length: int | None) -> Prompted | None:
+        """Those of the tokens before `length`, all of them for None; None where there are none."""
+        newer = 0 if length is None else max(self.end - length, 0)
+        if self.held is None or not newer:
+            return self.held
+        queries = self.held.queries
+        left = queries[:, :, : max(queries.shape[2] - newer, 0)]
+        return self.held._replace(queries=left) if left.shape[2] else None
+
     def crop(self, length: int) -> None:
         """Forget those of tokens from `length` on."""
         newest = max(self.end - length, 0)
         if self.held is not None and newest:
-            queries = self.held.queries
-            left = queries[:, :, : max(queries.shape[2] - newest, 0)]
-            self.held = self.held._replace(queries=left) if left.shape[2] else None
+            self.held = self.before(length)
             self.end -= newest
 
     def reorder(self, rows: Tensor) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
-from keyhole.methods import Method, Recipe
+from keyhole.methods import METHODS, Method, Recipe
+from keyhole.methods.recipe import alone
 
 FULL = "full"
+ALL = "all"
 
 
 class Candidate(NamedTuple):
@@ -36,19 +38,20 @@ def candidates(
     """Every method at every budget, dense first: it is what the others are measured against.
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
-    of several stages with budgets as it is written. Methods that drop tokens are left out at budgets of mass.
+    of several stages with budgets as it is written. Methods that cannot promise a mass are left out at
+    budgets of mass. `all` stands for every registered method with its defaults.
 
     Raises:
         SpecError: a method or budget that cannot be read, or none at all.
     """
     grid = [Budget.parse(budget) for budget in budgets]
     found = [DENSE]
-    for method in methods:
+    for method in _named(methods):
         recipe = Recipe.parse(method)
         own = _budgets(recipe)
         named = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
         if not own:
-            found.append(Candidate(str(recipe), FULL, recipe))
+            found.append(Candidate(str(recipe), FULL, _always_selecting(recipe)))
         elif len(own) > 1:
             found.append(_as_written(recipe, own))
         else:
@@ -60,6 +63,14 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
+def _named(methods: Iterable[str | Method | Recipe]) -> Iterator[str | Method | Recipe]:
+    for method in methods:
+        if method == ALL:
+            yield from (alone(kind()) for name, kind in METHODS.items() if name != DENSE.method)
+        else:
+            yield method
+
+
 def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
     """A recipe whose stages have budgets of their own."""
     named = Candidate(str(recipe), " + ".join(map(str, budgets)), _always_selecting(recipe))
@@ -67,8 +78,10 @@ def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
 
 
 def _possible(recipe: Recipe, grid: list[Budget]) -> list[Budget]:
-    """The budgets a recipe can keep to: what drops tokens cannot promise a mass."""
-    return [budget for budget in grid if not recipe.drops or budget.mass is None]
+    """The budgets a recipe can keep to: not every method can promise a mass."""
+    options = [stage.options()["budget"][0] for stage in recipe.stages if "budget" in stage.options()]
+    promises = not recipe.drops and all(getattr(option, "mass", False) for option in options)
+    return [budget for budget in grid if promises or budget.mass is None]
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:
@@ -78,9 +91,18 @@ def _at(recipe: Recipe, budget: Budget) -> Candidate:
 
 
 def _always_selecting(recipe: Recipe) -> Recipe:
-    retrieval = recipe.retrieval
-    auto = retrieval is not None and retrieval.dense_below == "auto"
-    return _with(recipe, dense_below=0) if auto else recipe
+    """The recipe with `dense_below=0` in the stages that say nothing else of it."""
+    stages = (
+        _stage_with(stage, {"dense_below": 0})
+        if getattr(stage, "dense_below", None) == _default(stage, "dense_below")
+        else stage
+        for stage in recipe.stages
+    )
+    return Recipe(tuple(stages))
+
+
+def _default(stage: Method, option: str) -> object:
+    return next((field.default for field in fields(stage) if field.name == option), None)
 
 
 def _with(recipe: Recipe, **options: object) -> Recipe:

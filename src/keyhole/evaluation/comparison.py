@@ -18,6 +18,7 @@ from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.mass import MassMeter
 from keyhole.evaluation.prompts import Prompt, Start
 from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
+from keyhole.evaluation.starts import Starts
 from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, Task, Turn, score
 from keyhole.generation.decoding import Token, decode, position_range, prefill
 from keyhole.generation.text import stop_tokens, text_of
@@ -73,7 +74,7 @@ def compare(
     return list(_rows(chosen, [task.name for task in named], context, found))
 
 
-def find_tasks(names: Iterable[str]) -> list[Task]:
+def find_tasks(names: Iterable[str], *, beside: Iterable[str] = ()) -> list[Task]:
     """The tasks of those names, each once.
 
     Raises:
@@ -83,7 +84,7 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
     unknown = [name for name in wanted if name not in TASKS]
     if unknown or not wanted:
         said = f"unknown task {unknown[0]!r}" if unknown else "no task is named"
-        raise ValueError(f"{said}; there are: {', '.join(TASKS)}")
+        raise ValueError(f"{said}; there are: {', '.join((*beside, *TASKS))}")
     return [TASKS[name] for name in wanted]
 
 
@@ -121,9 +122,11 @@ def _answer_all(
     """The candidates' answers to one sample; DENSE, which comes first, is the measure of the others."""
     tokens: Tensor = tokenizer(sample.prompt, return_tensors="pt", verbose=False).input_ids.to(model.device)
     prompt = Prompt(model, tokens)
+    starts = Starts(prompt)
     full: float | None = None
     for candidate in chosen:
-        outcome = _answer(model, tokenizer, sample, prompt, candidate, full)
+        with starts.begin(candidate) as begun:
+            outcome = _answer(model, tokenizer, sample, prompt.last, begun, candidate, full)
         full = outcome.accuracy if candidate == DENSE else full
         yield candidate, outcome
 
@@ -132,13 +135,13 @@ def _answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sample: Sample,
-    prompt: Prompt,
+    last: int,
+    begun: Start,
     candidate: Candidate,
     full: float | None,
 ) -> Outcome:
-    begun = prompt.start(candidate.recipe)
     meter = MassMeter(served_layers(begun.cache), candidate.mass)
-    turns = _converse(model, tokenizer, sample, prompt.last, begun, meter)
+    turns = _converse(model, tokenizer, sample, last, begun, meter)
     accuracy = score(sample.later or sample, text_of(tokenizer, turns[-1]))
     return Outcome(
         accuracy=accuracy,

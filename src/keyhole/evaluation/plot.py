@@ -11,7 +11,7 @@ from keyhole.evaluation.rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -22,11 +22,11 @@ _COLOURS = (
     "#999933",
     "#882255",
 )  # told apart by the colour-blind
-_MARKERS = "osD^vPX<>"
+MARKERS = "osD^vPX<>"
 _NAMED = 4  # with more methods, only the ends of their lines are named, and with more than colours none
 _DASHED = (0, (4, 1.5))  # lines of methods for whom no colour is left
-_INK, _FAINT = "#333333", "#888888"
-_HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5, "markeredgewidth": 1.8}
+INK, FAINT = "#333333", "#888888"
+HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5, "markeredgewidth": 1.8}
 _MIB = 2**20
 
 
@@ -45,23 +45,23 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ours = [row for row in means if row.method == name]
         _draw_method(axes, ours, index, of=len(methods))
     if any(row.mass_target is not None for row in means):
-        axes.plot([], [], **_HOLLOW, color=_FAINT, marker="o", label="budget is a share of attention mass")
+        axes.plot([], [], **HOLLOW, color=FAINT, marker="o", label="budget is a share of attention mass")
     _scale(axes, means)
     _word(axes, means[0], len({row.task for row in rows}) - 1)
     figure.legend(
-        loc="outside lower center", ncols=3, handlelength=3, frameon=False, fontsize=9, labelcolor=_INK
+        loc="outside lower center", ncols=3, handlelength=3, frameon=False, fontsize=9, labelcolor=INK
     )
     figure.savefig(path)
 
 
 def _draw_dense(axes: Axes, means: Sequence[Row]) -> None:
     dense = next(row for row in means if row.method == "dense")
-    axes.axhline(100 * dense.accuracy, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(100 * dense.accuracy, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(
         *_place(dense),
         marker="*",
         markersize=13,
-        color=_INK,
+        color=INK,
         linestyle="none",
         label="full attention",
         zorder=4,
@@ -69,14 +69,14 @@ def _draw_dense(axes: Axes, means: Sequence[Row]) -> None:
 
 
 def _draw_method(axes: Axes, rows: Sequence[Row], index: int, *, of: int) -> None:
-    style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)], "zorder": 3}
-    line = "-" if index < len(_COLOURS) else _DASHED
+    style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "zorder": 3}
+    line = "-" if index < len(COLOURS) else _DASHED
     lined = sorted((row for row in rows if row.mass_target is None), key=_place)
     alone = [row for row in rows if row.mass_target is not None]
     axes.plot(*_places(lined), linestyle=line, linewidth=1.8, markersize=6.5, label=rows[0].method, **style)
-    axes.plot(*_places(alone), **_HOLLOW, **style)
+    axes.plot(*_places(alone), **HOLLOW, **style)
     for row in rows:
-        if of <= _NAMED or row in alone or (of <= len(_COLOURS) and row in (lined[0], lined[-1])):
+        if of <= _NAMED or row in alone or (of <= len(COLOURS) and row in (lined[0], lined[-1])):
             _name_point(axes, row, style["color"], above=row in alone)
 
 
@@ -130,10 +130,10 @@ def _word(axes: Axes, row: Row, tasks: int) -> None:
         f"Accuracy against bytes read: {row.samples} prompts of {row.context:,} tokens",
         loc="left",
         fontsize=11,
-        color=_INK,
+        color=INK,
     )
-    axes.set_xlabel("keys, values and index read per generated token (MiB, log scale)", color=_INK)
-    axes.set_ylabel(f"accuracy, mean over {tasks} tasks (%)" if tasks > 1 else "accuracy (%)", color=_INK)
+    axes.set_xlabel("keys, values and index read per generated token (MiB, log scale)", color=INK)
+    axes.set_ylabel(f"accuracy, mean over {tasks} tasks (%)" if tasks > 1 else "accuracy (%)", color=INK)
     axes.grid(True, color="#e2e2e2", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=9)

@@ -1,4 +1,4 @@
-"""A prompt in the caches of many methods: computed densely once where they only read it differently."""
+"""Prompts in the caches of many methods: computed densely once where they only read them differently."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from keyhole.cache.prompted import SHOWN
 from keyhole.core.errors import UnsupportedModelError
-from keyhole.engines.transformers import make_cache, served_layers
+from keyhole.engines.transformers import KeyholeCache, make_cache, served_layers
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.generation.decoding import build_index, prefill
 from keyhole.methods import Recipe
@@ -27,21 +26,38 @@ _PIECE = 8192  # tokens of a prompt computed at once
 class Start:
     """A cache that holds all of a prompt but its last token, indexed, and the seconds that took."""
 
-    cache: DynamicCache
+    cache: KeyholeCache
     seconds: float
 
 
 class Prompt:
-    """The tokens `[1, T]` of a prompt, T at least 2, and the dense keys and values of all but the last."""
+    """The tokens `[B, T]` of prompts of one length, T at least 2, and their dense keys and values.
 
-    def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
+    Args:
+        queries: hold the queries too, as methods that drop tokens need; they take more memory than the keys.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, *, queries: bool = True) -> None:
         if tokens.shape[1] < 2:
             raise ValueError(f"a prompt of {tokens.shape[1]} tokens is too short; give at least 2")
         self.model, self.tokens = model, tokens
         # Methods that drop tokens may want to see all of a prompt's queries.
-        self._dense = start(model, Recipe.parse("dense"), tokens, remember=_PIECE)
-        if not served_layers(self._dense.cache):
+        self._remember = _PIECE if queries and tokens.shape[1] <= _PIECE else SHOWN
+        dense = start(model, Recipe.parse("dense"), tokens, remember=self._remember)
+        if not served_layers(dense.cache):
             raise UnsupportedModelError(f"{type(model).__name__} has no layer of full attention to serve")
+        self._source, self._seconds = dense.cache, dense.seconds
+        self._last_seconds = self._add_last()
+
+    def _add_last(self) -> float:
+        """Add the prompt's last token to the layers that Keyhole serves, not to others; returns seconds."""
+        cache = self._source
+        cache.prompt_length = self.tokens.shape[1]
+        others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
+        seconds = prefill(self.model, self.tokens[:, -1:], cache)
+        back = iter(others)
+        cache.layers = [layer if isinstance(layer, KeyholeLayer) else next(back) for layer in cache.layers]
+        return seconds
 
     @property
     def last(self) -> int:
@@ -55,38 +71,24 @@ class Prompt:
         """
         evicts = recipe.drops
         own = any(answers(stage, question) for stage in recipe.stages for question in _OWN_PREFILL)
-        if own or (evicts and self.tokens.shape[1] > _PIECE):
+        if own or (evicts and self._remember != _PIECE):
             return start(self.model, recipe, self.tokens)
         cache = make_cache(self.model, recipe)
-        source = self._whole if evicts else self._dense
+        held = self.tokens.shape[1] - 1
         started = time.perf_counter()
-        _copy(source.cache, cache)
+        _copy(self._source, cache, None if evicts else held)
         for layer in served_layers(cache):
-            layer.crop(self.tokens.shape[1] - 1)
-        dropping = time.perf_counter() - started if evicts else 0.0
-        return Start(cache, source.seconds + dropping + build_index(self.model, cache))
-
-    @cached_property
-    def _whole(self) -> Start:
-        """All of the prompt in layers that Keyhole serves, and all but its last token in others."""
-        cache = make_cache(self.model, "dense")
-        cache.prompt_length = self.tokens.shape[1]
-        for layer in served_layers(cache):
-            layer.remember = _PIECE
-        _copy(self._dense.cache, cache)
-        others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
-        seconds = prefill(self.model, self.tokens[:, -1:], cache)
-        back = iter(others)
-        cache.layers = [layer if isinstance(layer, KeyholeLayer) else next(back) for layer in cache.layers]
-        return Start(cache, self._dense.seconds + seconds)
+            layer.crop(held)
+        dropping = time.perf_counter() - started + self._last_seconds if evicts else 0.0
+        return Start(cache, self._seconds + dropping + build_index(self.model, cache))
 
 
-def _copy(source: DynamicCache, target: DynamicCache) -> None:
-    """Let the layers of a fresh cache hold what those of another do."""
+def _copy(source: KeyholeCache, target: KeyholeCache, length: int | None) -> None:
+    """Let the layers of a fresh cache hold what those of another do, their first `length` tokens."""
     for index, held in enumerate(source.layers):
         mine = target.layers[index]
         if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
-            mine.inner.take(held.inner)
+            mine.inner.take(held.inner, length)
             mine.is_initialized = True
         else:
             target.layers[index] = deepcopy(held)
@@ -101,7 +103,7 @@ def start(
     remember: int = SHOWN,
     progress: Callable[[int], None] | None = None,
 ) -> Start:
-    """Prefill and index a fresh cache with all of `tokens [1, T]` but the last.
+    """Prefill and index a fresh cache with all of `tokens [B, T]` but the last.
 
     Args:
         chunk: tokens computed at once, at most.

@@ -45,7 +45,7 @@ def prefill(
     """
     if not tokens.shape[1]:
         return 0.0
-    forward = _forward(model, cache)
+    forward = forward_of(model, cache)
     started = time.perf_counter()
     for part in tokens.tensor_split(-(-tokens.shape[1] // chunk), dim=1):
         forward(part)
@@ -84,7 +84,7 @@ def decode(
         pick: from the logits `[V]` to the next token; greedy by default.
     """
     end_prompt(cache)
-    forward, choose, token = _forward(model, cache), pick or greedy, last
+    forward, choose, token = forward_of(model, cache), pick or greedy, last
     for _ in range(limit):
         started = time.perf_counter()
         logits = forward(torch.tensor([[token]], device=model.device))
@@ -105,7 +105,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _forward(model: PreTrainedModel, cache: Cache) -> Callable[[Tensor], Tensor]:
+def forward_of(model: PreTrainedModel, cache: Cache) -> Callable[[Tensor], Tensor]:
     """From token ids to logits, of the last token only where the model can leave the others out."""
     known = inspect.signature(model.forward).parameters
     options: dict[str, object] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -60,7 +60,7 @@ class Prompt:
         cache = make_cache(self.model, recipe)
         source = self._whole if evicts else self._dense
         started = time.perf_counter()
-        _copy(source.cache, cache)
+        take_over(source.cache, cache)
         for layer in served_layers(cache):
             layer.crop(self.tokens.shape[1] - 1)
         dropping = time.perf_counter() - started if evicts else 0.0
@@ -73,7 +73,7 @@ class Prompt:
         cache.prompt_length = self.tokens.shape[1]
         for layer in served_layers(cache):
             layer.remember = _PIECE
-        _copy(self._dense.cache, cache)
+        take_over(self._dense.cache, cache)
         others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
         seconds = prefill(self.model, self.tokens[:, -1:], cache)
         back = iter(others)
@@ -81,7 +81,7 @@ class Prompt:
         return Start(cache, self._dense.seconds + seconds)
 
 
-def _copy(source: DynamicCache, target: DynamicCache) -> None:
+def take_over(source: DynamicCache, target: DynamicCache) -> None:
     """Let the layers of a fresh cache hold what those of another do."""
     for index, held in enumerate(source.layers):
         mine = target.layers[index]

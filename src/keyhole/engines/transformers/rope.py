@@ -93,12 +93,12 @@ def layer_rope(model: PreTrainedModel, place: int) -> Rope:
 
 
 def _find(model: PreTrainedModel) -> list[Rope | None]:
-    near, far = _keys(model, 0), _keys(model, _FAR)
+    near, far = lone_keys(model, 0), lone_keys(model, _FAR)
     return [_fitting(model, place, *pair) for place, pair in enumerate(zip(near, far, strict=True))]
 
 
 @torch.no_grad()
-def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
+def lone_keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     """Each layer's cached key `[1, Hkv, 1, D]` of a lone token; None for layers without."""
     at = torch.full((1, 1), position, device=input_device(model))
     # Some common token: the first ones are special, and the embedding of padding is zero.
@@ -114,11 +114,12 @@ def _fitting(model: PreTrainedModel, place: int, near: Tensor | None, far: Tenso
     """The first rotation that takes a layer's key at position 0 to where it was found at `_FAR`."""
     if near is None or far is None or not far.any():
         return None
-    return next((rope for rope in _candidates(model, place) if _fits(rope, near, far)), None)
+    return next((rope for rope in _candidates(model, place) if fits(rope, near, far, _FAR)), None)
 
 
-def _fits(rope: Rope, near: Tensor, far: Tensor) -> bool:
-    moved = torch.full((1, 1), _FAR, device=near.device)
+def fits(rope: Rope, near: Tensor, far: Tensor, position: int) -> bool:
+    """Whether a rotation takes a layer's key at position 0 to where it was found at another."""
+    moved = torch.full((1, 1), position, device=near.device)
     try:
         found = rope.rotate(near, moved)
     except _MISFITS:

@@ -7,7 +7,6 @@ from typing import Any
 
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
-from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe, answers
 from keyhole.methods.registry import METHODS
 from keyhole.methods.renumbering import Renumbering
@@ -40,21 +39,17 @@ def check_beyond(recipe: Recipe, positions: int, tokens: int) -> None:
 def beyond_recipe(recipe: Recipe, positions: int, tokens: int) -> Recipe:
     """The recipe for a text of so many tokens, more than the `positions` of a model's range.
 
-    A stage that can renumber does so, with what TokenSelect reads in place of defaults, made smaller for
-    ranges of fewer than 8,192 positions; without such a stage, TokenSelect stands for all that selects, drops
-    or computes prompts. Stages that read fewer weights stay.
+    The stage that selects renumbers if it can, else TokenSelect takes its place, with what that reads in
+    place of defaults, made smaller for ranges of fewer than 8,192 positions. Beside it only stages that read
+    fewer weights stay, not those that drop tokens or compute prompts.
 
     Raises:
         SpecError: options that were given do not go with that.
     """
     stage = recipe.retrieval
-    if isinstance(stage, Renumbering):
-        kept = [other for other in recipe.stages if other is stage or not answers(other, "prefill")]
-        chosen: list[Method] = [_extended(s, positions) if isinstance(s, Renumbering) else s for s in kept]
-    else:
-        weights = [other for other in recipe.stages if answers(other, "feedforward")]
-        chosen = [*weights, _extended(TokenSelect(), positions)]
-    found = Recipe(tuple(chosen))
+    able = stage if isinstance(stage, Renumbering) else TokenSelect()
+    weights = [other for other in recipe.stages if answers(other, "feedforward")]
+    found = Recipe((*weights, _extended(able, positions)))
     check_beyond(found, positions, tokens)
     return found
 

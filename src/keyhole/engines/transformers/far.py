@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.core.rope import Rope
 from keyhole.engines.transformers.registration import text_config
-from keyhole.engines.transformers.rope import LENGTH_DEPENDENT, fits, layer_rope, lone_keys
+from keyhole.engines.transformers.rope import LENGTH_DEPENDENT, layer_rope, lone_keys
 
 # What code raises that has as many positions as a table was made for.
 _NO_SUCH_POSITION = (IndexError, RuntimeError, ValueError)
+_TOLERANCE = 0.05  # as a share of a key's length: angles of a million radians are rounded to 1 in 16
 
 
 def check_far(model: PreTrainedModel, tokens: int) -> None:
@@ -55,18 +58,27 @@ def _check_scales(model: PreTrainedModel) -> None:
         raise UnsupportedModelError("llama_4_scaling_beta scales its queries by their positions")
 
 
-def _check_keys(model: PreTrainedModel, ropes: list[Any], tokens: int) -> None:
+def _check_keys(model: PreTrainedModel, ropes: list[Rope | None], tokens: int) -> None:
     position = tokens - 1
     try:
         near, far = lone_keys(model, 0), lone_keys(model, position)
     except _NO_SUCH_POSITION as error:
         raise UnsupportedModelError(f"its code has no position {position:,}: {error}") from error
     for place, (rope, here, there) in enumerate(zip(ropes, near, far, strict=True)):
-        if rope is not None and not _turned(rope, here, there, position):
+        if rope is None or here is None or there is None:
+            continue
+        if not (_turns(rope, here, there, position) and _turns(rope, there, here, -position)):
             raise UnsupportedModelError(
                 f"the keys of layer {place} at position {position:,} are not those of position 0, rotated"
             )
 
 
-def _turned(rope: Any, here: Tensor | None, there: Tensor | None, position: int) -> bool:
-    return here is not None and there is not None and fits(rope, here, there, position)
+def _turns(rope: Rope, keys: Tensor, wanted: Tensor, moves: int) -> bool:
+    """Whether a rotation takes keys where they are wanted, in two parts, which only a rotation can."""
+    half = moves // 2
+    for part in (half, moves - half):
+        try:
+            keys = rope.rotate(keys, torch.full((1, 1), part, device=keys.device))
+        except _NO_SUCH_POSITION:
+            return False
+    return bool((keys - wanted.float()).norm() <= _TOLERANCE * wanted.float().norm())

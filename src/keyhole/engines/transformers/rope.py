@@ -114,12 +114,11 @@ def _fitting(model: PreTrainedModel, place: int, near: Tensor | None, far: Tenso
     """The first rotation that takes a layer's key at position 0 to where it was found at `_FAR`."""
     if near is None or far is None or not far.any():
         return None
-    return next((rope for rope in _candidates(model, place) if fits(rope, near, far, _FAR)), None)
+    return next((rope for rope in _candidates(model, place) if _fits(rope, near, far)), None)
 
 
-def fits(rope: Rope, near: Tensor, far: Tensor, position: int) -> bool:
-    """Whether a rotation takes a layer's key at position 0 to where it was found at another."""
-    moved = torch.full((1, 1), position, device=near.device)
+def _fits(rope: Rope, near: Tensor, far: Tensor) -> bool:
+    moved = torch.full((1, 1), _FAR, device=near.device)
     try:
         found = rope.rotate(near, moved)
     except _MISFITS:

@@ -93,6 +93,21 @@ def test_stop_strings_end_the_answer(keyhole, arguments):
     assert stopped.stdout == free[: min(free.index(free[2]), free.index(free[3]))] + "\n"
 
 
+def test_texts_beyond_the_range(keyhole, refused, arguments, model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "short")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("1024", "128"))
+    changes = {"--model": folder, "--method": "quest"}
+    assert "--beyond-range" in refused(*arguments(**changes))
+    result = keyhole(*arguments(**changes), "--beyond-range")
+    assert result.exit_code == 0
+    assert "longer than the model's range; read by quest(budget=32" in " ".join(result.stderr.split())
+    assert keyhole(*arguments(**changes), "--beyond-range", "--quiet").stderr == ""
+    within = keyhole(*arguments(), "--beyond-range")
+    assert "longer than" not in within.stderr
+    assert within.stdout == keyhole(*arguments()).stdout
+
+
 def test_raw_leaves_the_chat_template_out(keyhole, arguments, model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "chat")
     (folder / "chat_template.jinja").write_text("[{{ messages[0].content }}] I say:")

@@ -34,6 +34,7 @@ SELECTING = {name: selecting(name) for name in keyhole.METHODS if name != "criti
     "int4": "pqcache(kv_dtype=int4, sinks=2, window=6, dense_below=0)",
     "disk": "quest(place=disk, block_cache='1MB', sinks=2, window=6, dense_below=0)",
     "renumbered": "tokenselect(renumber=true, sinks=2, window=6, dense_below=0)",
+    "renumbered index": "quest(renumber=true, distance=9, sinks=2, window=6, dense_below=0)",
     "both": "snapkv(budget=0.5) + pqcache(budget=0.2, sinks=2, window=6, dense_below=0)",
     "weights": "oracle(budget=0.2, sinks=2, window=6, dense_below=0) + chess",
 }

@@ -228,6 +228,9 @@ def test_all_registered_methods_say_whether_they_need_positions():
         ("snapkv + windowkv", "both answer the question 'retain'"),
         ("mpcache + quest", "both answer the question 'select'"),
         ("snapkv + tokenselect(sparse_prefill=true)", "heads and layers do not share"),
+        ("snapkv + tokenselect(per_head=true, renumber=true)", "needs the positions"),
+        ("snapkv + pqcache(renumber=true)", "needs the positions"),
+        ("snapkv + quest(sparse_prefill=true)", "needs the positions"),
         ("adakv + tokenselect(sparse_prefill=true, per_head=true)", "heads=uniform"),
     ],
 )

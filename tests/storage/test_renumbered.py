@@ -1,4 +1,4 @@
-"""Decode steps whose tokens are moved to positions without gaps (TokenSelect), against a brute force."""
+"""Decode steps whose tokens are moved to positions without gaps, against a brute force."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,14 @@ OPTIONS = "sinks=3, window=5, dense_below=0, renumber=true"
 
 def spec(options):
     return f"tokenselect({options}, {OPTIONS})"
+
+
+OTHERS = [
+    f"pqcache(budget=7, subspaces=4, bits=3, iterations=2, {OPTIONS})",
+    f"pqcache(budget=0.3, subspaces=4, bits=3, iterations=2, distance=20, {OPTIONS})",
+    f"quest(budget=7, page=3, {OPTIONS})",
+    f"quest(budget=0.3, page=4, distance=20, {OPTIONS})",
+]
 
 
 def check(layer, out):
@@ -50,10 +58,11 @@ def test_a_step_is_a_brute_force(budget, groups, per_head, padding, seed):
 
 
 @pytest.mark.parametrize(
-    "options", ["budget=7", "budget=0.3", "budget=7, distance=20", "budget=7, reuse=1.0"]
+    "method",
+    [*map(spec, ["budget=7", "budget=0.3", "budget=7, distance=20", "budget=7, reuse=1.0"]), *OTHERS],
 )
-def test_a_life(options):
-    layer = Layer(spec(options), batch=2, padding=[0, 11], size=8)
+def test_a_life(method):
+    layer = Layer(method, batch=2, padding=[0, 11], size=8)
     layer.append(50)
 
     def steps(count):
@@ -70,7 +79,7 @@ def test_a_life(options):
     layer.append(9)
     check_dense(layer, layer.attend(9), 9)
     steps(2)
-    fresh = Layer(spec(options), size=8).cache
+    fresh = Layer(method, size=8).cache
     fresh.restore({k: v.clone() for k, v in layer.cache.state().items()}, layer.cache.indexed)
     found = fresh.attend(layer.query, layer.logits, mask=layer.mask())
     torch.testing.assert_close(found, layer.cache.attend(layer.query, layer.logits, mask=layer.mask()))
@@ -88,11 +97,25 @@ def test_a_row_that_drops_nothing_is_dense():
         check_dense(layer, out)
 
 
-def test_everything_is_dense():
-    layer = Layer(spec("budget=1.0"), size=8)
+@pytest.mark.parametrize("method", ["tokenselect", "pqcache", "quest"])
+def test_everything_is_dense(method):
+    layer = Layer(f"{method}(budget=1.0, {OPTIONS})", size=8)
     layer.append(60)
     layer.append(1)
     check_dense(layer, layer.attend())
+
+
+@pytest.mark.parametrize("method", ["tokenselect", "pqcache(iterations=2", "quest(page=4"])
+@pytest.mark.parametrize("distance", ["", ", distance=9"])
+def test_all_but_one_is_selected_and_nothing_moves_that_is_dense(method, distance):
+    """The path that selects: what is left out is a token without weight."""
+    separator = ", " if "(" in method else "("
+    layer = Layer(f"{method}{separator}budget=52{distance}, {OPTIONS})", size=8)
+    layer.append(61)
+    layer.append(1)
+    out = layer.attend()
+    assert layer.observed is not None
+    check(layer, out)
 
 
 def test_true_positions_are_the_default():
@@ -149,6 +172,8 @@ def test_settle_comes_first():
 def test_what_does_not_go_with_it_is_refused(options, says):
     with pytest.raises(ValueError, match=says):
         Recipe.parse(spec(options))
+    with pytest.raises(ValueError, match=says):
+        Recipe.parse(f"quest({options}, {OPTIONS})")
 
 
 def test_bfloat16():

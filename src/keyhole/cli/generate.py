@@ -11,7 +11,7 @@ from keyhole.cli import options
 from keyhole.cli.console import progress
 from keyhole.cli.early import check_method, within
 from keyhole.cli.inputs import find_source, load, read_text
-from keyhole.cli.spent import print_spent
+from keyhole.cli.spent import print_chosen, print_spent
 
 _MOST = 2**31 - 1
 
@@ -50,6 +50,14 @@ def generate(
         bool,
         typer.Option("--raw", help="Continue the text without the model's chat template."),
     ] = False,
+    beyond_range: Annotated[
+        bool,
+        typer.Option(
+            "--beyond-range",
+            help="Read texts longer than the model's range by a recipe that renumbers positions: --method "
+            "where it can, else tokenselect. Shorter texts are read by --method.",
+        ),
+    ] = False,
     chunk: Annotated[
         int | None,
         typer.Option(
@@ -79,6 +87,7 @@ def generate(
             method=method,
             # There is one question, so methods that drop tokens may know it.
             question_aware=True,
+            beyond_range=beyond_range,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -91,6 +100,8 @@ def generate(
         )
     _write("\n")
     if not quiet:
+        if beyond_range:
+            print_chosen(found, method)
         print_spent(found)
 
 

@@ -70,7 +70,7 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
 
 def training_context(model: PreTrainedModel) -> int:
     """The context a model was trained at where its configuration says so, else what surely fits."""
-    from keyhole.generation.decoding import position_range
+    from keyhole.engines.transformers.sizes import position_range
 
     stated = getattr(model.config, "keyhole", None) or {}
     if "training_context" in stated:

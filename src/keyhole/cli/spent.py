@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from keyhole.generation import Answer
 
 
+def print_chosen(answer: Answer, method: str) -> None:
+    """Say by what a text beyond the model's range was read in place of the method that was asked for."""
+    from keyhole.methods import Recipe
+
+    if answer.method != str(Recipe.parse(method)):
+        text = f"the text is longer than the model's range; read by {answer.method}"
+        stderr().print(text, highlight=False, markup=False)
+
+
 def print_spent(answer: Answer) -> None:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for label, text in _rows(answer):

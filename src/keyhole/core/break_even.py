@@ -32,6 +32,13 @@ class BreakEven(NamedTuple):
         fitting = [tokens for sequences, tokens in self.batched if sequences <= batch]
         return fitting[-1] if fitting else self.tokens
 
+    def at_most(self, tokens: int, source: str) -> BreakEven:
+        """The same, but no length above `tokens`; where one was, `source` is what they follow from."""
+        if max([self.tokens, *(length for _, length in self.batched)]) <= tokens:
+            return self
+        batched = tuple((sequences, min(length, tokens)) for sequences, length in self.batched)
+        return BreakEven(min(self.tokens, tokens), batched, source)
+
 
 ALWAYS = BreakEven()
 

@@ -68,6 +68,7 @@ class ModelInfo:
         activations: what is known of its modules; None without a model.
         projections: those of a layer, by its place in the model; None without a model.
         device: where keys and values come from; None without a model, which is the CPU.
+        positions: the longest text the model was made for; None where that is not known.
     """
 
     layers: tuple[int, ...]
@@ -77,6 +78,7 @@ class ModelInfo:
     activations: Activations | None = None
     projections: Callable[[int], Projections] | None = None
     device: torch.device | None = None
+    positions: int | None = None
 
     @classmethod
     def of(cls, info: ModelInfo | int) -> ModelInfo:

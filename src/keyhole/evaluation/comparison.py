@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.engines.transformers import activated, detach, footprint, served_layers, usage
+from keyhole.engines.transformers.far import check_far
+from keyhole.engines.transformers.sizes import position_range
 from keyhole.evaluation.candidates import DENSE, Candidate, candidates
 from keyhole.evaluation.fitting import count_tokens
 from keyhole.evaluation.haystack import Haystack
@@ -20,9 +23,10 @@ from keyhole.evaluation.prompts import Prompt, Start
 from keyhole.evaluation.rows import MEAN, Outcome, Row, summarise
 from keyhole.evaluation.starts import Starts
 from keyhole.evaluation.tasks import SINGLE_TURN, TASKS, Sample, Task, Turn, score
-from keyhole.generation.decoding import Token, decode, position_range, prefill
+from keyhole.generation.decoding import Token, decode, prefill
 from keyhole.generation.text import stop_tokens, text_of
 from keyhole.methods import Method, Recipe
+from keyhole.methods.beyond import check_beyond
 
 Progress = Callable[[str, int, int], None]  # what is being done, samples done, samples in all
 
@@ -61,7 +65,8 @@ def compare(
         raise ValueError(f"samples={samples} is out of range; give at least 1")
     text = haystack or Haystack.from_environment("held-out")
     asked = _Samples(tokenizer, text, context, seed)
-    _check_range(model, context, max(_growth(tokenizer, asked.make(task, 0)) for task in named))
+    growth = max(_growth(tokenizer, asked.make(task, 0)) for task in named)
+    _check_range(model, chosen, context, growth)
     found: dict[tuple[str, Candidate], list[Outcome]] = {}
     try:
         for done, (task, index) in enumerate(product(named, range(samples))):
@@ -107,13 +112,21 @@ def _growth(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> int:
     return sample.max_new_tokens + asked + sample.later.max_new_tokens
 
 
-def _check_range(model: PreTrainedModel, context: int, growth: int) -> None:
-    limit = position_range(model)
-    if limit is not None and context + growth > limit:
-        raise ValueError(
-            f"a context of {context} tokens and its answers take {context + growth} positions, "
-            f"the model has {limit}; give a context of at most {limit - growth}"
-        )
+def _check_range(model: PreTrainedModel, chosen: Sequence[Candidate], context: int, growth: int) -> None:
+    """Beyond the model's range all but full attention, the measure of the others, must renumber positions."""
+    limit, tokens = position_range(model), context + growth
+    if limit is None or tokens <= limit:
+        return
+    try:
+        for candidate in chosen:
+            if candidate != DENSE:
+                check_beyond(candidate.recipe, limit, tokens)
+    except SpecError as error:
+        raise SpecError(
+            f"a context of {context} tokens and its answers take {tokens} positions, the model has {limit}: "
+            f"{error}; or give a context of at most {limit - growth}"
+        ) from error
+    check_far(model, tokens)
 
 
 def _answer_all(

@@ -76,14 +76,14 @@ class Prompt:
         cache = make_cache(self.model, recipe)
         held = self.tokens.shape[1] - 1
         started = time.perf_counter()
-        _copy(self._source, cache, None if evicts else held)
+        take_over(self._source, cache, None if evicts else held)
         for layer in served_layers(cache):
             layer.crop(held)
         dropping = time.perf_counter() - started + self._last_seconds if evicts else 0.0
         return Start(cache, self._seconds + dropping + build_index(self.model, cache))
 
 
-def _copy(source: KeyholeCache, target: KeyholeCache, length: int | None) -> None:
+def take_over(source: KeyholeCache, target: KeyholeCache, length: int | None = None) -> None:
     """Let the layers of a fresh cache hold what those of another do, their first `length` tokens."""
     for index, held in enumerate(source.layers):
         mine = target.layers[index]

@@ -9,7 +9,7 @@ from typing import overload
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.generation.loading import Loaded, load_model
-from keyhole.generation.prompt import Asked, PromptForm, check_range, wants_chat
+from keyhole.generation.prompt import Asked, PromptForm, wants_chat, within_range
 from keyhole.generation.reader import Answer, Options, Progress, Reader
 from keyhole.generation.sampling import check_sampling
 from keyhole.generation.text import check_stop
@@ -26,6 +26,7 @@ def generate(
     questions: str,
     method: str | Method | Recipe = ...,
     question_aware: bool = ...,
+    beyond_range: bool = ...,
     max_new_tokens: int = ...,
     temperature: float = ...,
     top_p: float = ...,
@@ -47,6 +48,7 @@ def generate(
     questions: Sequence[str],
     method: str | Method | Recipe = ...,
     question_aware: bool = ...,
+    beyond_range: bool = ...,
     max_new_tokens: int = ...,
     temperature: float = ...,
     top_p: float = ...,
@@ -67,6 +69,7 @@ def generate(
     questions: str | Sequence[str],
     method: str | Method | Recipe = "pqcache",
     question_aware: bool = False,
+    beyond_range: bool = False,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -89,6 +92,9 @@ def generate(
         method: a method string, method or recipe.
         question_aware: read the context again for each question, together with it. Methods that drop tokens
             then know the question when they select what to keep.
+        beyond_range: read prompts longer than the model's range by a recipe that renumbers positions, made of
+            `method` where that can, else `tokenselect`; `Answer.method` is the one that was taken. Prompts
+            within the range are read by `method`.
         temperature: 0 is greedy decoding.
         top_p: sample from the smallest set of tokens that has this probability.
         seed: random seed of the sampling, applied to each question separately.
@@ -103,7 +109,8 @@ def generate(
         An `Answer`, or a list of them where `questions` is a sequence.
 
     Raises:
-        ValueError: an option is out of range, or the prompt is longer than the model's range.
+        ValueError: an option is out of range, or the prompt is longer than the model's range and the method
+            does not renumber positions.
         SpecError: the method cannot be read.
         UnsupportedModelError: the model cannot be served, with the reason.
     """
@@ -113,9 +120,10 @@ def generate(
     loaded = _loaded(model, tokenizer)
     form = PromptForm(loaded.tokenizer, context, chat=wants_chat(loaded.tokenizer, chat))
     prompts = [form.ask(question) for question in asked]
-    for prompt in prompts:
-        check_range(loaded.model, prompt, max_new_tokens)
-    recipes = [recipe.for_text(f"{context}\n{question}") for question in asked]
+    recipes = [
+        within_range(loaded.model, recipe, prompt, max_new_tokens, beyond=beyond_range) for prompt in prompts
+    ]
+    recipes = [r.for_text(f"{context}\n{question}") for r, question in zip(recipes, asked, strict=True)]
     answers: dict[int, Answer] = {}
     for numbers in _together(recipes, prompts, question_aware):
         reader = Reader(loaded, recipes[numbers[0]], options, chunk, progress)

@@ -94,11 +94,6 @@ def decode(
             return
 
 
-def position_range(model: PreTrainedModel) -> int | None:
-    """The longest sequence the model was made for, None where its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def synchronize(device: torch.device) -> None:
     """Wait for an accelerator to finish, so that a clock read next is right."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 from keyhole.cache.layer import LayerCache
 from keyhole.engines.transformers import KeyholeCache, served_layers
-from keyhole.storage import DeviceStorage
+from keyhole.storage import DeviceStorage, RenumberedStorage
 
 
 def fork(cache: KeyholeCache) -> KeyholeCache:
@@ -35,5 +35,5 @@ def _growing(cache: KeyholeCache) -> list[LayerCache]:
     return [
         layer
         for layer in served_layers(cache)
-        if type(layer) is LayerCache and type(layer.storage) is DeviceStorage
+        if type(layer) is LayerCache and type(layer.storage) in (DeviceStorage, RenumberedStorage)
     ]

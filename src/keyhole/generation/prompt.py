@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keyhole.generation.decoding import position_range
+from keyhole.core.errors import SpecError
+from keyhole.engines.transformers.far import check_far
+from keyhole.engines.transformers.sizes import position_range
+from keyhole.methods.beyond import beyond_recipe, check_beyond
+from keyhole.methods.recipe import Recipe
 
 _MARK = "\x01question\x01"  # no template and no document has it
 
@@ -73,15 +77,31 @@ def wants_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> bool:
     return has if chat is None else chat
 
 
-def check_range(model: PreTrainedModel, asked: Asked, room: int) -> None:
-    """Raise ValueError unless a prompt and an answer of `room` tokens are within the model's positions."""
-    limit = position_range(model)
-    if limit is not None and asked.length + room > limit:
-        raise ValueError(
-            f"the prompt has {asked.length:,} tokens and the answer up to {room:,}, together beyond the "
-            f"model's range of {limit:,} positions; shorten the context by {asked.length + room - limit:,} "
-            "tokens, lower max_new_tokens, or use a model with a longer range"
-        )
+def within_range(
+    model: PreTrainedModel, recipe: Recipe, asked: Asked, room: int, *, beyond: bool = False
+) -> Recipe:
+    """The recipe for a prompt and an answer of `room` tokens: itself where they are in the model's range.
+
+    Args:
+        beyond: take a recipe that can read longer texts where they are not; otherwise `recipe` must be one.
+
+    Raises:
+        ValueError: they are not, and the recipe or the model cannot do that.
+    """
+    limit, tokens = position_range(model), asked.length + room
+    if limit is None or tokens <= limit:
+        return recipe
+    try:
+        found = beyond_recipe(recipe, limit, tokens) if beyond else recipe
+        check_beyond(found, limit, tokens)
+    except SpecError as error:
+        raise SpecError(
+            f"the prompt has {asked.length:,} tokens and the answer up to {room:,}, together beyond "
+            f"the model's range of {limit:,} positions; shorten the context by {tokens - limit:,} tokens "
+            f"or lower max_new_tokens; beyond the range: {error}"
+        ) from error
+    check_far(model, tokens)
+    return found
 
 
 def _asked(context: list[int], question: list[int]) -> Asked:

@@ -8,14 +8,14 @@ from typing import ClassVar
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
-from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
-from keyhole.selection import ProductSelector, Selector
+from keyhole.methods.renumbering import Renumbering
+from keyhole.selection import ProductSelector, Selector, at_distance
 from keyhole.selection.product import default_subspaces
 
 
 @dataclass(frozen=True)
-class PQCache(RetrievalMethod):
+class PQCache(Renumbering):
     """Zhang et al., "PQCache: Product Quantization-based KVCache for Long Context LLM Inference", 2025.
 
     The defaults are a preset of Keyhole: 4-bit codes, which scan fastest, along learned axes. The paper has
@@ -87,13 +87,13 @@ class PQCache(RetrievalMethod):
         return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
-        return [
-            ProductSelector(
-                subspaces=self.subspaces,
-                bits=self.bits,
-                rotate=self.rotate,
-                iterations=self.iterations,
-                sample=self.sample,
-            )
-            for _ in info.layers
-        ]
+        return [at_distance(self._selector(), self.scoring(info, place)) for place in info.layers]
+
+    def _selector(self) -> Selector:
+        return ProductSelector(
+            subspaces=self.subspaces,
+            bits=self.bits,
+            rotate=self.rotate,
+            iterations=self.iterations,
+            sample=self.sample,
+        )

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
-from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import Differs, Facts
-from keyhole.selection import BoxSelector, Selector
+from keyhole.methods.renumbering import Renumbering
+from keyhole.selection import BoxSelector, Selector, at_distance
 from keyhole.selection.boxes import default_page
 
 
 @dataclass(frozen=True)
-class Quest(RetrievalMethod):
+class Quest(Renumbering):
     """Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", 2024.
 
     The paper reads the first two layers whole and selects per query head; here every layer selects, and the
@@ -59,4 +59,4 @@ class Quest(RetrievalMethod):
         return {"page": self.page or default_page(head_dim)}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
-        return [BoxSelector(self.page) for _ in info.layers]
+        return [at_distance(BoxSelector(self.page), self.scoring(info, place)) for place in info.layers]

@@ -16,6 +16,7 @@ from keyhole.feedforward import FeedForward
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.composition import check_evicting, check_placing
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.renumbering import Renumbering
 from keyhole.methods.snapkv import SnapKV
 from keyhole.methods.spec import parse_stages
 from keyhole.methods.wrapper import ScoreWrapper, check_wrappers
@@ -127,6 +128,9 @@ class Recipe:
         if stage is None:
             return None
         below = info.break_even if stage.dense_below == "auto" else BreakEven(int(stage.dense_below))
+        if info.positions is not None and isinstance(stage, Renumbering) and stage.renumber:
+            # What is read whole is read at true positions, of which no more are to be seen.
+            below = below.at_most(info.positions + 1, "the model's range")
         return StepBudget(stage.budget, stage.sinks, stage.window, below)
 
     def _retentions(self, info: ModelInfo) -> list[Retention] | None:

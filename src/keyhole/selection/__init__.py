@@ -6,6 +6,7 @@ from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector, FollowingClusters
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.distant import DistantVoteSelector
+from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.product import ProductSelector
@@ -29,4 +30,5 @@ __all__ = [
     "Step",
     "Vote",
     "VoteSelector",
+    "at_distance",
 ]

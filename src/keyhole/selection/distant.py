@@ -21,21 +21,22 @@ _PIECE = 8192  # tokens whose rotation is taken off at a time, to bound temporar
 
 
 class BareKeys(DeviceStorage):
-    """Keys without their rotation, to be scored; there are no values beside them."""
+    """Keys without their rotation, of the slots from `begin` on; there are no values beside them."""
 
-    def __init__(self, scoring: FixedDistance, padding: Tensor) -> None:
+    def __init__(self, scoring: FixedDistance, padding: Tensor, begin: int = 0) -> None:
         super().__init__()
-        self.scoring, self.padding = scoring, padding  # int64 `[B]`
+        self.scoring, self.padding, self.begin = scoring, padding, begin  # padding is int64 `[B]`
 
     def add(self, keys: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]` as they are cached."""
         for part in keys.split(_PIECE, dim=2):
-            slots = torch.arange(self.length, self.length + part.shape[2], device=part.device)
-            self.take(self._without_rotation(part, slots))
+            begin = self.begin + self.length
+            slots = torch.arange(begin, begin + part.shape[2], device=part.device)
+            self.take(without_rotation(self.scoring, part, slots, self.padding))
 
     def place(self, key: Tensor, slot: Tensor) -> None:
         """Write `key [B, Hkv, 1, D]`, as it is cached, at a new slot, int64 `[1]`."""
-        bare = self._without_rotation(key, slot)
+        bare = without_rotation(self.scoring, key, slot, self.padding)
         self.put(bare, bare[..., :0], slot)
 
     def take(self, bare: Tensor) -> None:
@@ -46,9 +47,11 @@ class BareKeys(DeviceStorage):
         super().reorder(rows)
         self.padding = self.padding.index_select(0, rows.to(self.padding.device))
 
-    def _without_rotation(self, keys: Tensor, slots: Tensor) -> Tensor:
-        bare, most = self.scoring.keys(keys, slots, self.padding), torch.finfo(keys.dtype).max
-        return bare.clamp(-most, most).to(keys.dtype)
+
+def without_rotation(scoring: FixedDistance, keys: Tensor, slots: Tensor, padding: Tensor) -> Tensor:
+    """`keys [B, Hkv, T, D]` of `slots [T]` as they were before RoPE, in their own dtype."""
+    bare, most = scoring.keys(keys, slots, padding), torch.finfo(keys.dtype).max
+    return bare.clamp(-most, most).to(keys.dtype)
 
 
 class DistantVoteSelector(VoteSelector):

@@ -27,6 +27,8 @@ METHODS = [
     "tokenselect(budget=20, sinks=2, window=6, reuse=0.5)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2)",
     "tokenselect(budget=20, sinks=2, window=6, distance=20, renumber=true, reuse=0.5)",
+    "pqcache(budget=20, sinks=2, window=6, distance=20, renumber=true, sparse_prefill=true)",
+    "quest(budget=20, sinks=2, window=6, distance=20)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=0)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2, place=disk)",
 ]

@@ -30,7 +30,7 @@ from keyhole.engines.transformers.hybrid import HybridLayer
 from keyhole.engines.transformers.phase import generating
 from keyhole.engines.transformers.projections import LayerProjections
 from keyhole.engines.transformers.rope import layer_rope
-from keyhole.engines.transformers.sizes import attention_sizes
+from keyhole.engines.transformers.sizes import attention_sizes, position_range
 from keyhole.engines.transformers.sparse_ffn.skipping import sparse_steps
 from keyhole.engines.transformers.stand_in_activations import stand_in_activations
 from keyhole.feedforward import Activated, FeedForward, Steps
@@ -169,6 +169,7 @@ def _setting(model: PreTrainedModel, served: list[int], pays: BreakEven = ALWAYS
         partial(stand_in_activations, model),
         partial(LayerProjections, model),
         input_device(model),
+        position_range(model),
     )
 
 

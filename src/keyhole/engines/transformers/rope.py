@@ -93,12 +93,12 @@ def layer_rope(model: PreTrainedModel, place: int) -> Rope:
 
 
 def _find(model: PreTrainedModel) -> list[Rope | None]:
-    near, far = _keys(model, 0), _keys(model, _FAR)
+    near, far = lone_keys(model, 0), lone_keys(model, _FAR)
     return [_fitting(model, place, *pair) for place, pair in enumerate(zip(near, far, strict=True))]
 
 
 @torch.no_grad()
-def _keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
+def lone_keys(model: PreTrainedModel, position: int) -> list[Tensor | None]:
     """Each layer's cached key `[1, Hkv, 1, D]` of a lone token; None for layers without."""
     at = torch.full((1, 1), position, device=input_device(model))
     # Some common token: the first ones are special, and the embedding of padding is zero.

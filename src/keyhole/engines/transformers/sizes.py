@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Attention(NamedTuple):
@@ -24,3 +24,8 @@ def attention_sizes(config: PreTrainedConfig) -> Attention | None:
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Attention(heads, kv_heads, head_dim)
+
+
+def position_range(model: PreTrainedModel) -> int | None:
+    """The longest sequence the model was made for, None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -11,7 +11,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 
 
 def lm_eval(ctx: typer.Context) -> None:
-    """Run lm-eval's command line, which then knows `--model keyhole --model_args pretrained=...,method=...`."""
+    """Run lm-eval's command line with `--model keyhole --model_args pretrained=...,method=...`."""
     if find_spec("lm_eval") is None:
         raise ValueError("keyhole lm-eval needs lm-eval; install it with: pip install 'keyhole[lm-eval]'")
     from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]

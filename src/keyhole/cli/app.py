@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from keyhole.cli import bench, calibrate, compare, generate, methods, train, tune
+from keyhole.cli import bench, calibrate, compare, eval, generate, lm_eval, methods, train, tune
 from keyhole.cli.errors import guarded
 from keyhole.core.version import __version__
 
@@ -48,6 +48,8 @@ def root(
 
 for command in (compare.compare, generate.generate, methods.methods, train.train, tune.tune):
     app.command()(command)
+app.command("eval")(eval.eval_)
+app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)
 app.add_typer(bench.app)
 app.add_typer(calibrate.app)
 

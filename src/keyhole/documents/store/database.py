@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +14,13 @@ from keyhole.core.errors import DamagedStoreError
 from keyhole.core.files import PARTIAL, sync
 from keyhole.documents.store.entry_file import FORMAT
 from keyhole.documents.store.rows import ClockRow, DocumentRow, EntryRow
+from keyhole.documents.store.schema import MODULUS, TABLES, schema, seal
 
 NAME = "store.sqlite"
 _Row = TypeVar("_Row", EntryRow, DocumentRow, ClockRow)
 _PATIENCE = 60.0  # seconds for another process's transaction
-_MODULUS = 1 << 40  # of seals and their sums, so that SQL can add them
 _SHARED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _WAY_OUT = "`keyhole documents gc --discard` begins anew, without the documents"
-_TABLES = (EntryRow, DocumentRow, ClockRow)
 
 
 class Database:
@@ -56,9 +54,9 @@ class Database:
             held.db.execute("PRAGMA auto_vacuum = FULL")
             held.db.execute("PRAGMA journal_mode = WAL")
             with held.changing():
-                for statement in _schema():
+                for statement in schema():
                     held.db.execute(statement)
-                for row in _TABLES:
+                for row in TABLES:
                     held.db.execute("INSERT INTO sums VALUES (?, 0, 0)", (row.table,))
                 held.put(ClockRow(0, 0.0))
                 held.db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -78,10 +76,8 @@ class Database:
             found = held.db.execute("PRAGMA user_version").fetchone()[0]
             if found != FORMAT:
                 raise DamagedStoreError(f"{self.path} is of format {found}, not {FORMAT}; {_WAY_OUT}")
-            schema = [
-                sql for (sql,) in held.db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
-            ]
-            if sorted(schema) != sorted(_schema()):
+            query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"
+            if sorted(sql for (sql,) in held.db.execute(query)) != sorted(schema()):
                 raise self.damaged("its tables are not those that were made")
             problems = held.db.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if problems != "ok":
@@ -147,7 +143,7 @@ class Connection:
         self.db.execute(
             f"INSERT INTO {row.table} ({columns}) VALUES ({marks}) "
             f"ON CONFLICT ({', '.join(row.keys)}) DO UPDATE SET {updates}",
-            (*values, _seal(row.table, values)),
+            (*values, seal(row.table, values)),
         )
 
     def drop(self, row: EntryRow | DocumentRow) -> None:
@@ -165,9 +161,9 @@ class Connection:
             f" WHERE {where}" if where else ""
         )
         found = []
-        for *values, seal in self.db.execute(query, list(wanted.values())):
+        for *values, mark in self.db.execute(query, list(wanted.values())):
             row = kind(*values)
-            if seal != _seal(kind.table, tuple(values)):
+            if mark != seal(kind.table, tuple(values)):
                 raise self.database.damaged(f"a row of {kind.table} is not what was written")
             if any(getattr(row, name) != value for name, value in wanted.items()):
                 raise self.database.damaged(f"an index of {kind.table} does not fit it")
@@ -184,32 +180,8 @@ class Connection:
 
     def check_sums(self) -> None:
         """Check that no row is missing or changed, without reading more than their seals."""
-        for row in _TABLES:
+        for row in TABLES:
             kept = self.db.execute("SELECT rows, total FROM sums WHERE name = ?", (row.table,)).fetchone()
-            query = f"SELECT count(*), coalesce(sum(seal), 0) % {_MODULUS} FROM {row.table}"
+            query = f"SELECT count(*), coalesce(sum(seal), 0) % {MODULUS} FROM {row.table}"
             if kept != self.db.execute(query).fetchone():
                 raise self.database.damaged(f"rows of {row.table} are missing or changed")
-
-
-def _seal(table: str, values: tuple[Any, ...]) -> int:
-    """A digest of a row below 2^40."""
-    return int.from_bytes(blake2b(repr((table, *values)).encode(), digest_size=5).digest(), "little")
-
-
-def _schema() -> list[str]:
-    """The statements that make the tables, and keep count and sum of their rows' seals."""
-    made = ["CREATE TABLE sums (name TEXT PRIMARY KEY, rows INTEGER NOT NULL, total INTEGER NOT NULL)"]
-    for row in _TABLES:
-        columns = ", ".join(f"{name} {kind}" for name, kind in (*row.columns(), ("seal", "INTEGER NOT NULL")))
-        made.append(f"CREATE TABLE {row.table} ({columns}, PRIMARY KEY ({', '.join(row.keys)}))")
-        for event, rows, total in (
-            ("INSERT", "rows + 1", "total + new.seal"),
-            ("DELETE", "rows - 1", f"total - old.seal + {_MODULUS}"),
-            ("UPDATE", "rows", f"total - old.seal + {_MODULUS} + new.seal"),
-        ):
-            made.append(
-                f"CREATE TRIGGER {row.table}_{event.lower()} AFTER {event} ON {row.table} BEGIN UPDATE sums "
-                f"SET rows = {rows}, total = ({total}) % {_MODULUS} WHERE name = '{row.table}'; END"
-            )
-    made.append("CREATE INDEX entries_parent ON entries (parent)")
-    return made

@@ -99,6 +99,7 @@ class Change:
                 with_it()
             return found
         self.make_room(file.nbytes)
+        self.place.check_free(file.nbytes)
         path = self.place.path(row.kind, row.key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         row = replace(row, clock=self.held.clock)

@@ -8,15 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keyhole.core.errors import QuotaError
 from keyhole.documents.store.database import Connection
-from keyhole.documents.store.entry_file import EntryFile
 from keyhole.documents.store.leases import leased
 from keyhole.documents.store.place import Place
 from keyhole.documents.store.rows import ClockRow, DocumentRow, EntryRow
 from keyhole.documents.store.tree import Tree, shortened
 from keyhole.documents.store.writing import is_written
+
+if TYPE_CHECKING:
+    from keyhole.documents.store.entry_file import EntryFile
 
 _MARGIN = 1 << 16  # bytes for directories, and rows beside what the metadata takes already
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from keyhole.core.errors import DamagedStoreError
 from keyhole.core.files import PARTIAL, sync
-from keyhole.documents.store.entry_file import FORMAT
+from keyhole.documents.store.pages import FORMAT
 from keyhole.documents.store.rows import ClockRow, DocumentRow, EntryRow
 from keyhole.documents.store.schema import MODULUS, TABLES, schema, seal
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from keyhole.core.files import PARTIAL, locked
 from keyhole.documents.store.database import NAME
-from keyhole.documents.store.entry_file import filled
+from keyhole.documents.store.pages import filled
 
 KINDS = {"block": "blocks", "index": "indexes", "state": "states"}
 SUFFIX = ".safetensors"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from keyhole.core.errors import DamagedStoreError
 from keyhole.documents.store.backing import Backing
-from keyhole.documents.store.entry_file import FORMAT
 from keyhole.documents.store.keys import block_key
+from keyhole.documents.store.pages import FORMAT
 from keyhole.documents.store.records import Document, described
 from keyhole.documents.store.rows import DocumentRow, EntryRow
 from keyhole.documents.store.tree import Tree

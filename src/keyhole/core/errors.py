@@ -27,3 +27,19 @@ class NotServedError(ValueError):
 
 class SavedStateError(ValueError):
     """A saved cache or fitted file that cannot be used: damaged, or of another model, method or format."""
+
+
+class StoreError(ValueError):
+    """Something a store of documents cannot do, with the reason and the way out."""
+
+
+class DamagedStoreError(StoreError):
+    """Bytes in a store of documents that are not what was written, or of another format; with the file."""
+
+
+class QuotaError(StoreError):
+    """There is no room in a store of documents, and nothing that may be evicted."""
+
+
+class UnknownDocumentError(StoreError):
+    """A name of which a store has no document, or no finished one."""

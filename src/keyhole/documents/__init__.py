@@ -1,0 +1,1 @@
+"""Documents that are read once and asked for ever."""

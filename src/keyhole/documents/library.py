@@ -156,6 +156,14 @@ class Library:
         """All documents, those among them whose reading was interrupted."""
         return self.store.documents()
 
+    def document(self, name: str) -> Document:
+        """One document as it is listed.
+
+        Raises:
+            UnknownDocumentError: there is none of that name.
+        """
+        return self.store.document(name)
+
     def remove(self, name: str) -> int:
         """Forget a document; returns the bytes that became free."""
         return self.store.remove(name)

@@ -72,7 +72,7 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
     Raises:
         TimeoutError: somebody else held it for `patience` seconds.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    handle = _lock_handle(path)
     try:
         deadline = time.monotonic() + patience
         while not _try_lock(handle):
@@ -84,8 +84,29 @@ def locked(path: Path, *, patience: float) -> Iterator[None]:
             time.sleep(_POLL * random.random())
         yield
     finally:
-        _unlock(handle)
-        os.close(handle)
+        release(handle)
+
+
+def hold(path: Path) -> int | None:
+    """A handle that holds the lock file `path` until `release` or the end of the process; None: it is held.
+
+    Locks respect those of other handles, of this process too.
+    """
+    handle = _lock_handle(path)
+    if _try_lock(handle):
+        return handle
+    os.close(handle)
+    return None
+
+
+def release(handle: int) -> None:
+    """End a lock."""
+    _unlock(handle)
+    os.close(handle)
+
+
+def _lock_handle(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
 
 
 def _unlock(handle: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from keyhole.core.digest import digest, raw
 from keyhole.core.errors import SavedStateError
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -36,7 +36,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PIECE = 64 << 20  # bytes written at a time
 
 
@@ -48,7 +48,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
         OSError: it cannot be written.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise TypeError(f"{name} is of {tensor.dtype}, which a safetensors file cannot hold")
     ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     header, digests = _header(ordered), {}
@@ -89,7 +89,7 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
     for name, tensor in tensors.items():
         offsets = [at, at := at + tensor.nbytes]
         entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
@@ -111,5 +111,5 @@ def _read_header(path: Path, file: BinaryIO, expected: str) -> dict[str, Any]:
 
 def _read_tensor(file: BinaryIO, entry: dict[str, Any]) -> Tensor | None:
     """The next tensor; None where the file ends before it does."""
-    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+    tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
     return tensor if file.readinto(raw(tensor).numpy().data) == tensor.nbytes else None  # type: ignore[attr-defined]

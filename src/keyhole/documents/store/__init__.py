@@ -45,7 +45,8 @@ write to the directory.
 from keyhole.documents.store.entry import Entry, Location
 from keyhole.documents.store.keys import BLOCK, block_keys
 from keyhole.documents.store.leases import Match, OpenDocument
-from keyhole.documents.store.records import Document, Stats
+from keyhole.documents.store.records import Document
+from keyhole.documents.store.sizes import Stats
 from keyhole.documents.store.store import Store
 from keyhole.documents.store.upkeep import Collected, Damage, Report
 from keyhole.documents.store.writer import Writer

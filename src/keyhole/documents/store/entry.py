@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from keyhole.core.tensorfile import DTYPES
+from keyhole.documents.store.mapped import MappedFile, mapped_file
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,27 @@ class Entry:
     Attributes:
         kind: `block`, `index` or `state`.
         tokens: of a block its own, uint32 `[n]`; of an index or a state none.
-        nbytes: of the file.
+        nbytes: of the file; the first `head` of them are header and checksums, with `digest`.
     """
 
     path: Path
     kind: str
     key: str
     parent: str
-    tokens: np.ndarray
+    tokens: np.ndarray = field(compare=False)
     nbytes: int
+    head: int
     digest: bytes
 
     @property
     def facts(self) -> dict[str, Any]:
         """The JSON facts it was stored with."""
-        raise NotImplementedError
+        return self._file.header["facts"]["facts"]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the tensors, in the order in which they were given."""
-        raise NotImplementedError
+        return tuple(self._file.header["tensors"])
 
     def locate(self, name: str) -> Location:
         """Where a tensor lies, for readers of their own; they call `check` for what they read.
@@ -64,19 +69,33 @@ class Entry:
         Raises:
             KeyError: no tensor of this name.
         """
-        raise NotImplementedError
+        held = self._file.header["tensors"][name]
+        start, stop = held["data_offsets"]
+        return Location(self.path, start, stop - start, tuple(held["shape"]), DTYPES[held["dtype"]])
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of the mapped file, verified whole. Writing to it changes the caller's copy only."""
-        raise NotImplementedError
+        """A tensor of the mapped file, verified whole. It must not be written to."""
+        self.check(name)
+        return self.mapped(name)
 
     def mapped(self, name: str) -> Tensor:
         """The same without verifying or reading anything; `check` what is used of it."""
-        raise NotImplementedError
+        return self._file.tensor(name)
 
     def check(self, name: str, rows: np.ndarray | Tensor | None = None) -> None:
         """Verify rows of a tensor, as it is seen as `[-1, shape[-1]]`; all of them without `rows`.
 
         What was verified in this process is not read again. 4096 bytes are the unit.
+
+        Raises:
+            IndexError: rows that the tensor does not have.
         """
-        raise NotImplementedError
+        self._file.check(name, None if rows is None else np.asarray(rows, np.int64).ravel())
+
+    def check_all(self) -> dict[str, Any]:
+        """Read and verify the whole file, also what was verified before; all that it says of itself."""
+        return self._file.check_all()
+
+    @cached_property
+    def _file(self) -> MappedFile:
+        return mapped_file(self.path, self.nbytes, self.head, self.digest)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from keyhole.documents.store.rows import DocumentRow, EntryRow
+from keyhole.documents.store.tree import Tree
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Document:
     """A document as it is listed.
 
@@ -29,7 +33,7 @@ class Document:
     name: str
     goal: str
     tail: str
-    tokens: np.ndarray
+    tokens: np.ndarray = field(repr=False)
     stored: int
     whole: bool
     fingerprint: str
@@ -50,27 +54,34 @@ class Document:
         return self.tail == self.goal
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Of a store.
+def described(documents: list[DocumentRow], tree: Tree) -> list[Document]:
+    """Documents as they are listed, by name."""
+    needed = {(row.name, row.goal): tree.needed([row.tail]) for row in documents}
+    uses = Counter(key for keys in needed.values() for key in keys)
+    listed = sorted(documents, key=lambda row: (row.name, row.tail != row.goal, -row.used))
+    return [
+        _described(row, [tree.entries[key] for key in needed[row.name, row.goal]], uses) for row in listed
+    ]
 
-    Attributes:
-        used: bytes of all files and directories; `quota` is the most there may be.
-        entries: bytes of what documents refer to.
-        garbage: bytes of files nothing refers to; they go first.
-        pinned, leased: bytes that cannot be evicted, for either reason.
-        documents, blocks: how many.
-        unshared: bytes that the documents would take without sharing.
-        clock: of the eviction.
-    """
 
-    used: int
-    quota: int
-    entries: int
-    garbage: int
-    pinned: int
-    leased: int
-    documents: int
-    blocks: int
-    unshared: int
-    clock: float
+def _described(row: DocumentRow, entries: list[EntryRow], uses: Counter[str]) -> Document:
+    return Document(
+        name=row.name,
+        goal=row.goal,
+        tail=row.tail,
+        tokens=row.ids,
+        stored=row.position,
+        whole=bool(row.whole),
+        fingerprint=row.fingerprint,
+        method=row.method,
+        model=row.model,
+        source=row.source,
+        created=row.created,
+        used=row.used,
+        hits=row.hits,
+        seconds=sum(entry.seconds for entry in entries),
+        nbytes=sum(entry.nbytes for entry in entries),
+        shared=sum(entry.nbytes for entry in entries if uses[entry.key] > 1),
+        pinned=bool(row.pinned),
+        ttl=None if row.ttl < 0 else row.ttl,
+    )

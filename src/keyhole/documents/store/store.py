@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
+from keyhole.core.errors import DamagedStoreError, StoreError
+from keyhole.documents.store.backing import Backing
+from keyhole.documents.store.beginning import Wanted, begin, check_ttl
+from keyhole.documents.store.database import NAME, Database
 from keyhole.documents.store.entry import Entry
+from keyhole.documents.store.indexes import add_index
+from keyhole.documents.store.keys import token_array
 from keyhole.documents.store.leases import Match, OpenDocument
-from keyhole.documents.store.records import Document, Stats
-from keyhole.documents.store.upkeep import Collected, Report
+from keyhole.documents.store.place import Place, free_bytes
+from keyhole.documents.store.reading import match, open_document, unknown
+from keyhole.documents.store.records import Document, described
+from keyhole.documents.store.sizes import Stats, admit, stats
+from keyhole.documents.store.upkeep import Collected, Report, collect, verify
 from keyhole.documents.store.writer import Writer
+from keyhole.documents.store.writing import is_written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEAST = 1 << 20  # bytes of a quota
 
 
 class Store:
@@ -30,11 +45,30 @@ class Store:
     """
 
     def __init__(self, path: str | Path, quota: int | None = None, *, discard: bool = False) -> None:
-        raise NotImplementedError
+        if quota is not None and quota < _LEAST:
+            raise ValueError(f"the quota must be at least {_LEAST:,} bytes (1 MiB), not {quota:,}")
+        place = Place(Path(path).expanduser().absolute())
+        database = Database(place.root / NAME)
+        place.make()
+        with place.changing():
+            _prepare(database, discard)
+            place.fill_ballast()
+        if quota is None:
+            quota = max(_LEAST, (free_bytes(place.root) + place.used()) // 10)
+        self._backing = Backing(place, database, quota)
+
+    @property
+    def path(self) -> Path:
+        return self._backing.place.root
+
+    @property
+    def quota(self) -> int:
+        return self._backing.quota
 
     def documents(self) -> list[Document]:
         """All documents by name, unfinished ones too. A name may have a finished and an unfinished one."""
-        raise NotImplementedError
+        tree, documents = self._backing.snapshot()
+        return described(documents, tree)
 
     def document(self, name: str) -> Document:
         """The finished document of a name, else the unfinished one used last.
@@ -42,7 +76,11 @@ class Store:
         Raises:
             UnknownDocumentError: there is none; the message names similar ones.
         """
-        raise NotImplementedError
+        held = self.documents()
+        for found in held:
+            if found.name == name:
+                return found
+        raise unknown(name, [each.name for each in held])
 
     def open(self, name: str) -> OpenDocument:
         """A finished document for reading; counts as a use.
@@ -50,11 +88,11 @@ class Store:
         Raises:
             UnknownDocumentError: there is none of this name, or only an unfinished one (`begin` it).
         """
-        raise NotImplementedError
+        return open_document(self._backing, name)
 
     def match(self, tokens: Sequence[int] | np.ndarray, fingerprint: str) -> Match:
         """The longest beginning of `tokens` that is stored; counts as a use."""
-        raise NotImplementedError
+        return match(self._backing, tokens, fingerprint)
 
     def begin(
         self,
@@ -66,9 +104,9 @@ class Store:
         method: str = "",
         model: str = "",
         source: str = "",
-        pinned: bool = False,
+        pinned: bool | None = None,
         ttl: float | None = None,
-        waiting: Callable[[int, int], None] | None = None,
+        waiting: Callable[[int, int], object] | None = None,
     ) -> Writer:
         """Add a document, or go on where its adding was interrupted.
 
@@ -77,9 +115,12 @@ class Store:
 
         Args:
             whole: the document will be one state (`Writer.put_state`), not blocks.
-            ttl: seconds after the last use.
+            pinned: never evicted, nor expired. None: as it was, which is False for a new document.
+            ttl: seconds after the last use. None: as it was, which is for ever for a new document.
         """
-        raise NotImplementedError
+        ids = token_array(tokens)
+        wanted = Wanted(name, ids, fingerprint, whole, method, model, source, pinned, ttl)
+        return begin(self._backing, wanted, waiting)
 
     def put_index(
         self,
@@ -92,15 +133,39 @@ class Store:
         facts: dict[str, Any] | None = None,
     ) -> Entry:
         """Store the index of a method for an open document, in place of that of another version."""
-        raise NotImplementedError
+        entry = add_index(self._backing, opened.document.tail, method, version, tensors, seconds, facts)
+        opened.indexes[method, version] = entry
+        return entry
 
     def change(self, name: str, *, pinned: bool | None = None, ttl: float | None = -1) -> Document:
-        """Pin, unpin, or set the ttl in seconds (None: for ever; negative: as it was)."""
-        raise NotImplementedError
+        """Pin, unpin, or set the ttl in seconds (None: for ever; -1: as it was)."""
+        if ttl != -1:
+            check_ttl(ttl)
+        found = self.document(name)
+        with self._backing.free() as change:
+            for row in change.documents:
+                if (row.name, row.goal) == (name, found.goal):
+                    kept = row.ttl if ttl == -1 else -1.0 if ttl is None else ttl
+                    with change.held.changing():
+                        change.held.put(
+                            replace(row, pinned=row.pinned if pinned is None else pinned, ttl=kept)
+                        )
+        return self.document(name)
 
     def remove(self, name: str) -> int:
-        """Remove all documents of a name; returns the bytes freed. Entries in use go later (gc)."""
-        raise NotImplementedError
+        """Remove all documents of a name; returns the bytes freed. Entries in use go later (gc).
+
+        Raises:
+            UnknownDocumentError: there are none.
+            ValueError: somebody is adding under this name.
+        """
+        if is_written(self._backing.place.writers, name):
+            raise StoreError(f"{name!r} is being added; wait for that, or stop it, then remove it")
+        with self._backing.free() as change:
+            named = [row for row in change.documents if row.name == name]
+            if not named:
+                raise unknown(name, [row.name for row in change.documents])
+            return sum(row.nbytes for row in change.forget(named))
 
     def admit(self, nbytes: int) -> None:
         """Refuse a document of `nbytes` bytes that could never be stored, before it is read.
@@ -108,22 +173,39 @@ class Store:
         Raises:
             QuotaError: it is larger than the quota, less what is pinned and in use.
         """
-        raise NotImplementedError
+        with self._backing.change() as change:
+            admit(change, nbytes)
 
     def gc(self, usable: Callable[[Document], bool] | None = None) -> Collected:
         """Remove what nothing refers to, temporary files, expired documents and those not `usable`."""
-        raise NotImplementedError
+        return collect(self._backing, usable)
 
-    def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+    def verify(self, *, repair: bool = False, progress: Callable[[int, int], object] | None = None) -> Report:
         """Read every byte and compare it with what was written.
 
         Args:
             repair: remove what is damaged; its documents become unfinished, and go on from there when they
                 are begun again.
             progress: is called with the bytes read, and all of them.
+
+        Raises:
+            DamagedStoreError: the metadata is damaged; `Store(path, discard=True)` begins anew.
         """
-        raise NotImplementedError
+        return verify(self._backing, progress, repair=repair)
 
     def stats(self) -> Stats:
         """Sizes and counts."""
-        raise NotImplementedError
+        with self._backing.change() as change:
+            return stats(change)
+
+
+def _prepare(database: Database, discard: bool) -> None:
+    """Check the metadata, or make it."""
+    if database.path.exists():
+        try:
+            database.check()
+            return
+        except DamagedStoreError:
+            if not discard:
+                raise
+    database.create()

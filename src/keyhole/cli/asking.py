@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ import typer
 from keyhole.cli.early import within
 
 if TYPE_CHECKING:
-    from keyhole.documents import Library
+    from keyhole.documents.library import Library
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -36,7 +36,7 @@ def bytes_of(value: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
-def _word(allowed: tuple[str, ...]):
+def _word(allowed: tuple[str, ...]) -> Callable[[str | None], str | None]:
     def check(value: str | None) -> str | None:
         if value is not None and value not in allowed:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}.")
@@ -57,9 +57,7 @@ Quota = Annotated[
         callback=_size, help="Size the store may take, as 20GB.", show_default="a tenth of the free disk"
     ),
 ]
-Name = Annotated[
-    str | None, typer.Option(help="Name of the document.", show_default="that of the file")
-]
+Name = Annotated[str | None, typer.Option(help="Name of the document.", show_default="that of the file")]
 KvDtype = Annotated[
     str | None,
     typer.Option(
@@ -89,7 +87,7 @@ Exact = Annotated[
 def library_at(store: Path | None, quota: str | None = None, *, quiet: bool = False) -> Library:
     """The documents of a store; what there is to notice goes to stderr."""
     from keyhole.cli.console import stderr
-    from keyhole.documents import Library
+    from keyhole.documents.library import Library
 
     console = stderr()
     notice = (lambda _: None) if quiet else (lambda said: console.print(f"[yellow]note:[/] {_escaped(said)}"))

@@ -1,8 +1,8 @@
 """Keys and values of a cache as tensors of blocks, and caches over such tensors.
 
-A block has, for each served layer i, `rows.i [Hkv, n, W]`: tokens as they came, keys beside values, or rows of
-a packed form. A last block of a packed form that is not whole also has `recent.i [Hkv, t, D + E]`, the tokens
-that fill no row.
+A block has, for each served layer i, `rows.i [Hkv, n, W]`: tokens as they came, keys beside values, or rows
+of a packed form. A last block of a packed form that is not whole also has `recent.i [Hkv, t, D + E]`, the
+tokens that fill no row.
 
 Legend: Hkv KV heads, D and E size of keys and of values, n rows, W width of a row, t tokens.
 """

@@ -201,7 +201,8 @@ class Library:
         if path.is_file() or str(document) == "-":
             return self.add(document, progress=progress, **added).name
         raise UnknownDocumentError(
-            f"there is no document {str(document)!r}, and no file of that name; `keyhole documents` lists them"
+            f"there is no document {str(document)!r}, and no file of that name; `keyhole documents` "
+            "lists them"
         )
 
     def _opened(self, name: str, place: str | None, progress: Progress | None) -> Opened:

@@ -147,8 +147,8 @@ def _check_model(document: Document, recipe: Recipe, models: Models) -> None:
         expected = f"{expected}; method {recipe}"
     if document.fingerprint != expected:
         raise ValueError(
-            f"{document.name!r} was read by another model than {document.model or 'the embedded one'!r} is now; "
-            "add it again"
+            f"{document.name!r} was read by another model than {document.model or 'the embedded one'!r} is "
+            "now; add it again"
         )
 
 

@@ -32,7 +32,7 @@ def name_of(name: str | None, files: list[str] | None) -> str:
         name = Path(files[0]).expanduser().stem
     if not name.strip() or len(name) > _LONGEST or _UNFIT.search(name) or name != name.strip():
         raise ValueError(
-            f"the name {name[:_LONGEST]!r} cannot be used; give 1 to {_LONGEST} printable characters, no space "
-            "at the ends"
+            f"the name {name[:_LONGEST]!r} cannot be used; give 1 to {_LONGEST} printable characters, no "
+            "space at the ends"
         )
     return name

@@ -106,7 +106,7 @@ def _read_from(
 def read_whole(
     loaded: Loaded, recipe: Recipe, source: Source, writer: Writer, progress: Progress | None = None
 ) -> KeyholeCache:
-    """As `read_blocks`, for methods whose state is one whole: an earlier reading goes on at its last state."""
+    """As `read_blocks`, for methods whose state is one whole; it goes on at the last state there is."""
     model, total = loaded.model, writer.total
     with attach(model, recipe):
         cache = KeyholeCache(model, recipe)

@@ -93,12 +93,12 @@ def _begin(backing: Backing, wanted: Wanted, locks: list[WriterLock]) -> Writer:
     with backing.change() as change:
         found = _stored(change, wanted)
         lease = Lease(backing.place.leases, found.tail.key) if found.tail else None
-        touch(change, found.blocks)
-        earlier = next(iter(change.held.rows(DocumentRow, name=wanted.name, goal=wanted.goal)), None)
-        row = wanted.row(found.blocks[-1].key if found.blocks else "", found.position, earlier)
-        change.make_room(2 * len(row.tokens))
-        with change.held.changing():
-            change.held.put(row)
+        try:
+            row = _record(change, wanted, found)
+        except BaseException:
+            if lease is not None:
+                lease.give_back()
+            raise
     entries = tuple(map(backing.entry, found.blocks))
     writer = Writer(backing, row, locks, lease)
     if wanted.whole:
@@ -108,6 +108,17 @@ def _begin(backing: Backing, wanted: Wanted, locks: list[WriterLock]) -> Writer:
     if found.partial is not None:
         writer.partial, writer.partial_length = backing.entry(found.partial), found.agreeing
     return writer
+
+
+def _record(change: Change, wanted: Wanted, found: Found) -> DocumentRow:
+    """Count the use of what is stored, and record the document."""
+    touch(change, found.blocks)
+    earlier = next(iter(change.held.rows(DocumentRow, name=wanted.name, goal=wanted.goal)), None)
+    row = wanted.row(found.blocks[-1].key if found.blocks else "", found.position, earlier)
+    change.make_room(2 * len(row.tokens))
+    with change.held.changing():
+        change.held.put(row)
+    return row
 
 
 def _stored(change: Change, wanted: Wanted) -> Found:

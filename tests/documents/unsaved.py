@@ -13,7 +13,7 @@ BLOCK, TOGETHER = 256, 32
 
 TEXT = " ".join(
     f"Line {n}: the {noun} of {place} keeps {n * 37 % 101} keys in box {n * 7 % 13}."
-    for n in range(18)
+    for n in range(28)
     for noun, place in [(["warden", "clerk", "baker"][n % 3], ["Bergen", "Turin", "Split", "Ghent"][n % 4])]
 )
 QUESTION = "Line 7: the clerk of Ghent keeps"

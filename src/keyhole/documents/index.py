@@ -26,12 +26,25 @@ def index_state(cache: KeyholeCache) -> State:
     for number, layer in enumerate(layers):
         for name, tensor in layer.rest().items():
             tensors[f"{number}.{name}"] = tensor.detach().cpu().contiguous()
+    check_finite("the index cannot be stored", tensors)
+    tensors, infinite = _without_infinities(tensors)
     request = request_of(cache)
     facts = {
         "indexed": [layer.indexed for layer in layers],
+        "infinite": infinite,
         "request": {} if request is None else request.state(),
     }
     return tensors, facts
+
+
+def _without_infinities(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors with infinities, which an index may have, as bytes; and the types of those."""
+    types = {
+        name: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and bool(tensor.isinf().any())
+    }
+    return {n: t.view(torch.uint8) if n in types else t for n, t in tensors.items()}, types
 
 
 def resume(cache: KeyholeCache, storages: list[Storage], index: Entry, device: torch.device) -> None:
@@ -40,8 +53,10 @@ def resume(cache: KeyholeCache, storages: list[Storage], index: Entry, device: t
     held: list[dict[str, Tensor]] = [{} for _ in storages]
     for name in index.names:
         number, _, rest = name.partition(".")
-        if number.isdigit():
-            held[int(number)][rest] = index.tensor(name).to(device, copy=True)
+        tensor = index.tensor(name).clone()
+        if name in facts["infinite"]:
+            tensor = tensor.view(getattr(torch, facts["infinite"][name]))
+        held[int(number)][rest] = tensor.to(device)
     for layer, storage, state, indexed in zip(
         served_layers(cache), storages, held, facts["indexed"], strict=True
     ):

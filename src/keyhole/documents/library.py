@@ -197,13 +197,19 @@ class Library:
         names = {one.name for one in self.store.documents() if one.finished}
         if str(document) in names:
             return str(document)
-        path = Path(document).expanduser()
-        if path.is_file() or str(document) == "-":
-            return self.add(document, progress=progress, **added).name
+        if Path(document).expanduser().is_file() or str(document) == "-":
+            return self.add(document, progress=progress, **(self._as_before(document) | added)).name
         raise UnknownDocumentError(
             f"there is no document {str(document)!r}, and no file of that name; `keyhole documents` "
             "lists them"
         )
+
+    def _as_before(self, file: str | Path) -> dict[str, Any]:
+        """How a file was added, if it was."""
+        for one in self.store.documents():
+            if one.finished and one.source == str(file):
+                return {"method": one.method, "model": one.model or None, "name": one.name}
+        return {}
 
     def _opened(self, name: str, place: str | None, progress: Progress | None) -> Opened:
         """A document, read again first where it would be put to the model otherwise now."""
@@ -245,12 +251,24 @@ class Library:
         fingerprint = fingerprint_of(recipe, self._models.identity(model))
         if whole:
             fingerprint = f"{fingerprint}; method {recipe}"
+        if self._is_there(name, form, fingerprint, recipe):
+            return self.store.document(name)
         waiting = None if progress is None else (lambda done, total: progress("waiting", done, total))
         said = {"method": str(recipe), "model": model, "source": source, "pinned": pinned, "ttl": ttl}
         with self.store.begin(name, form.ids, fingerprint, whole=whole, waiting=waiting, **said) as writer:
             read = read_whole if whole else read_blocks
             read(loaded, recipe, _put_as(form, text, loaded), writer, progress)
         return self.store.document(name)
+
+
+    def _is_there(self, name: str, form: Form, fingerprint: str, recipe: Recipe) -> bool:
+        """Whether the very document is stored under this name."""
+        return any(
+            one.finished
+            and (one.name, one.fingerprint, one.method) == (name, fingerprint, str(recipe))
+            and np.array_equal(one.tokens, form.ids)
+            for one in self.store.documents()
+        )
 
 
 def _listed(files: Files | None) -> list[str]:

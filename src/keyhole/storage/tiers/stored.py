@@ -19,6 +19,9 @@ from keyhole.core.errors import UnsupportedCacheError
 from keyhole.storage.tiers.buffer import Buffer
 
 
+_FEW = 16  # newest rows, which are read without the block around them
+
+
 class RowBlock(Protocol):
     """Stored rows `[H, n, W]`. What is given is what was written, or DamagedStorageError is raised."""
 
@@ -80,7 +83,10 @@ class StoredBuffer(Buffer):
         self._length += count
 
     def view(self, start: int = 0) -> Tensor:
-        if start < self._stored:
+        if self._stored - _FEW <= start < self._stored:
+            rows, heads = np.arange(start, self._stored), np.arange(self._data.shape[0])
+            self._fetch((rows + heads[:, None] * self._stored).ravel())
+        elif start < self._stored:
             self._fetch_whole(start)
         return self._data[None, :, start : self._length]
 

@@ -1,6 +1,6 @@
 """One decode step that reads a selection: index what left the window, attend, select, attend, merge.
 
-Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, N cached tokens, D head size.
+Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, Q queries, N cached tokens, D head size.
 """
 
 from __future__ import annotations
@@ -87,13 +87,49 @@ class StepReader:
         found = storage.attend(query, selection.slots, selection.counts, logits)
         return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))
 
+    def read_together(
+        self,
+        queries: Tensor,
+        storage: Storage,
+        logits: Logits,
+        seen: Visible,
+        context: tuple[int, ...] | None = None,
+    ) -> Read:
+        """Attend `queries [B, H, Q, D]` of the newest tokens to one selection, which their mean query picks.
+
+        Each also reads the sinks, the window before the first of them, and those of them that came before it.
+
+        Returns:
+            What was read once for all of them; of the part out `[B, Q, H, D]`, lse `[B, Q, H]`.
+        """
+        count = queries.shape[2]
+        parts = self.index(storage, seen, context, together=count)
+        anchors, mean = [], mean_query(queries)
+        for place in range(count):
+            visible = parts.always_counts - (count - 1 - place)
+            anchors.append(storage.attend(queries[:, :, place], parts.always, visible, logits))
+        anchor = storage.attend(mean, parts.always, parts.always_counts, logits)
+        step = Step(mean, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
+        selection = _shown(self.selector.select(step), parts)
+        # To a storage they are so many more query heads of each group.
+        found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
+        shape = (len(queries), -1, count)
+        found = Part(found.out.unflatten(1, shape[1:]).transpose(1, 2), found.lse.view(shape).transpose(1, 2))
+        own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
+        return Read(merge(own, found), selection, parts, self.selector.bytes_read(step))
+
     @torch.no_grad()
     def watch(self, query: Tensor, storage: Storage, logits: Logits, seen: Visible) -> None:
         """Let a leading layer's selector see a step that reads everything."""
         self.selector.watch(query, storage, self.index(storage, seen), logits)
 
-    def index(self, storage: Storage, seen: Visible, context: tuple[int, ...] | None = None) -> Regions:
+    def index(
+        self, storage: Storage, seen: Visible, context: tuple[int, ...] | None = None, *, together: int = 1
+    ) -> Regions:
         """Index every token that has left the window; new ones wait there, so they are indexed in batches.
+
+        Args:
+            together: how many of the newest tokens ask; the window is that of the first of them.
 
         Raises:
             ValueError: the newest token sees nothing of its row.
@@ -103,7 +139,7 @@ class StepReader:
             raise ValueError(
                 "the attention mask hides the whole sequence from its newest token; remove that row"
             )
-        sinks, window = self.reading.sinks, self.reading.window
+        sinks, window = self.reading.sinks, self.reading.window + together - 1
         parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)
         try:
             if self.selector.length == 0:
@@ -118,6 +154,11 @@ class StepReader:
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
+
+
+def mean_query(queries: Tensor) -> Tensor:
+    """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of one call."""
+    return queries.float().mean(2).to(queries.dtype)
 
 
 def _shown(selection: Selection, parts: Regions) -> Selection:

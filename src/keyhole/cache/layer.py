@@ -15,7 +15,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits
 from keyhole.cache.base import Observation, Observer
-from keyhole.cache.decode_step import StepBudget, StepReader
+from keyhole.cache.decode_step import StepBudget, StepReader, mean_query
 from keyhole.cache.prompted import SHOWN, Prompted, PromptQueries
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
@@ -129,10 +129,30 @@ class LayerCache:
 
     def _attend(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         if query.shape[2] > 1 or not self.request.generates(1):
+            if self.request.together and self._reader is not None:
+                return self._attend_together(self._reader, query, logits, seen)
             return self._attend_prompt(query, logits, seen)
         if self._reader is None or self._wants_all(self._reader):
             return self._read_all(query, logits, seen)
         return self._read(self._reader, query.squeeze(2), logits, seen).unsqueeze(2)
+
+    def _attend_together(self, reader: StepReader, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
+        """Attention of the `query [B, H, Q, D]` of a later prompt over one selection, where one pays."""
+        before = self.storage.length - query.shape[2]
+        plain = seen.causal and seen.hidden is None and max(seen.padding) <= before
+        whole = self._wants_all(reader) or reader.wants_all(before + 1, self.length, self._batch)
+        if not plain or whole:
+            if plain and self.leads:
+                reader.watch(mean_query(query), self.storage, logits, seen)
+            return self._attend_prompt(query, logits, seen)
+        return self._read_together(reader, query, logits, seen)
+
+    @torch.no_grad()
+    def _read_together(self, reader: StepReader, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
+        read = reader.read_together(query, self.storage, logits, seen, self._context)
+        self.usage.record_selection(read, self.storage.token_bytes)
+        self.usage.record_lookups(self.storage.lookups)
+        return add_sink_logits(read.part, logits).out.transpose(1, 2)
 
     def _attend_prompt(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         """Sparse prompts are made for causal attention; under any other mask they are computed densely."""
@@ -319,9 +339,27 @@ class LayerCache:
         """Storage and index as named tensors; `restore` of an equal layer cache takes them."""
         self._check_whole()
         held = {f"storage.{name}": tensor for name, tensor in self.storage.state().items()}
+        return held | self.rest()
+
+    def rest(self) -> dict[str, Tensor]:
+        """The `state` of everything but the storage, which `resume` takes."""
+        held = {f"prompted.{name}": tensor for name, tensor in self._prompted.state().items()}
         if self.selector is not None:
             held |= {f"selector.{name}": tensor for name, tensor in self.selector.state().items()}
-        return held | {f"prompted.{name}": tensor for name, tensor in self._prompted.state().items()}
+        return held
+
+    def resume(self, storage: Storage, state: dict[str, Tensor], indexed: int) -> None:
+        """As `restore`, with keys and values that are in a storage already.
+
+        The newest queries are shown to the index again, so that it goes on as the one that was saved.
+        """
+        self.storage = storage
+        self._prompted.restore(under("prompted.", state))
+        if self._prompted.held is not None and self.selector is not None:
+            queries = self._prompted.held.queries[:, :, -SHOWN:]
+            self.selector.see(queries, self.newest.shape[1], self._prompted.end)
+        if self.selector is not None and indexed:
+            self.selector.restore(under("selector.", state), indexed)
 
     def restore(self, state: dict[str, Tensor], indexed: int) -> None:
         """Take over a `state`, of which `indexed` tokens were in the index."""

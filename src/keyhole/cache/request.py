@@ -30,12 +30,15 @@ class Request:
     Attributes:
         prompt_length: tokens of the text, padding among them, up to which it is a prompt; single tokens
             after it are generated. None where the caller does not say.
+        together: prompts behind the first are read selectively: the tokens of a call share one selection. Set
+            by the caller, and not saved.
         position: where the step is, on the device, while steps are of fixed size; else None, and Python
             numbers say it.
     """
 
     def __init__(self) -> None:
         self.prompt_length: int | None = None
+        self.together = False
         self.position: DecodePosition | None = None
         self._generated: bool | None = None  # the call that is being served; None is by its size
         self._may_end = True  # a single token may be the last piece of the prompt

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from keyhole.cli import bench, calibrate, compare, eval, generate, lm_eval, methods, train, tune
+from keyhole.cli import (
+    add,
+    ask,
+    bench,
+    calibrate,
+    compare,
+    documents,
+    eval,
+    generate,
+    lm_eval,
+    methods,
+    train,
+    tune,
+)
 from keyhole.cli.errors import guarded
 from keyhole.core.version import __version__
 
@@ -46,6 +59,9 @@ def root(
     """The options of `keyhole` itself; `traceback` is read where errors are handled."""
 
 
+for command in (add.add, ask.ask, ask.chat, documents.remove):
+    app.command()(command)
+app.add_typer(documents.app)
 for command in (compare.compare, generate.generate, methods.methods, train.train, tune.tune):
     app.command()(command)
 app.command("eval")(eval.eval_)

@@ -12,10 +12,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _PIPED_WIDTH = 160  # rich assumes 80 columns for a pipe, which would break the lines of a table
 
@@ -56,3 +59,43 @@ def progress(quiet: bool) -> Iterator[Report]:
             bars.update(task, description=doing, completed=done, total=total)
 
         yield report
+
+
+class ReadingReport:
+    """The progress of reading a document, in tokens, until it is to `end`."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task = bars.add_task("", total=None)
+        self._doing = ""
+
+    def __call__(self, doing: str, done: float, total: float | None) -> None:
+        if doing != self._doing:
+            self._doing = doing
+            self._bars.reset(self._task)
+        self._bars.update(self._task, description=doing, completed=done, total=total)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._bars.stop()
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} tokens/s" if task.speed else "")
+
+
+@contextmanager
+def reading_progress(quiet: bool) -> Iterator[ReadingReport]:
+    """A progress bar on stderr with time left and tokens per second; none if quiet, or without a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        _Speed(),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, refresh_per_second=4, disable=hidden) as bars:
+        yield ReadingReport(bars)

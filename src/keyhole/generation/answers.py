@@ -115,7 +115,7 @@ def generate(
         UnsupportedModelError: the model cannot be served, with the reason.
     """
     recipe = Recipe.parse(method)
-    options = _options(max_new_tokens, temperature, top_p, seed, stop, chunk, stream)
+    options = options_of(max_new_tokens, temperature, top_p, seed, stop, chunk, stream)
     asked = [questions] if isinstance(questions, str) else list(questions)
     loaded = _loaded(model, tokenizer)
     form = PromptForm(loaded.tokenizer, context, chat=wants_chat(loaded.tokenizer, chat))
@@ -132,7 +132,7 @@ def generate(
     return answers[0] if isinstance(questions, str) else [answers[number] for number in range(len(asked))]
 
 
-def _options(
+def options_of(
     limit: int,
     temperature: float,
     top_p: float,

@@ -100,7 +100,7 @@ class Reader:
             for number, (question, prompt) in enumerate(questions):
                 last = number == len(questions) - 1
                 mine = cache if last else fork(cache)
-                yield self._answer(question, prompt, mine, tokens.shape[1], seconds)
+                yield self.answer(question, prompt, mine, tokens.shape[1], seconds)
                 if not last:
                     rewind(mine, tokens.shape[1])
 
@@ -119,7 +119,13 @@ class Reader:
         )
         return seconds + build_index(self._model, cache)
 
-    def _answer(self, question: str, prompt: Asked, cache: KeyholeCache, held: int, read: float) -> Answer:
+    def answer(
+        self, question: str, prompt: Asked, cache: KeyholeCache, held: int, read: float = 0.0
+    ) -> Answer:
+        """The answer to one question, in a cache that has the first `held` tokens of the prompt.
+
+        `read` is what reading them took, in seconds. The model must be attached.
+        """
         options = self._options
         behind = _all(prompt)[:, held:]
         read += prefill(self._model, behind[:, :-1].to(self._model.device), cache, chunk=self._chunk)

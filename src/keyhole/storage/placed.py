@@ -53,6 +53,27 @@ class PlacedStorage(Storage):
             self._recent.append(part)
             self._pack_recent()
 
+    def hold(self, kind: TokenSpec) -> None:
+        """Go on behind rows that the buffer holds already, of tokens of a `kind`."""
+        self._kind = kind
+
+    def seal(self) -> None:
+        """Pack whatever fills a row, the newest tokens too: what comes next does not change it."""
+        count = self._recent.length // self.form.group * self.form.group
+        if not self.form.in_place and count:
+            tokens = self._recent.view()
+            self.buffer.append(self.form.pack(tokens[:, :, :count], self._known()))
+            self._recent = GrowingBuffer()
+            self._recent.append(tokens[:, :, count:])
+
+    def rows(self, start: int = 0) -> Tensor:
+        """Rows of the buffer from row `start` on, `[B, H, n, W]`."""
+        return self.buffer.view(start)
+
+    def recent(self) -> Tensor:
+        """Tokens behind the buffer's rows, keys beside values, `[B, H, T, D + E]`."""
+        return self._recent.view()
+
     def keys(self, start: int = 0) -> Tensor:
         return self._tokens(start, "keys")
 

@@ -121,7 +121,7 @@ def read(directory: str | Path, model: PreTrainedModel, method: str | Method | R
 
 def placed_otherwise(recipe: Recipe, other: Recipe) -> bool:
     """Whether two recipes are one, or differ only in where keys and values are kept."""
-    return [_unplaced(stage) for stage in recipe.stages] == [_unplaced(stage) for stage in other.stages]
+    return [unplaced(stage) for stage in recipe.stages] == [unplaced(stage) for stage in other.stages]
 
 
 def _recipe(where: str, manifest: dict[str, Any], method: str | Method | Recipe | None) -> Recipe:
@@ -137,7 +137,7 @@ def _recipe(where: str, manifest: dict[str, Any], method: str | Method | Recipe 
     return asked
 
 
-def _unplaced(stage: Method) -> Method:
+def unplaced(stage: Method) -> Method:
     """A stage with keys and values where they are by default."""
     known = {field.name: field.default for field in fields(stage)}  # type: ignore[arg-type]
     return replace(stage, **{name: known[name] for name in _PLACING if name in known})  # type: ignore[type-var]

@@ -78,7 +78,7 @@ class ResidentBlocks:
         places = self._vacate(len(self._missed))
         blocks, self._missed = self._missed[: len(places)], self._missed[:0]
         rows = BLOCK // self._group
-        held = buffer.reading(torch.from_numpy(blocks * rows))
+        held = buffer.reading(torch.from_numpy(blocks[:, None] * rows + np.arange(rows)))
         for block, place in zip(blocks.tolist(), places.tolist(), strict=True):
             fetched = held[:, :, block * rows : (block + 1) * rows]
             self._rows[:, :, place * rows : (place + 1) * rows] = fetched

@@ -1,0 +1,65 @@
+"""`keyhole add`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from keyhole.cli import asking, options
+from keyhole.cli.console import reading_progress, stdout
+from keyhole.cli.early import check_method
+from keyhole.cli.inputs import find_source
+from keyhole.documents.paths import name_of
+from keyhole.documents.text import check_files
+
+
+def add(
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Text, Markdown, HTML or PDF; several make one document; - is stdin."),
+    ],
+    name: asking.Name = None,
+    model: options.Model = None,
+    method: Annotated[
+        str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
+    ] = "pqcache",
+    kv_dtype: asking.KvDtype = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Never evict the document.")] = False,
+    ttl: Annotated[
+        float | None, typer.Option(min=0.0, help="Hours after its last use at which it may be removed.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not use the model's chat template.")] = False,
+    store: asking.Where = None,
+    quota: asking.Quota = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Read a document into the store, so that questions about it are answered at once, now and later.
+
+    A reading that was interrupted goes on where it stopped when the same is added again.
+    """
+    check_method(method)
+    named = name_of(name, files)
+    check_files(files)
+    if model is not None:
+        find_source(model)
+    with asking.resumable("the same command"), reading_progress(quiet) as report:
+        report("loading", 0, None)
+        asking.set_threads(threads)
+        found = asking.library_at(store, quota, quiet=quiet).add(
+            files,
+            name=named,
+            model=model,
+            method=method,
+            kv_dtype=kv_dtype,
+            chat=False if raw else None,
+            pinned=pin,
+            ttl=None if ttl is None else 3600 * ttl,
+            progress=report,
+        )
+    if not quiet:
+        from keyhole.cli.table import amount
+
+        took = f"{len(found.tokens):,} tokens, {amount(found.nbytes)}, {found.seconds:.1f} s to make"
+        stdout().print(f"{found.name}: {took}", highlight=False, markup=False)

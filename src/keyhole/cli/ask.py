@@ -1,0 +1,133 @@
+"""`keyhole ask` and `keyhole chat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from keyhole.cli import asking, options
+from keyhole.cli.console import reading_progress
+from keyhole.cli.early import check_method
+from keyhole.cli.inputs import find_source
+from keyhole.cli.spent import print_spent
+from keyhole.documents.text import check_files
+
+Document = Annotated[str, typer.Argument(help="Name of a stored document, or a file, which is added first.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="For a file that is not stored yet: as in `keyhole add`.", show_default="pqcache"),
+]
+
+
+def ask(
+    document: Document,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    model: options.Model = None,
+    method: Method = None,
+    kv_dtype: asking.KvDtype = None,
+    place: asking.Place = None,
+    exact: asking.Exact = False,
+    max_new_tokens: asking.MaxNewTokens = 256,
+    temperature: asking.Temperature = 0.0,
+    seed: asking.Seed = 0,
+    store: asking.Where = None,
+    quota: asking.Quota = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Answer a question about a document. The answer goes to stdout, statistics to stderr."""
+    if not question.strip():
+        raise ValueError("the question is empty; give some text")
+    added = _added(document, model, method, kv_dtype)
+    with asking.resumable("the same command"), reading_progress(quiet) as report:
+        report("loading", 0, None)
+        asking.set_threads(threads)
+        library = asking.library_at(store, quota, quiet=quiet)
+        found = library.ask(
+            document,
+            question,
+            place=place,
+            exact=exact,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            stream=_writing(report),
+            progress=report,
+            **added,
+        )
+    _write("\n")
+    if not quiet:
+        print_spent(found)
+
+
+def chat(
+    document: Document,
+    model: options.Model = None,
+    method: Method = None,
+    kv_dtype: asking.KvDtype = None,
+    place: asking.Place = None,
+    exact: asking.Exact = False,
+    max_new_tokens: asking.MaxNewTokens = 256,
+    temperature: asking.Temperature = 0.0,
+    seed: asking.Seed = 0,
+    store: asking.Where = None,
+    quota: asking.Quota = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Talk about a document: a question a line, until the end of the input (Ctrl-D)."""
+    added = _added(document, model, method, kv_dtype)
+    if document == "-":
+        raise ValueError("the document cannot be stdin, on which the questions come; `keyhole add` it first")
+    with asking.resumable("the same command"), reading_progress(quiet) as report:
+        report("loading", 0, None)
+        asking.set_threads(threads)
+        library = asking.library_at(store, quota, quiet=quiet)
+        talk = library.chat(document, place=place, progress=report, **added)
+    said = {"exact": exact, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    with talk:
+        for question in _questions(quiet):
+            talk.ask(question, stream=_write, **said)
+            _write("\n")
+
+
+def _added(document: str, model: str | None, method: str | None, kv_dtype: str | None) -> dict[str, Any]:
+    """How a file is to be added, found out without importing torch."""
+    check_method(method or "pqcache")
+    if model is not None:
+        find_source(model)
+    if "/" in document or document.lower().endswith(".pdf"):
+        check_files([document])
+    given = {"model": model, "method": method, "kv_dtype": kv_dtype}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _questions(quiet: bool):
+    """Lines of stdin that are not empty, behind a prompt on a terminal."""
+    asks = sys.stdin.isatty() and not quiet
+    while True:
+        if asks:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _writing(report: Any):
+    """Writes pieces of an answer; the progress bar goes when the first one comes."""
+
+    def write(text: str) -> None:
+        report.end()
+        _write(text)
+
+    return write
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,287 @@
+"""Documents that are read once and asked for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keyhole.core.errors import UnknownDocumentError
+from keyhole.documents.answering import Asking, answer
+from keyhole.documents.conversation import Conversation
+from keyhole.documents.form import Form, check_fits, form_of, identity_of
+from keyhole.documents.layers import whole_because
+from keyhole.documents.models import Models
+from keyhole.documents.opening import Opened, open_document
+from keyhole.documents.paths import default_store, name_of
+from keyhole.documents.reading import Progress, Source, read_blocks, read_whole
+from keyhole.documents.recipes import fingerprint_of, stored_recipe
+from keyhole.documents.sizes import stored_bytes
+from keyhole.documents.store import Collected, Document, Report, Stats, Store
+from keyhole.documents.text import read_texts
+from keyhole.engines.transformers import KeyholeCache
+from keyhole.generation.loading import Loaded
+from keyhole.generation.reader import Answer
+from keyhole.methods import Method, Recipe
+
+Files = str | Path | Sequence[str | Path]
+
+
+class Library:
+    """Documents in a store on disk, each read once by a model; any number of processes may share it.
+
+    Args:
+        path: of the store; by default `KEYHOLE_STORE`, else the user's data directory.
+        quota: bytes that the store may take; by default a tenth of what is free on its disk.
+        notice: called with what a user should know, as text.
+
+    Raises:
+        ValueError: the path or the quota cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        quota: int | None = None,
+        notice: Callable[[str], object] | None = None,
+    ) -> None:
+        self.path = Path(path).expanduser() if path is not None else default_store()
+        self.store = Store(self.path, quota)
+        self._models = Models(self.path.with_name(f"{self.path.name}.models.json"))
+        self._notice = notice or (lambda _: None)
+
+    def add(
+        self,
+        files: Files | None = None,
+        *,
+        text: str | None = None,
+        name: str | None = None,
+        model: str | Path | PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        method: str | Method | Recipe = "pqcache",
+        kv_dtype: str | None = None,
+        chat: bool | None = None,
+        pinned: bool = False,
+        ttl: float | None = None,
+        progress: Progress | None = None,
+    ) -> Document:
+        """Read files, or a text, into the store; what is stored already of it is not read again.
+
+        An interrupted reading goes on from its last block when the same is added again.
+
+        Args:
+            files: text, Markdown, HTML or PDF, several as one document; "-" is stdin.
+            name: by default that of the first file.
+            model: a directory, hub name or GGUF file; a loaded model needs its `tokenizer`. By default the
+                embedded model.
+            method: by which it is read, kept and asked.
+            kv_dtype: how keys and values are stored: "full", "int8" or "int4"; by default as `method` says.
+            chat: use the tokenizer's chat template; by default if there is one.
+            pinned: never evicted.
+            ttl: seconds after its last use at which it may go.
+            progress: called with what is being done, tokens done, and tokens in all.
+
+        Raises:
+            ValueError: a file cannot be read, an option is out of range, or the document is beyond the
+                model's range.
+            QuotaError: it is larger than the store may be.
+        """
+        recipe = stored_recipe(method, kv_dtype)
+        if (files is None) == (text is None):
+            raise ValueError("give either files or text")
+        text = read_texts(_listed(files)) if text is None and files is not None else text or ""
+        if not text.strip():
+            raise ValueError("the document is empty; give some text")
+        name = name_of(name, None if files is None else _listed(files))
+        known = self._known_as(model, tokenizer)
+        return self._add(name, text, known, recipe, chat, _source(files), pinned, ttl, progress)
+
+    def open(self, name: str, *, place: str | None = None) -> Opened:
+        """A document's cache, to be continued by its model; close it, or use it in a with-block.
+
+        Args:
+            place: "disk" attends to keys and values where they are stored, "host" and "device" load them;
+                by default "disk" for methods that select and "device" for others.
+
+        Raises:
+            UnknownDocumentError: there is no finished document of that name.
+        """
+        return open_document(self.store, self._models, name, place)
+
+    def ask(
+        self,
+        document: str | Path,
+        question: str,
+        *,
+        place: str | None = None,
+        exact: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        stream: Callable[[str], object] | None = None,
+        progress: Progress | None = None,
+        **added: Any,
+    ) -> Answer:
+        """Answer a question about a document; a file that is not stored yet is added first.
+
+        Methods that select read by selection for the question's tokens, too, one selection for up to 32 of
+        them.
+
+        Args:
+            document: a name, or a file.
+            place: as in `open`.
+            exact: let the question's tokens read the whole document.
+            stream: called with pieces of the answer as they are generated.
+            added: as in `add`, where the file is not stored yet.
+        """
+        asking = Asking.of(max_new_tokens, temperature, top_p, seed, stop, stream, exact=exact)
+        name = self._added(document, progress, added)
+        with self._opened(name, place, progress) as opened:
+            return answer(opened, opened.ids, question, asking)
+
+    def chat(self, document: str | Path, *, place: str | None = None, **added: Any) -> Conversation:
+        """A conversation about a document; close it, or use it in a with-block."""
+        progress = added.pop("progress", None)
+        name = self._added(document, progress, added)
+        return Conversation(self._opened(name, place, progress), lambda: self.open(name, place=place))
+
+    def documents(self) -> list[Document]:
+        """All documents, those among them whose reading was interrupted."""
+        return self.store.documents()
+
+    def document(self, name: str) -> Document:
+        """One document as it is listed.
+
+        Raises:
+            UnknownDocumentError: there is none of that name.
+        """
+        return self.store.document(name)
+
+    def remove(self, name: str) -> int:
+        """Forget a document; returns the bytes that became free."""
+        return self.store.remove(name)
+
+    def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Read everything that is stored and compare it with what was written."""
+        return self.store.verify(repair=repair, progress=progress)
+
+    def gc(self) -> Collected:
+        """Remove what no document needs."""
+        return self.store.gc()
+
+    def stats(self) -> Stats:
+        """Sizes and counts of the store."""
+        return self.store.stats()
+
+    def _known_as(
+        self, model: str | Path | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> str:
+        """The name under which a model is known here."""
+        if isinstance(model, PreTrainedModel):
+            if tokenizer is None:
+                raise ValueError("a loaded model needs its tokenizer; give `tokenizer`")
+            named = str(model.name_or_path or type(model).__name__)
+            self._models.put(named, Loaded(model, tokenizer))
+            return named
+        return "" if model is None else str(model)
+
+    def _added(self, document: str | Path, progress: Progress | None, added: dict[str, Any]) -> str:
+        """The name of a document, which is read now if it is a file that is not stored."""
+        names = {one.name for one in self.store.documents() if one.finished}
+        if str(document) in names:
+            return str(document)
+        if Path(document).expanduser().is_file() or str(document) == "-":
+            return self.add(document, progress=progress, **(self._as_before(document) | added)).name
+        raise UnknownDocumentError(
+            f"there is no document {str(document)!r}, and no file of that name; `keyhole documents` "
+            "lists them"
+        )
+
+    def _as_before(self, file: str | Path) -> dict[str, Any]:
+        """How a file was added, if it was."""
+        for one in self.store.documents():
+            if one.finished and one.source == str(file):
+                return {"method": one.method, "model": one.model or None, "name": one.name}
+        return {}
+
+    def _opened(self, name: str, place: str | None, progress: Progress | None) -> Opened:
+        """A document, read again first where it would be put to the model otherwise now."""
+        opened = self.open(name, place=place)
+        drift = opened.drift()
+        if drift is None:
+            return opened
+        if not drift.again:
+            self._notice(drift.said)
+            return opened
+        self._notice(f"read again from token {drift.token:,}: {drift.said}")
+        text, document, recipe, chat = opened.text, opened.document, opened.recipe, opened.chat
+        opened.close()
+        self._add(
+            name, text, document.model, recipe, chat, document.source, document.pinned, document.ttl, progress
+        )
+        return self.open(name, place=place)
+
+    def _add(
+        self,
+        name: str,
+        text: str,
+        model: str,
+        recipe: Recipe,
+        chat: bool | None,
+        source: str,
+        pinned: bool,
+        ttl: float | None,
+        progress: Progress | None,
+    ) -> Document:
+        loaded = self._models.get(model)
+        form = form_of(loaded.tokenizer, text, chat)
+        check_fits(loaded.model, form.ids)
+        recipe = recipe.for_text(text)
+        probe = KeyholeCache(loaded.model, recipe)
+        whole = whole_because(probe) is not None
+        if not whole:
+            self.store.admit(stored_bytes(probe, loaded.model, len(form.ids)))
+        fingerprint = fingerprint_of(recipe, self._models.identity(model))
+        if whole:
+            fingerprint = f"{fingerprint}; method {recipe}"
+        if self._is_there(name, form, fingerprint, recipe):
+            return self.store.document(name)
+        waiting = None if progress is None else (lambda done, total: progress("waiting", done, total))
+        said = {"method": str(recipe), "model": model, "source": source, "pinned": pinned, "ttl": ttl}
+        with self.store.begin(name, form.ids, fingerprint, whole=whole, waiting=waiting, **said) as writer:
+            read = read_whole if whole else read_blocks
+            read(loaded, recipe, _put_as(form, text, loaded), writer, progress)
+        return self.store.document(name)
+
+
+    def _is_there(self, name: str, form: Form, fingerprint: str, recipe: Recipe) -> bool:
+        """Whether the very document is stored under this name."""
+        return any(
+            one.finished
+            and (one.name, one.fingerprint, one.method) == (name, fingerprint, str(recipe))
+            and np.array_equal(one.tokens, form.ids)
+            for one in self.store.documents()
+        )
+
+
+def _listed(files: Files | None) -> list[str]:
+    if files is None:
+        return []
+    return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
+
+
+def _source(files: Files | None) -> str:
+    return ", ".join(_listed(files)) or "text"
+
+
+def _put_as(form: Form, text: str, loaded: Loaded) -> Source:
+    facts = {"chat": form.chat, "tail": form.tail, "head": form.digest} | identity_of(loaded.tokenizer)
+    data = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
+    return Source(form.ids, {"text": data}, facts)

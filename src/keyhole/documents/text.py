@@ -1,0 +1,157 @@
+"""Files as text: plain text, Markdown, HTML, PDF. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+
+_HTML = (".html", ".htm", ".xhtml")
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
+_MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_UNSEEN = {"script", "style", "head", "template", "noscript", "svg"}
+_VOID = {"br", "hr", "img", "input", "link", "meta", "area", "base", "col", "embed", "source", "track", "wbr"}
+_BREAKS = {"p", "div", "br", "li", "tr", "table", "section", "article", "blockquote", "pre", "ul", "ol", "hr"}
+_BREAKS |= {f"h{level}" for level in range(1, 7)} | {"header", "footer", "main", "dt", "dd", "figcaption"}
+
+
+def read_texts(files: list[str]) -> str:
+    """The text of files, in this order; several are headed by their names.
+
+    Raises:
+        ValueError: one cannot be read, or is not text, with its name.
+    """
+    if not files:
+        raise ValueError("no file was given; give at least one")
+    texts = [read_text_of(file) for file in files]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(
+        f"# {Path(file).name}\n\n{text.strip()}" for file, text in zip(files, texts, strict=True)
+    )
+
+
+def check_files(files: list[str]) -> None:
+    """Raise ValueError for a file that is missing or of a kind that cannot be read here."""
+    for file in files:
+        if file == "-":
+            continue
+        path = Path(file).expanduser()
+        if not path.is_file():
+            what = "is a directory; give its files" if path.is_dir() else "does not exist"
+            raise ValueError(f"the file {str(path)!r} {what}")
+        if path.suffix.lower() == ".pdf":
+            _check_pdf(path)
+
+
+def read_text_of(file: str) -> str:
+    """The text of one file; "-" is stdin."""
+    check_files([file])
+    name, data = _bytes(file)
+    suffix = Path(file).suffix.lower()
+    if suffix == ".pdf" or data.startswith(b"%PDF-"):
+        _check_pdf(Path(file))
+        text = _pdf_text(name, data)
+    else:
+        text = _decoded(name, data)
+        if suffix in _HTML or text.lstrip()[:15].lower().startswith(("<!doctype html", "<html")):
+            text = html_text(text)
+    if not text.strip():
+        raise ValueError(f"{name} holds no text")
+    return text
+
+
+def html_text(html: str) -> str:
+    """The text of a page, a line for each block of it."""
+    parser = _Text()
+    parser.feed(html)
+    parser.close()
+    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
+    kept: list[str] = []
+    for line in lines:
+        if line or (kept and kept[-1]):
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._unseen: list[str] = []  # open elements whose text is not shown, innermost last
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag in _UNSEEN and tag not in _VOID:
+            self._unseen.append(tag)
+        self._break(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._unseen:
+            del self._unseen[self._unseen.index(tag) :]
+        self._break(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self._unseen:
+            self.parts.append(data.replace("\n", " "))
+
+    def _break(self, tag: str) -> None:
+        if tag in _BREAKS:
+            self.parts.append("\n")
+        elif tag in ("td", "th"):
+            self.parts.append("\t")
+
+
+def _bytes(file: str) -> tuple[str, bytes]:
+    name = "stdin" if file == "-" else f"the file {str(Path(file).expanduser())!r}"
+    try:
+        return name, sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _decoded(name: str, data: bytes) -> str:
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _by(name, data, encoding)
+    if b"\0" in data:
+        raise ValueError(f"{name} is binary; give text, Markdown, HTML or PDF")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    # Bytes that no text of this encoding has tell binary files from it.
+    text = data.decode("cp1252", errors="replace")
+    odd = sum(1 for char in text if char == "\ufffd" or (ord(char) < 32 and char not in "\t\n\r\f"))
+    if odd > len(text) // 1000:
+        raise ValueError(f"{name} is binary or of an unknown encoding; give UTF-8 text")
+    return text
+
+
+def _by(name: str, data: bytes, encoding: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} begins as {encoding} text and is none: {error.reason}") from error
+
+
+def _check_pdf(path: Path) -> None:
+    if find_spec("pypdf") is None:
+        raise ValueError(f"{str(path)!r} is a PDF, which needs pypdf; pip install 'keyhole[pdf]'")
+
+
+def _pdf_text(name: str, data: bytes) -> str:
+    from io import BytesIO
+
+    from pypdf import PdfReader
+    from pypdf.errors import PyPdfError
+
+    try:
+        pages = [page.extract_text() for page in PdfReader(BytesIO(data)).pages]
+    except (PyPdfError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"cannot read {name} as PDF: {error}") from error
+    text = "\n\n".join(page.strip() for page in pages)
+    if not text.strip():
+        raise ValueError(f"{name} is a PDF without text, perhaps of scanned pages; recognise its text first")
+    return text

@@ -4,6 +4,7 @@ from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector, FollowingClusters
+from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.exact import ExactSelector
@@ -16,6 +17,7 @@ __all__ = [
     "BoxSelector",
     "Capturable",
     "ClusterSelector",
+    "CodedBoxSelector",
     "CodewordSelector",
     "DistantVoteSelector",
     "ExactSelector",

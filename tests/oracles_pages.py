@@ -51,6 +51,34 @@ def quest_scores(query, keys, pages, boxed, *, scale):
     return scores
 
 
+def coded_bounds(query, keys, pages, first, prompt):
+    """query [D], keys [N, D] -> by page number the greatest and the least logit in its box of 4-bit ends.
+
+    Each channel has 14 steps from the least to the greatest of the prompt's keys from `first` on; ends are
+    rounded outwards, and what lies beyond gets a level of its own, half the range further out. Third, how far
+    a scan may be off that rounds each channel's part to 255 steps of the widest.
+    """
+    keys = keys.astype(np.float32)  # as codes are made, since a key may lie on a level
+    low, high = keys[first:prompt].min(0), keys[first:prompt].max(0)
+    step = np.maximum(high / np.float32(14) - low / np.float32(14), np.float32(1e-30))
+
+    def level(code, channel):
+        code = -7 if code < 0 else 21 if code > 14 else code
+        return float(low[channel]) + code * float(step[channel])
+
+    spans = [abs(q) * float(21 * step[d]) for d, q in enumerate(query)]
+    rounding = 2 * len(query) * max(spans) / 255 / 2 + 2e-3 * np.abs(query) @ step + 1e-4
+    found = {}
+    for number, slots in pages.items():
+        upper = lower = 0.0
+        for d, q in enumerate(query):
+            up = level(max(0, np.ceil((keys[slots, d].max() - low[d]) / step[d] - np.float32(1e-3))), d)
+            down = level(min(14, np.floor((keys[slots, d].min() - low[d]) / step[d] + np.float32(1e-3))), d)
+            upper, lower = upper + max(q * up, q * down), lower + min(q * up, q * down)
+        found[number] = upper, lower, rounding
+    return found
+
+
 def delta_scores(query, keys, pages, start, *, scale, softcap=None, sink_logits=None):
     """query [Q, D], keys [H, N, D] -> scores by page number, one list for all heads.
 

@@ -13,7 +13,7 @@ def test_prints_the_method(keyhole, model_folder, prompt_file):
 def test_quiet_prints_nothing_else(keyhole, model_folder, prompt_file):
     asked = ("--model", model_folder, "--text", prompt_file, "--context", 200, "--quiet")
     result = keyhole("calibrate", "delta", *asked)
-    assert (result.stdout, result.stderr) == ("delta(full=(0,))\n", "")
+    assert (result.stdout, result.stderr) == ("delta(full=(0,), leaders=())\n", "")
 
 
 def test_refuses_a_text_that_is_too_short(refused, model_folder, prompt_file):

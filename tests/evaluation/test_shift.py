@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from keyhole.evaluation.shift import QUERIES, attention_shift, choose_full
-from keyhole.methods.delta import Delta, default_full
+from keyhole.evaluation.shift import QUERIES, attention_shift, choose_layers
+from keyhole.methods.delta import Delta, default_layers
 from tests.tiny import fresh_model, prompt, tiny_model
 
 
@@ -48,18 +48,19 @@ def test_refuses_a_model_with_one_layer_to_compare():
 
 def test_peaks_are_chosen_spread_over_depth():
     shift = dict.fromkeys(range(28), 0.1)
-    shift |= {0: 0.0, 3: 0.9, 11: 0.8, 12: 0.7, 20: 0.5, 27: 1.0}
-    full = choose_full(shift)
-    assert {0, 1, 2, 11, 20} <= set(full)
-    # 3 is too near the first leader, 12 to 11, and the last layer leads nobody.
-    assert not {3, 12, 27} & set(full)
+    shift |= {0: 0.0, 1: 0.9, 3: 0.9, 11: 0.8, 12: 0.7, 20: 0.5, 27: 1.0}
+    full, leaders = choose_layers(shift)
+    assert full == (0,)
+    assert {2, 11, 20, 27} <= set(leaders)
+    # 3 is too near the first leader, 12 to 11, and nothing leads before the first leader.
+    assert not {1, 3, 12} & set(leaders)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 9, 18, 28, 80])
 def test_even_shift_gives_as_many_as_the_default(layers):
-    full = choose_full(dict.fromkeys(range(layers), 0.5))
-    assert len(full) == len(default_full(layers))
+    found = choose_layers(dict.fromkeys(range(layers), 0.5))
+    assert list(map(len, found)) == list(map(len, default_layers(layers)))
 
 
 def test_layers_are_counted_as_in_the_model():
-    assert choose_full({1: 0.0, 3: 0.4, 5: 0.9, 7: 0.1}) == (1, 3)
+    assert choose_layers({1: 0.0, 3: 0.4, 5: 0.9, 7: 0.1}) == ((1,), (5,))

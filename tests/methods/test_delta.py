@@ -9,7 +9,8 @@ import keyhole
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import Delta, Recipe
-from keyhole.methods.delta import default_full, roles
+from keyhole.methods.delta import default_layers, roles
+from keyhole.selection.shared import Role
 from tests import oracles_pages
 from tests.tiny import prompt, tiny_model
 
@@ -37,22 +38,41 @@ def test_roles_of_four_layers(full, expected):
 
 
 @pytest.mark.parametrize(
-    ("layers", "full"),
-    [(1, (0,)), (4, (0, 1)), (8, (0, 1, 2, 5)), (30, (0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26))],
+    ("layers", "expected"),
+    [
+        (0, ((), ())),
+        (1, ((0,), ())),
+        (4, ((0,), (2,))),
+        (8, ((0,), (2, 5))),
+        (30, ((0,), (2, 5, 8, 11, 14, 17, 20, 23, 26, 29))),
+    ],
 )
-def test_a_third_of_the_layers_lead_by_default(layers, full):
-    assert default_full(layers) == full
+def test_a_third_of_the_layers_rank_by_default(layers, expected):
+    assert default_layers(layers) == expected
+    found = [selector.role for selector in Delta().selectors(ModelInfo.of(layers))]
+    assert [at for at, role in enumerate(found) if role is Role.RANKER] == list(expected[1])
+    assert [at for at, role in enumerate(found) if role in (Role.DENSE, Role.LEADER)] == list(expected[0])
 
 
-@given(st.integers(0, 130))
-def test_default_layers_are_few_and_lead(layers):
-    full = default_full(layers)
-    assert list(full) == sorted(set(full))
-    assert all(layer < layers for layer in full)
-    assert len(full) <= max(1, layers // 2) if layers else not full
-    if layers > 1:
-        leaders = [role.value for role in roles(range(layers), set(full))].count("leader")
-        assert leaders == len(full) - min(2, layers // 4)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"full": (0, 1), "leaders": (3,)}, ["dense", "leader", "follower", "ranker", "follower"]),
+        ({"full": (0, 1), "leaders": (2,)}, ["dense", "dense", "ranker", "follower", "follower"]),
+        ({"leaders": (1, 4)}, ["follower", "ranker", "follower", "follower", "ranker"]),
+        ({"full": (1,)}, ["follower", "leader", "follower", "follower", "follower"]),
+        ({"full": (), "leaders": ()}, ["follower"] * 5),
+    ],
+)
+def test_layers_that_rank(given, expected):
+    assert [selector.role.value for selector in Delta(**given).selectors(ModelInfo.of(5))] == expected
+
+
+def test_a_layer_has_one_role():
+    with pytest.raises(SpecError, match="layer 2 is in full and in leaders"):
+        Delta(full=(0, 2), leaders=(2, 4))
+    with pytest.raises(SpecError, match="leaders contains layer 9"):
+        Delta(leaders=(9,)).selectors(ModelInfo.of(5))
 
 
 def test_a_leader_leads_the_next_layer_that_is_served():

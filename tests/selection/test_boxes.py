@@ -161,4 +161,4 @@ def test_refuses_to_append_before_it_is_built():
 @pytest.mark.parametrize("budget", ["budget=5", "budget=0.3", "mass=0.8, floor=3"])
 @pytest.mark.parametrize("page", [1, 4, 16])
 def test_a_long_life(page, budget):
-    live(f"quest({budget}, page={page}, sinks=3, window=5, dense_below=0)")
+    live(f"quest({budget}, page={page}, box_dtype=auto, sinks=3, window=5, dense_below=0)")

@@ -19,9 +19,9 @@ from keyhole.attention import Logits
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.core.layout import regions
 from keyhole.engines.transformers.calibrate.recording import recorded
-from keyhole.methods.delta import Delta, default_full, roles
+from keyhole.methods.delta import Delta, LayerSets, default_layers
 from keyhole.prefill import DensePrefill
-from keyhole.selection.shared import Role, attention_shares
+from keyhole.selection.shared import attention_shares
 from keyhole.storage import Storage
 
 QUERIES = 32  # newest ones of a text, whose attention is compared
@@ -92,18 +92,17 @@ def _shift(model: PreTrainedModel, text: Tensor) -> dict[int, float]:
     return found
 
 
-def choose_full(shift: dict[int, float]) -> tuple[int, ...]:
-    """Layers to read whole: as many as `default_full` says, the same first, the others where shift peaks.
+def choose_layers(shift: dict[int, float]) -> LayerSets:
+    """Layers for `delta`: as many as `default_layers` says, `full` and the first leader the same.
 
-    They keep half the distance that even spreading would give; the last layer leads none.
+    The other leaders are where shift peaks, but keep half the distance that even spreading would give.
     """
     layers = list(shift)
-    usual = default_full(len(layers))
-    parts = roles(range(len(layers)), set(usual))
-    leaders = [index for index, role in enumerate(parts) if role is Role.LEADER]
+    full, leaders = default_layers(len(layers))
     distance = max(2, len(layers) // (2 * max(len(leaders), 1)))
-    chosen = [index for index in usual if index <= leaders[0]] if leaders else list(usual)
-    for index in sorted(range(len(layers) - 1), key=lambda index: -shift[layers[index]]):
-        if len(chosen) < len(usual) and all(abs(index - other) >= distance for other in chosen):
+    chosen = list(leaders[:1])
+    for index in sorted(range(len(layers)), key=lambda index: -shift[layers[index]]):
+        apart = all(abs(index - other) >= distance for other in chosen)
+        if len(chosen) < len(leaders) and index > leaders[0] and apart:
             chosen.append(index)
-    return tuple(layers[index] for index in sorted(chosen))
+    return LayerSets(*(tuple(layers[index] for index in sorted(part)) for part in (full, chosen)))

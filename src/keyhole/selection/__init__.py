@@ -4,6 +4,7 @@ from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector, FollowingClusters
+from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.distant_index import at_distance
@@ -17,6 +18,7 @@ __all__ = [
     "BoxSelector",
     "Capturable",
     "ClusterSelector",
+    "CodedBoxSelector",
     "CodewordSelector",
     "DistantVoteSelector",
     "ExactSelector",

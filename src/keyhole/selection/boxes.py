@@ -63,15 +63,20 @@ class BoxSelector(SummarySelector):
 
     def _bounds(self, step: Step) -> tuple[Tensor, Tensor]:
         """The greatest and the least logit of a key in each box, float32 `[B, Hkv, G, P]`."""
-        boxes = self._summaries.view()
-        query = step.query.unflatten(1, (boxes.shape[1], -1))
+        query = step.query.unflatten(1, (self._kv_heads(), -1))
         positive, negative = query.clamp(min=0), query.clamp(max=0)
         greatest, least = torch.cat([positive, negative], -1), torch.cat([negative, positive], -1)
-        both = torch.cat([greatest, least], dim=2).flatten(0, 1)
-        pages = page_count(step.regions, self.page)
-        bounds = kernels.exact_scores(both, boxes.flatten(0, 1), 0, pages, scale=step.logits.scale)
-        upper, lower = softcapped(bounds, step.logits.softcap).unflatten(0, boxes.shape[:2]).chunk(2, dim=2)
+        both = torch.cat([greatest, least], dim=2)
+        bounds = self._products(both.flatten(0, 1), page_count(step.regions, self.page), step.logits.scale)
+        upper, lower = softcapped(bounds, step.logits.softcap).unflatten(0, both.shape[:2]).chunk(2, dim=2)
         return upper, lower
+
+    def _kv_heads(self) -> int:
+        return self._summaries.view().shape[1]
+
+    def _products(self, query: Tensor, pages: int, scale: float) -> Tensor:
+        """Scaled products `[R, Q, P]` of `query [R, Q, 2 * D]`, R = B * Hkv, with the ends of boxes."""
+        return kernels.exact_scores(query, self._summaries.view().flatten(0, 1), 0, pages, scale=scale)
 
 
 def box_ends(keys: Tensor, counted: Tensor, begun: int, page: int) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,13 @@ from keyhole.storage import Storage
 
 
 class Role(Enum):
-    """What a layer does: reads everything, does so and leads those behind it, or follows."""
+    """What a layer does: reads everything, does so and leads those behind it, leads them but reads only the
+    keys of everything, or follows.
+    """
 
     DENSE = "dense"
     LEADER = "leader"
+    RANKER = "ranker"
     FOLLOWER = "follower"
 
 
@@ -86,19 +89,23 @@ class SharedPageSelector(Unindexed):
 
     def __init__(self, role: Role, board: Board | None, page: int) -> None:
         self.role, self.board, self.page = role, board, page
-        self.reads_all, self.leads = role is not Role.FOLLOWER, role is Role.LEADER
+        self.reads_all, self.leads = role in (Role.DENSE, Role.LEADER), role is Role.LEADER
 
     def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:
         assert self.board is not None
         self.board.pin(_ranking(query, storage, regions, logits, self.page))
 
     def select(self, step: Step) -> Selection:
+        if self.role is Role.RANKER:
+            self.watch(step.query, step.storage, step.regions, step.logits)
         source = _newest(step.regions, self.page) if self.board is None else self.board
         picked = source.pick(step, self.page)
         return _for_heads(picked, step.storage.keys(step.storage.length - 1).shape[1])
 
-    def bytes_read(self, step: Step) -> int:  # noqa: ARG002
-        return 0
+    def bytes_read(self, step: Step) -> int:
+        if self.role is not Role.RANKER:
+            return 0
+        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
 
     def crop(self, length: int) -> None:
         super().crop(length)

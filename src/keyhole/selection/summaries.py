@@ -6,6 +6,7 @@ Legend: B batch, Hkv KV heads, T tokens, P pages, D head size, W size of a summa
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,30 @@ from keyhole.storage import CapturableStorage, GrowingBuffer
 _CHUNK = 8192  # tokens summarised at a time, to bound temporary memory
 
 
+class Rows(Protocol):
+    """What holds summaries `[B, Hkv, P, W]`; see `GrowingBuffer`."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def append(self, rows: Tensor) -> None: ...
+
+    def view(self, start: int = 0) -> Tensor: ...
+
+    def reserve(self, rows: int) -> None: ...
+
+    def extend(self, length: int) -> None: ...
+
+    def put(self, rows: Tensor, places: Tensor) -> None: ...
+
+    def crop(self, length: int) -> None: ...
+
+    def reorder(self, rows: Tensor) -> None: ...
+
+
 class SummarySelector(Capturable):
     """Ranks pages of `page` slots by their summaries. Padding and sinks are left out of these.
 
@@ -30,10 +55,15 @@ class SummarySelector(Capturable):
 
     def __init__(self, page: int | None) -> None:
         self.page = page or 0
-        self._summaries = GrowingBuffer()  # `[B, Hkv, P, W]`
+        self._summaries = self._buffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
         self._mass_control = MassControl()
         self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
+
+    @staticmethod
+    def _buffer() -> Rows:
+        """What holds summaries."""
+        return GrowingBuffer()
 
     @abstractmethod
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
@@ -79,7 +109,7 @@ class SummarySelector(Capturable):
     def build(self, keys: Tensor, regions: Regions) -> None:
         self.page = self.page or self._default_page(keys.shape[-1])
         # A copy: layers are given one tensor, and what each states is to be saved apart.
-        self._summaries, self._first, self.length = GrowingBuffer(), regions.first.clone(), 0
+        self._summaries, self._first, self.length = self._buffer(), regions.first.clone(), 0
         self.append(keys)
 
     def append(self, keys: Tensor) -> None:
@@ -91,14 +121,14 @@ class SummarySelector(Capturable):
         slots = torch.arange(self.length, self.length + keys.shape[2], device=keys.device)
         summaries = self._summarised(keys, slots >= self._starts().view(-1, 1), begun)
         if begun:
-            summaries[:, :, 0] = self._joined(self._summaries.view()[:, :, whole], summaries[:, :, 0])
+            summaries[:, :, 0] = self._joined(self._summaries.view(whole)[:, :, 0], summaries[:, :, 0])
         self._summaries.crop(whole)
         self._summaries.append(summaries)
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
         whole, pages = self.length // self.page, -(-tokens // self.page)
-        self._begun = self._summaries.view()[:, :, whole : whole + 1].clone()
+        self._begun = self._summaries.view(whole)[:, :, :1].clone()
         self._summaries.reserve(pages)
         self._summaries.extend(pages)
 
@@ -120,8 +150,12 @@ class SummarySelector(Capturable):
         self._summaries.crop(length // self.page)
 
     def bytes_read(self, step: Step) -> int:
-        summaries = page_count(step.regions, self.page) * self._summaries.view()[0, 0, 0].nbytes
+        summaries = page_count(step.regions, self.page) * self._page_bytes()
         return summaries + self._mass_control.bytes_read(step)
+
+    def _page_bytes(self) -> int:
+        """Bytes of a summary, for one KV head."""
+        return self._summaries.view()[0, 0, 0].nbytes
 
     def crop(self, length: int) -> None:
         # A summary cannot be made smaller: a page that is cut is dropped and summarised again from its keys.
@@ -144,7 +178,7 @@ class SummarySelector(Capturable):
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
-        self._summaries, self._first = GrowingBuffer(), state.get("first")
+        self._summaries, self._first = self._buffer(), state.get("first")
         self._mass_control.restore(state)
         if state:
             self._summaries.append(state["summaries"])

@@ -28,7 +28,7 @@ def delta(
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find the layers of a model that delta should read in full, and print the method string."""
+    """Find the layers of a model that should lead others in delta, and print the method string."""
     from keyhole.cli.inputs import find_source, load, read_text
 
     find_source(model)
@@ -36,15 +36,15 @@ def delta(
     texts = [read_text(str(path)) for path in text]
     with progress(quiet) as report:
         report("loading", 0, None)
-        from keyhole.evaluation.shift import attention_shift, choose_full
+        from keyhole.evaluation.shift import attention_shift, choose_layers
         from keyhole.methods import Delta
 
         loaded = load(model, threads)
         shift = attention_shift(loaded.model, _tokens(loaded, texts, context), report)
-    full = choose_full(shift)
+    full, leaders = choose_layers(shift)
     if not quiet:
-        _print_shift(shift, full)
-    stdout().print(str(Delta(full=full)), highlight=False)
+        _print_shift(shift, full, leaders)
+    stdout().print(str(Delta(full=full, leaders=leaders)), highlight=False)
 
 
 def _tokens(loaded: Loaded, texts: Sequence[str], context: int | None) -> list[Tensor]:
@@ -55,11 +55,12 @@ def _tokens(loaded: Loaded, texts: Sequence[str], context: int | None) -> list[T
     return [tokens[:, :most].to(loaded.model.device) for tokens in read]
 
 
-def _print_shift(shift: dict[int, float], full: Sequence[int]) -> None:
+def _print_shift(shift: dict[int, float], full: Sequence[int], leaders: Sequence[int]) -> None:
     from rich import box
     from rich.table import Table
 
     table = Table("layer", "shift", "reads", box=box.SIMPLE, pad_edge=False)
     for layer, value in shift.items():
-        table.add_row(str(layer), f"{value:.3f}", "everything" if layer in full else "pages")
+        reads = "everything" if layer in full else "all keys" if layer in leaders else "pages"
+        table.add_row(str(layer), f"{value:.3f}", reads)
     stderr().print(table)

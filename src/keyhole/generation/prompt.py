@@ -33,7 +33,7 @@ class PromptForm:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: str, *, chat: bool) -> None:
         self._tokenizer, self._special = tokenizer, not chat
         self._head, self._tail = (
-            _around_question(tokenizer, context) if chat else (f"{context.rstrip()}\n", "")
+            around_question(tokenizer, context) if chat else (f"{context.rstrip()}\n", "")
         )
         self._whole = context  # where nothing is asked
         self._ids = self._encode(self._head, special=self._special)
@@ -88,7 +88,7 @@ def _asked(context: list[int], question: list[int]) -> Asked:
     return Asked(torch.tensor([context], dtype=torch.long), torch.tensor([question], dtype=torch.long))
 
 
-def _around_question(tokenizer: PreTrainedTokenizerBase, context: str) -> tuple[str, str]:
+def around_question(tokenizer: PreTrainedTokenizerBase, context: str) -> tuple[str, str]:
     """The chat form of context and question: what comes up to the question, and what behind it."""
     message = [{"role": "user", "content": f"{context.rstrip()}\n{_MARK}"}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))

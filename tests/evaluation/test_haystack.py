@@ -65,3 +65,19 @@ def test_from_file_refuses_a_folder(tmp_path):
 def test_no_sentences_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         Haystack(())
+
+
+def test_the_shipped_texts_are_a_haystack():
+    haystack = Haystack.named("shipped")
+    assert haystack is Haystack.shipped()
+    assert haystack.sentences[0] == "PROP."
+    assert sum(map(len, haystack.sentences)) > 500_000
+    assert not any("\n" in sentence for sentence in haystack.sentences)
+
+
+def test_a_haystack_by_name(tmp_path):
+    assert Haystack.named("environment") == Haystack.from_environment()
+    (tmp_path / "book").write_text("Call me Ishmael.")
+    assert Haystack.named(tmp_path / "book").sentences == ("Call me Ishmael.",)
+    with pytest.raises(ValueError, match="cannot read the haystack file 'shiped'"):
+        Haystack.named("shiped")

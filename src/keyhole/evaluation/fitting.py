@@ -83,18 +83,20 @@ def bury(
     *,
     head: str,
     question: str,
+    depths: Sequence[float] | None = None,
 ) -> str:
     """`head` and a run of the haystack with `needles` between its sentences.
 
     The context and `question` together are at most `tokens` tokens long, and as close to it as whole words
-    allow. Depths are uniform and independent; needles that share a depth keep their order.
+    allow. Depths are shares of the run's sentences, by default uniform and independent; needles that share a
+    depth keep their order.
     """
     hay = words_of(haystack, tokenizer)
     first = int(rng.choice(np.flatnonzero(hay.starts)))
-    depths = rng.random(len(needles))
+    where = rng.random(len(needles)) if depths is None else np.asarray(depths)
 
     def context(words: int) -> str:
-        return head + _spread(hay, first, words, needles, depths)
+        return head + _spread(hay, first, words, needles, where)
 
     def count(words: int) -> int:
         return count_tokens(tokenizer, context(words) + question)

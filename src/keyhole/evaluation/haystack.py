@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from keyhole.evaluation.texts import texts
+
 _DOCUMENT_SUFFIXES = {".md", ".rst", ".txt"}
 _MARKUP = re.compile(r"[*`_|<>\[\]{}\\^~#]+|\.\. |::")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
@@ -59,6 +61,17 @@ class Haystack:
         return cls.from_text(text)
 
     @classmethod
+    def shipped(cls) -> "Haystack":
+        """The texts that come with Keyhole, one after the other: the same on every machine."""
+        return _shipped()
+
+    @classmethod
+    def named(cls, name: str | Path) -> "Haystack":
+        """`shipped`, `environment`, or the text of a file of another name."""
+        made = {"shipped": cls.shipped, "environment": cls.from_environment}.get(str(name))
+        return made() if made else cls.from_file(name)
+
+    @classmethod
     def from_environment(cls, part: Literal["all", "train", "held-out"] = "all") -> "Haystack":
         """Prose of Python's language reference, its standard library and the documents of installed packages.
 
@@ -71,6 +84,11 @@ class Haystack:
             return cls(sentences)
         held_out = part == "held-out"
         return cls(tuple(s for i, s in enumerate(sentences) if _is_held_out(i) == held_out))
+
+
+@cache
+def _shipped() -> Haystack:
+    return Haystack(tuple(s for text in texts() for s in Haystack.from_text(text.text).sentences))
 
 
 def _is_held_out(index: int) -> bool:

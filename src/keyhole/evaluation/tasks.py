@@ -6,10 +6,12 @@ of the context goes on with the answer, so that a model without instruction tuni
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from keyhole.evaluation.facts import CHAT_TOKENS, hide
 from keyhole.evaluation.fitting import bury, count_tokens, largest_fit
 from keyhole.evaluation.haystack import Haystack
 from keyhole.evaluation.phrases import (
@@ -95,14 +97,6 @@ def _sample(tokenizer, context: str, question: str, answers: Sequence[str], repl
     return Sample(question, tuple(answers), length + length // 4 + 4, context=context)
 
 
-def _single(rng, haystack, tokenizer, tokens) -> Sample:
-    return _needles(rng, haystack, tokenizer, tokens, count=1)
-
-
-def _multikey(rng, haystack, tokenizer, tokens) -> Sample:
-    return _needles(rng, haystack, tokenizer, tokens, count=16)
-
-
 def _needles(rng, haystack, tokenizer, tokens, *, count: int) -> Sample:
     keys, values = draw_keys(rng, count), draw_values(rng, count, haystack.numbers)
     needles = [needle(k, v) for k, v in zip(keys, values, strict=True)]
@@ -157,6 +151,12 @@ def _frequent_words(rng, _haystack, tokenizer, tokens) -> Sample:
     return _list_task(rng, tokenizer, tokens, draw_frequent, CODED_WORDS, CODED_HEAD, FREQUENT_QUESTION)
 
 
+def _fact(rng, _haystack, tokenizer, tokens, *, chat: bool = False) -> Sample:
+    context, question, fact = hide(rng, Haystack.shipped(), tokenizer, tokens, chat=chat)
+    reply = _sample(tokenizer, context, question, [fact.answer], f" {fact.end}")
+    return replace(reply, max_new_tokens=CHAT_TOKENS) if chat else reply
+
+
 def _list_task(rng, tokenizer, tokens, draw, words, head: str, question: str) -> Sample:
     seed = int(rng.integers(2**63))
 
@@ -174,20 +174,22 @@ def _list_task(rng, tokenizer, tokens, draw, words, head: str, question: str) ->
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("single", "one key and its code", _single),
-        Task("multikey", "one code among sixteen keys", _multikey),
+        Task("single", "one key and its code", partial(_needles, count=1)),
+        Task("multikey", "one code among sixteen keys", partial(_needles, count=16)),
         Task("multivalue", "all four numbered codes of one key, with two other such keys", _multivalue),
         Task("multiquery", "the codes of four keys out of sixteen", _multiquery),
         Task("variables", "the chain of names that leads to a value, with two other chains", _variables),
         Task(
-            "common_words",
-            "the three words a list repeats ten times as often as its thirty others",
-            _common_words,
+            "common_words", "three words that a list has ten times as often as thirty others", _common_words
         ),
         Task("multi_turn", "a second code, asked for only after the first was answered", _multi_turn),
         Task("frequent_words", "the three most frequent coded words of a Zipf-like list", _frequent_words),
+        Task("fact", "the end of a natural sentence among five, hidden in the shipped texts", _fact),
+        Task("fact_chat", "such a sentence, asked for in the model's chat form", partial(_fact, chat=True)),
     )
 }
 
-# The others ask a single question.
-SINGLE_TURN = tuple(name for name in TASKS if name != "multi_turn")
+# Their haystack is the shipped texts. The embedded model was trained on the wording of the others.
+FACT_TASKS = ("fact", "fact_chat")
+# What is run by default.
+SINGLE_TURN = tuple(name for name in TASKS if name not in ("multi_turn", *FACT_TASKS))

@@ -14,8 +14,9 @@ from keyhole.cli.inputs import read_text, training_context
 from keyhole.core.files import write_text
 from keyhole.evaluation.candidates import Candidate, candidates
 from keyhole.evaluation.divergence import DivergenceRow, divergence, passages
-from keyhole.evaluation.divergence.measure import Timing, check_range
+from keyhole.evaluation.divergence.measure import Timing
 from keyhole.evaluation.divergence.records import read_records, write_records
+from keyhole.evaluation.divergence.settings import check_range
 from keyhole.generation import Loaded
 
 _EMBEDDED = "the embedded model"

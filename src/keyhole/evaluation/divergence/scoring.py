@@ -33,6 +33,7 @@ def shared_of(
 def score_of(
     name: str, scored: Scored, dense: Tensor, row: int, shared: dict[str, float | None]
 ) -> TextScore:
+    """The score of the text in one row of a batch, beside full attention's losses `dense [B, N]`."""
     return TextScore(
         name,
         kl=tuple(rounded(each) for each in scored.kl[row].tolist()),

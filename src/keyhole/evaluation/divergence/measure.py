@@ -6,22 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from keyhole.core.version import __version__
-from keyhole.engines.transformers import KeyholeCache, activated, detach, footprint, served_layers, usage
-from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.engines.transformers import KeyholeCache, detach, served_layers
 from keyhole.evaluation.candidates import DENSE, Candidate
 from keyhole.evaluation.divergence.batching import batches, fitting
 from keyhole.evaluation.divergence.forced import Reference, Scored
 from keyhole.evaluation.divergence.passages import Passage
 from keyhole.evaluation.divergence.results import Results
-from keyhole.evaluation.divergence.rows import DivergenceRow, Settings, TextScore
+from keyhole.evaluation.divergence.rows import DivergenceRow
+from keyhole.evaluation.divergence.scoring import score_of, shared_of
+from keyhole.evaluation.divergence.settings import settings_of
 from keyhole.evaluation.mass import MassMeter
 from keyhole.evaluation.prompts import Prompt
 from keyhole.evaluation.starts import Starts
-from keyhole.generation.decoding import position_range
 
 TASK = "kl"
 
@@ -38,34 +36,6 @@ class Timing(NamedTuple):
     texts: int
     prefill: float
     steps: list[float]
-
-
-def check_range(model: PreTrainedModel, context: int, tokens: int) -> None:
-    """Raise ValueError where context and tokens are more than the model's range, or too few to measure."""
-    if context < 2 or tokens < 1:
-        raise ValueError(
-            f"context={context}, tokens={tokens} leave nothing to measure; give at least 2 and 1"
-        )
-    limit = position_range(model)
-    if limit is not None and context + tokens > limit:
-        raise ValueError(
-            f"a context of {context} tokens and {tokens} to predict take {context + tokens} positions, the "
-            f"model has {limit}; give a context of at most {limit - tokens}"
-        )
-
-
-def settings_of(
-    model: PreTrainedModel, name: str, texts: Sequence[Passage], context: int, tokens: int
-) -> Settings:
-    """What the rows of a measurement share.
-
-    Raises:
-        ValueError: context and tokens are more than the model's range, or less than a measurement needs.
-    """
-    check_range(model, context, tokens)
-    names, digests = tuple(text.name for text in texts), tuple(text.digest for text in texts)
-    dtype = str(model.dtype).removeprefix("torch.")
-    return Settings(name, fingerprint(model), dtype, context, tokens, names, digests, __version__)
 
 
 def divergence(
@@ -92,7 +62,7 @@ def divergence(
 
     Args:
         texts: as `passages` makes them for this context and these tokens.
-        name: of the model, for people.
+        name: of the model, for people; the kind of model where not given.
         batch: texts computed at once, at most; as many as fit into free memory where not given.
         exact_mass: measure the exact attention mass at all budgets; otherwise at budgets of mass only, for it
             costs as much as reading everything.
@@ -104,7 +74,7 @@ def divergence(
     Raises:
         ValueError: sizes out of range, before anything is computed.
     """
-    settings = settings_of(model, name or model.name_or_path, texts, context, tokens)
+    settings = settings_of(model, name or str(model.config.model_type), texts, context, tokens)
     results = Results(settings, chosen, known)
     queries = any(candidate.recipe.drops for candidate in chosen)
     run = _Run(model, results, context, exact_mass, refused or _raise, timed, found)
@@ -188,46 +158,11 @@ class _Run:
         scored: Scored,
         meter: MassMeter | None,
     ) -> None:
-        shared = _shared(candidate, cache, len(names), scored.kl.shape[1], meter)
-        scores = [_score(name, scored, reference.loss, row, shared) for row, name in enumerate(names)]
+        shared = shared_of(candidate, cache, len(names), scored.kl.shape[1], meter)
+        scores = [score_of(name, scored, reference.loss, row, shared) for row, name in enumerate(names)]
         self._results.add(candidate, scores)
         if self._timed is not None:
             seconds = Timing(candidate.method, candidate.budget, len(names), prefill, scored.seconds)
             self._timed(seconds)
         if self._found is not None:
             self._found(self._results.rows())
-
-
-def _shared(
-    candidate: Candidate, cache: KeyholeCache, texts: int, steps: int, meter: MassMeter | None
-) -> dict[str, float | None]:
-    """What was read and held, a mean over the texts."""
-    read, held = usage(cache), footprint(cache)
-    found: dict[str, float | None] = {
-        "read_fraction": read.read / read.tokens,
-        "read": read.bytes / steps,
-        **{tier: getattr(held, tier) / texts for tier in ("device", "host", "disk")},
-        "weights_read": activated(cache).share,
-        "mass_estimated": None if candidate.recipe.drops else read.mass / read.steps,
-    }
-    if meter is not None:
-        tally = meter.tally
-        found["mass_exact"] = tally.mass / tally.cases
-        found["mass_reached"] = None if candidate.mass is None else tally.reached / tally.cases
-    return {name: None if value is None else rounded(value) for name, value in found.items()}
-
-
-def _score(name: str, scored: Scored, dense: Tensor, row: int, shared: dict[str, float | None]) -> TextScore:
-    return TextScore(
-        name,
-        kl=tuple(rounded(each) for each in scored.kl[row].tolist()),
-        agreed=int(scored.agreed[row].sum()),
-        loss=rounded(float(scored.loss[row].double().mean())),
-        loss_dense=rounded(float(dense[row].double().mean())),
-        **shared,  # type: ignore[arg-type]
-    )
-
-
-def rounded(value: float) -> float:
-    """Six digits: what files hold, and what means are made of, so that a file read again gives the same."""
-    return float(f"{value:.6g}")

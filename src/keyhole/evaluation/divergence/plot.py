@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+_SHIFT = 4  # of markers, when colours begin again
 _LEAST = 1e-7  # nats; logarithms have no place for zero
 
 Place = Callable[[DivergenceRow], float]
@@ -74,8 +75,10 @@ def _draw_panel(
 def _draw_method(axes: Axes, rows: Sequence[DivergenceRow], index: int, place: Place) -> None:
     if not rows:
         return
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    line = _LINES[index // len(COLOURS) % len(_LINES)]
+    turn, place_in_turn = divmod(index, len(COLOURS))
+    # Methods of one colour have different markers, so that a single point tells which it is.
+    colour, marker = COLOURS[place_in_turn], MARKERS[(index + _SHIFT * turn) % len(MARKERS)]
+    line = _LINES[turn % len(_LINES)]
     lined = sorted((row for row in rows if row.mass_target is None), key=place)
     alone = [row for row in rows if row.mass_target is not None]
     for row in rows:

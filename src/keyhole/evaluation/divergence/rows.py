@@ -149,7 +149,8 @@ class DivergenceRow:
     def of(cls, record: Mapping[str, Any]) -> DivergenceRow:
         """Raises KeyError or TypeError where something is missing."""
         known = {field.name: record[field.name] for field in fields(Settings)}
-        settings = Settings(**{n: tuple(v) if isinstance(v, list) else v for n, v in known.items()})
+        known |= {name: tuple(known[name]) for name in ("texts", "digests")}
+        settings = Settings(**known)
         texts = tuple(map(TextScore.of, record["by_text"]))
         return cls(settings, record["method"], record["budget"], record["mass_target"], texts)
 

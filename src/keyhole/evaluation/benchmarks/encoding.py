@@ -66,6 +66,7 @@ class Encoder:
         ids = self._ids(sample.prompt)
         keep = min(len(ids), self._longest or len(ids)) if sample.cut else len(ids)
         for _ in range(_ROUNDS):
+            keep -= keep % 2 if keep < len(ids) else 0  # two halves
             short = self._without_middle(sample, ids, keep)
             turns = [self._turn(short, turn) for turn in short.turns]
             if min(map(len, turns)) < 2:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from keyhole.evaluation.fitting import count_tokens
 
 _ROUNDS = 8
+_LONG_TOKEN = 16  # characters, at most in the mean of a text
 _SENTENCE_END = re.compile(r"[.!?]['\"”’)]?\s|[。！？]|\n\n")
 
 
@@ -31,7 +32,7 @@ def hide(
     Raises:
         ValueError: the needles and the question alone are longer.
     """
-    whole = tokenizer(haystack, add_special_tokens=False, verbose=False).input_ids
+    whole = tokenizer(haystack[: _LONG_TOKEN * length], add_special_tokens=False, verbose=False).input_ids
     if not whole:
         raise ValueError("the text to hide needles in has no tokens")
     empty = count_tokens(tokenizer, prompt("".join(needles)))

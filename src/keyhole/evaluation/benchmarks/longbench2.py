@@ -12,7 +12,7 @@ from keyhole.evaluation.benchmarks.base import Benchmark, Options, Sample, Turn
 from keyhole.evaluation.benchmarks.files import SUFFIXES, Record, read, records
 from keyhole.evaluation.benchmarks.templates import note
 
-_PROMPT, _LIMIT, _LETTERS = "0shot.txt", 128, "ABCD"
+_TASK, _PROMPT, _LIMIT, _LETTERS = "choice", "0shot.txt", 128, "ABCD"
 _OWN_PROMPT = (
     "$DOC$\n\nAnswer from the text above.\n$Q$\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n"
     'Write "The correct answer is (X)", with the letter of one choice for X.'
@@ -51,7 +51,7 @@ class LongBench2(Benchmark):
         )
 
     def tasks(self) -> list[str]:
-        return [] if not self._file else ["choice"]
+        return [_TASK] if self._file else []
 
     def samples(self, task: str) -> Iterable[Sample]:
         for number, record in enumerate(records(self._file)):

@@ -74,8 +74,8 @@ class NeedleBench(Benchmark):
         usable = [each for each in _LANGUAGES if self._needles[each] and self._haystacks[each].strip()]
         if not usable:
             raise ValueError(
-                f"there are no files of NeedleBench in {str(self.folder)!r}; they are {_NEEDLES} and files of "
-                "JSON lines with `text`, such as PaulGrahamEssays.jsonl or zh_finance.jsonl"
+                f"there are no files of NeedleBench in {str(self.folder)!r}; they are {_NEEDLES} and "
+                "files of JSON lines with `text`, such as PaulGrahamEssays.jsonl or zh_finance.jsonl"
             )
         return [f"{kind}_{language}" for language in usable for kind in _LIMITS]
 

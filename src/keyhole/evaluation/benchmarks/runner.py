@@ -39,6 +39,7 @@ class _Question:
 class Run:
     """One benchmark, one model, several methods.
 
+    A method selects at any length unless it says otherwise, as in `keyhole compare`: that is what is judged.
     Methods that drop tokens are shown a whole prompt before they drop, or of a sample with several turns
     what precedes its second question; so they read samples that share a context one by one.
 
@@ -59,7 +60,7 @@ class Run:
         progress: Progress | None = None,
     ) -> None:
         self._loaded, self._benchmark, self._encoder = loaded, benchmark, encoder
-        self._recipes = {method: Recipe.parse(method) for method in dict.fromkeys(methods)}
+        self._recipes = {method: _selecting(Recipe.parse(method)) for method in methods}
         self._rows, self._chunk, self._progress, self._done = rows, chunk, progress, 0
 
     def answer(self, samples: Iterable[Sample]) -> list[Row]:
@@ -151,6 +152,12 @@ class Run:
     def _report(self, doing: str) -> None:
         if self._progress is not None:
             self._progress(doing, self._done)
+
+
+def _selecting(recipe: Recipe) -> Recipe:
+    auto = (getattr(stage, "dense_below", None) == "auto" for stage in recipe.stages)
+    pairs = zip(recipe.stages, auto, strict=True)
+    return Recipe(tuple(replace(stage, dense_below=0) if is_auto else stage for stage, is_auto in pairs))  # type: ignore[call-arg]
 
 
 def _readings(questions: Sequence[_Question], *, together: bool) -> Iterator[list[_Question]]:

@@ -144,12 +144,17 @@ def _fields(task: str, turn: Record) -> dict[str, str]:
 
 def _judged(task: str, turn: Record, **asked: Any) -> Turn:
     """A turn with its reference; of a choice the option and its letter."""
-    answer, metric = turn["answer"], str(turn.get("task", ""))
+    answer, known = turn["answer"], _SCORES if _LIMITS[task] else _MIXED
+    metric = str(turn.get("task", task if task in known else ""))
+    if metric not in known:
+        raise ValueError(
+            f"{turn.place}: the field 'task' is {metric!r}; it must be one of {', '.join(known)}"
+        )
     if options := turn.get("options"):
         if answer not in options:
             raise ValueError(f"{turn.place}: the answer {answer!r:.60} is not one of the options")
         answer = [answer, "ABCD"[options.index(answer)]]
-    return Turn(answer, _MIXED[metric] if metric in _MIXED else _LIMITS[task], metric=metric, **asked)
+    return Turn(answer, _LIMITS[task] or _MIXED[metric], metric=metric, **asked)
 
 
 def _one_by_one(

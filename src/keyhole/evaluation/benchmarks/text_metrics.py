@@ -85,20 +85,6 @@ def rouge_l_sum(answer: str, reference: str) -> float:
     return float(RougeScorer(["rougeLsum"]).score(reference, answer)["rougeLsum"].fmeasure)
 
 
-def indel_similarity(first: str, second: str) -> float:
-    """Twice the longest common subsequence over the sum of the lengths; 1 for equal texts."""
-    if first == second:
-        return 1.0
-    row = [0] * (len(second) + 1)
-    for character in first:
-        diagonal = 0
-        for index, other in enumerate(second, 1):
-            above = row[index]
-            row[index] = diagonal + 1 if character == other else max(above, row[index - 1])
-            diagonal = above
-    return 2 * row[-1] / (len(first) + len(second))
-
-
 def edit_distance(first: str, second: str) -> int:
     """Insertions, deletions and substitutions that lead from one text to the other."""
     row = list(range(len(second) + 1))

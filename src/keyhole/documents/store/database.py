@@ -22,7 +22,7 @@ _Row = TypeVar("_Row", EntryRow, DocumentRow, ClockRow)
 _PATIENCE = 60.0  # seconds for another process's transaction
 _FULL = 1 << 16  # bytes free below which an error of writing is that of a full disk
 _OUTSIDE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-_WAY_OUT = "`keyhole documents gc --discard` begins anew, without the documents"
+_WAY_OUT = "remove that file to begin anew, without the documents"
 
 
 class Database:

@@ -128,10 +128,15 @@ class Store:
         version: str,
         tensors: dict[str, Tensor],
         *,
-        seconds: float,
+        seconds: float | None,
         facts: dict[str, Any] | None = None,
     ) -> Entry:
-        """Store the index of a method for an open document, in place of that of another version."""
+        """Store the index of a method for an open document, in place of that of another version.
+
+        Args:
+            seconds: what it costs to make from the blocks. None: it cannot be made again; it is a note, which
+                stays as long as the end of the document does.
+        """
         entry = add_index(self._backing, opened.document.tail, method, version, tensors, seconds, facts)
         opened.indexes[method, version] = entry
         return entry

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from keyhole.core.errors import DamagedStoreError
 from keyhole.documents.store import mapped
 from keyhole.documents.store.entry import Entry
-from keyhole.documents.store.entry_file import PAGE, entry_file
+from keyhole.documents.store.entry_file import entry_file
+from keyhole.documents.store.pages import PAGE
 
 
 def made(path, tensors, facts=None):

@@ -32,14 +32,9 @@ class Backing:
         with self.place.changing(), self.database.connected() as held:
             yield Change(self.place, held, self.quota)
 
-    @contextmanager
-    def free(self) -> Iterator[Change]:
-        """`change`, which also works where the disk is full."""
-        with self.place.freeing(), self.database.connected() as held:
-            yield Change(self.place, held, self.quota)
-
     def snapshot(self) -> tuple[Tree, list[DocumentRow]]:
         """Entries and documents as they are together at one time."""
+        self.place.relieve()
         with self.database.connected() as held, held.reading():
             return Tree(held.rows(EntryRow)), held.rows(DocumentRow)
 

@@ -8,15 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keyhole.core.errors import QuotaError
 from keyhole.documents.store.database import Connection
-from keyhole.documents.store.entry_file import EntryFile
 from keyhole.documents.store.leases import leased
 from keyhole.documents.store.place import Place
 from keyhole.documents.store.rows import ClockRow, DocumentRow, EntryRow
 from keyhole.documents.store.tree import Tree, shortened
 from keyhole.documents.store.writing import is_written
+
+if TYPE_CHECKING:
+    from keyhole.documents.store.entry_file import EntryFile
 
 _MARGIN = 1 << 16  # bytes for directories, and rows beside what the metadata takes already
 
@@ -99,6 +102,7 @@ class Change:
                 with_it()
             return found
         self.make_room(file.nbytes)
+        self.place.check_free(file.nbytes)
         path = self.place.path(row.kind, row.key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         row = replace(row, clock=self.held.clock)

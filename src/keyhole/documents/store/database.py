@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,14 +13,15 @@ from typing import Any, TypeVar
 
 from keyhole.core.errors import DamagedStoreError
 from keyhole.core.files import PARTIAL, sync
-from keyhole.documents.store.entry_file import FORMAT
+from keyhole.documents.store.pages import FORMAT
 from keyhole.documents.store.rows import ClockRow, DocumentRow, EntryRow
 from keyhole.documents.store.schema import MODULUS, TABLES, schema, seal
 
 NAME = "store.sqlite"
 _Row = TypeVar("_Row", EntryRow, DocumentRow, ClockRow)
 _PATIENCE = 60.0  # seconds for another process's transaction
-_SHARED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_FULL = 1 << 16  # bytes free below which an error of writing is that of a full disk
+_OUTSIDE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _WAY_OUT = "`keyhole documents gc --discard` begins anew, without the documents"
 
 
@@ -102,9 +104,10 @@ class Database:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
                 raise TimeoutError(f"{self.path} has been busy for {_PATIENCE:g} s; try again") from error
-            if code not in _SHARED:
+            if code not in _OUTSIDE:
                 raise self.damaged(str(error)) from error
-            number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
+            full = code == sqlite3.SQLITE_FULL or shutil.disk_usage(self.path.parent).free < _FULL
+            number = errno.ENOSPC if full else errno.EIO
             raise OSError(number, f"{os.strerror(number)} ({error})", str(self.path)) from error
 
 

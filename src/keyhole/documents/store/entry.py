@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from keyhole.core.tensorfile import DTYPES
-from keyhole.documents.store.mapped import MappedFile, mapped_file
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from keyhole.documents.store.mapped import MappedFile
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,8 @@ class Entry:
         Raises:
             KeyError: no tensor of this name.
         """
-        held = self._file.header["tensors"][name]
-        start, stop = held["data_offsets"]
-        return Location(self.path, start, stop - start, tuple(held["shape"]), DTYPES[held["dtype"]])
+        start, stop, shape, dtype = self._file.locate(name)
+        return Location(self.path, start, stop - start, shape, dtype)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the mapped file, verified whole. It must not be written to."""
@@ -98,4 +98,6 @@ class Entry:
 
     @cached_property
     def _file(self) -> MappedFile:
+        from keyhole.documents.store.mapped import mapped_file  # torch is imported only for tensors
+
         return mapped_file(self.path, self.nbytes, self.head, self.digest)

@@ -17,9 +17,8 @@ from torch import Tensor
 from keyhole.core.digest import raw
 from keyhole.core.files import write_whole
 from keyhole.core.tensorfile import DTYPE_NAMES
+from keyhole.documents.store.pages import PAGE, filled
 
-FORMAT = 1
-PAGE = 4096  # bytes with one checksum
 SUMS = "~sums"
 PAD = "~pad."
 _PIECE = 1 << 24  # bytes written at a time
@@ -90,11 +89,6 @@ def page_sums(data: Any) -> np.ndarray:
 
 def digest(head: bytes) -> bytes:
     return blake2b(head, digest_size=16).digest()
-
-
-def filled(nbytes: int) -> int:
-    """Bytes that so many take, in whole pages."""
-    return -(-nbytes // PAGE) * PAGE
 
 
 def _check(name: str, tensor: Tensor) -> None:

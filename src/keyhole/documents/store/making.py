@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keyhole.documents.store.entry_file import FORMAT, EntryFile, entry_file
+from keyhole.documents.store.pages import FORMAT
 from keyhole.documents.store.rows import EntryRow
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from keyhole.documents.store.entry_file import EntryFile
 
 
 def made(
@@ -34,6 +36,10 @@ def made(
     """
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ValueError(f"seconds must be finite and at least 0, not {seconds}")
+    from keyhole.documents.store.entry_file import (
+        entry_file,
+    )  # torch is imported only where there are tensors
+
     about = {"format": FORMAT, "kind": kind, "key": key, "parent": parent, "tag": tag}
     file = entry_file({**about, "tokens": ids.tolist(), "facts": facts or {}}, tensors)
     row = EntryRow(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from keyhole.core.errors import DamagedStoreError
 from keyhole.core.tensorfile import DTYPES
-from keyhole.documents.store.entry_file import PAD, PAGE, SUMS, digest
+from keyhole.documents.store.entry_file import PAD, SUMS, digest
+from keyhole.documents.store.pages import PAGE
 
 _AGAIN = "`keyhole documents verify --repair` removes what is damaged, then add the document again"
 
@@ -74,19 +75,24 @@ class MappedFile:
         """Which pages after the head were verified."""
         return np.zeros(len(self.sums), bool)
 
-    def tensor(self, name: str) -> Tensor:
+    def locate(self, name: str) -> tuple[int, int, tuple[int, ...], torch.dtype]:
+        """Beginning and end in the file, shape and dtype of a tensor."""
         entry = self.header["tensors"][name]
         start, stop = entry["data_offsets"]
-        return self.memory[start:stop].view(DTYPES[entry["dtype"]]).view(entry["shape"])
+        return start, stop, tuple(entry["shape"]), DTYPES[entry["dtype"]]
+
+    def tensor(self, name: str) -> Tensor:
+        start, stop, shape, dtype = self.locate(name)
+        return self.memory[start:stop].view(dtype).view(shape)
 
     def check(self, name: str, rows: np.ndarray | None) -> None:
         """Verify the pages that rows lie on, or all of a tensor's."""
-        entry = self.header["tensors"][name]
-        start, stop = (at - self.head for at in entry["data_offsets"])
+        start, stop, shape, _ = self.locate(name)
+        start, stop = start - self.head, stop - self.head
         if rows is None:
             pages = np.arange(start // PAGE, -(-stop // PAGE))
         else:
-            count = int(np.prod(entry["shape"][:-1]))
+            count = int(np.prod(shape[:-1]))
             pages = _pages(start, (stop - start) // max(count, 1), _within(rows, count))
         pages = pages[~self.verified[pages]]
         if not pages.size:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keyhole.core.files import PARTIAL, locked
 from keyhole.documents.store.database import NAME
-from keyhole.documents.store.entry_file import filled
+from keyhole.documents.store.pages import filled
 
 KINDS = {"block": "blocks", "index": "indexes", "state": "states"}
 SUFFIX = ".safetensors"
 _PATIENCE = 120.0  # seconds for what others do to the store, eviction and gc included
-_BALLAST = 1 << 18  # bytes kept for the metadata, so that removing works on a full disk
-_SPARE = 1 << 20  # bytes free below which the disk counts as full
+BALLAST = 1 << 18  # bytes kept for the metadata, so that removing works on a full disk
+SPARE = 1 << 20  # bytes free below which a disk counts as full
 
 
 class Place:
@@ -68,35 +70,46 @@ class Place:
             TimeoutError: somebody else has been changing it for two minutes.
         """
         with locked(self.root / "lock", patience=_PATIENCE):
-            yield
-
-    @contextmanager
-    def freeing(self) -> Iterator[None]:
-        """`changing`, which also works where the disk is full."""
-        with self.changing():
-            ballast = self.root / "ballast"
-            if _free(self.root) < _SPARE:
-                ballast.unlink(missing_ok=True)
+            self.relieve()
             try:
                 yield
             finally:
-                self.fill_ballast()
+                self._fill_ballast()
 
-    def fill_ballast(self) -> None:
-        """Keep some bytes for a full disk; if there are none, do without."""
-        ballast = self.root / "ballast"
-        if not ballast.exists() and _free(self.root) >= _SPARE + _BALLAST:
-            with suppress(OSError):
-                ballast.write_bytes(os.urandom(_BALLAST))
+    def relieve(self) -> None:
+        """On a full disk, give the ballast up, so that the metadata can be opened, and entries removed."""
+        if free_bytes(self.root) < SPARE:
+            self._ballast.unlink(missing_ok=True)
+
+    def _fill_ballast(self) -> None:
+        if not self._ballast.exists() and free_bytes(self.root) >= SPARE + BALLAST:
+            with suppress(OSError):  # then there is none
+                self._ballast.write_bytes(os.urandom(BALLAST))
+
+    @property
+    def _ballast(self) -> Path:
+        return self.root / "ballast"
+
+    def check_free(self, nbytes: int) -> None:
+        """Check that so many bytes can be written, and the metadata after that.
+
+        Raises:
+            OSError: they cannot.
+        """
+        free = free_bytes(self.root)
+        if free < nbytes + SPARE:
+            what = f"{os.strerror(errno.ENOSPC)} ({free:,} bytes free; {nbytes + SPARE:,} are needed)"
+            raise OSError(errno.ENOSPC, what, str(self.root))
 
     def used(self) -> int:
         """Bytes of everything here, in whole pages."""
         return sum(filled(status.st_size) for _, status in self._walk(self.root))
 
     def metadata(self) -> int:
-        """Bytes of SQLite's files."""
+        """Bytes of SQLite's files, and of the ballast where it is missing."""
         paths = (self.root / f"{NAME}{end}" for end in ("", "-wal", "-shm"))
-        return sum(filled(path.stat().st_size) for path in paths if path.exists())
+        missing = 0 if self._ballast.exists() else BALLAST
+        return missing + sum(filled(path.stat().st_size) for path in paths if path.exists())
 
     def files(self) -> Iterator[tuple[Path, int]]:
         """What lies where entries do, with bytes; temporary files too. To be called while `changing`."""
@@ -121,13 +134,5 @@ class Place:
 
 
 def free_bytes(path: Path) -> int:
-    """Free on the disk of the nearest directory that is there."""
-    while not path.exists():
-        path = path.parent
-    return _free(path)
-
-
-def _free(path: Path) -> int:
-    import shutil
-
+    """Free on a directory's disk."""
     return shutil.disk_usage(path).free

@@ -52,7 +52,6 @@ class Store:
         place.make()
         with place.changing():
             _prepare(database, discard)
-            place.fill_ballast()
         if quota is None:
             quota = max(_LEAST, (free_bytes(place.root) + place.used()) // 10)
         self._backing = Backing(place, database, quota)
@@ -142,7 +141,7 @@ class Store:
         if ttl != -1:
             check_ttl(ttl)
         found = self.document(name)
-        with self._backing.free() as change:
+        with self._backing.change() as change:
             for row in change.documents:
                 if (row.name, row.goal) == (name, found.goal):
                     kept = row.ttl if ttl == -1 else -1.0 if ttl is None else ttl
@@ -161,7 +160,7 @@ class Store:
         """
         if is_written(self._backing.place.writers, name):
             raise StoreError(f"{name!r} is being added; wait for that, or stop it, then remove it")
-        with self._backing.free() as change:
+        with self._backing.change() as change:
             named = [row for row in change.documents if row.name == name]
             if not named:
                 raise unknown(name, [row.name for row in change.documents])

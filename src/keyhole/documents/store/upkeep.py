@@ -8,8 +8,8 @@ from pathlib import Path
 
 from keyhole.core.errors import DamagedStoreError
 from keyhole.documents.store.backing import Backing
-from keyhole.documents.store.entry_file import FORMAT
 from keyhole.documents.store.keys import block_key
+from keyhole.documents.store.pages import FORMAT
 from keyhole.documents.store.records import Document, described
 from keyhole.documents.store.rows import DocumentRow, EntryRow
 from keyhole.documents.store.tree import Tree
@@ -57,7 +57,7 @@ class Report:
 
 def collect(backing: Backing, usable: Callable[[Document], bool] | None) -> Collected:
     """See `Store.gc`."""
-    with backing.free() as change:
+    with backing.change() as change:
         named = []
         if usable is not None:
             rows = {(row.name, row.goal): row for row in change.documents}
@@ -91,7 +91,7 @@ def verify(backing: Backing, progress: Progress | None, *, repair: bool) -> Repo
             progress(done, total)
     found = tuple(_damage(backing, tree, documents, key, what) for key, what in damaged.items())
     if repair and damaged:
-        with backing.free() as change:
+        with backing.change() as change:
             keys = [key for key in damaged if key in change.tree.entries]
             change.drop({row.key: row for key in keys for row in change.tree.below(key)}.values())
     return Report(found, len(tree.entries), total, garbage)

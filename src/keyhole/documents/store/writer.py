@@ -10,7 +10,6 @@ import numpy as np
 
 from keyhole.core.errors import StoreError
 from keyhole.documents.store.entry import Entry
-from keyhole.documents.store.entry_file import EntryFile
 from keyhole.documents.store.indexes import add_index
 from keyhole.documents.store.keys import BLOCK, block_key, root_key, state_key
 from keyhole.documents.store.leases import Lease, Leased
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from keyhole.documents.store.backing import Backing
+    from keyhole.documents.store.entry_file import EntryFile
 
 
 class Writer(Leased):

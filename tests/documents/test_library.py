@@ -53,7 +53,7 @@ def test_a_document_is_read_once(library, calls):
 @pytest.mark.parametrize("kv_dtype", ["full", "int4"])
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_a_reading_that_is_killed_goes_on_at_its_last_block(library, loaded, calls, blocks, kv_dtype):
-    def killed(doing, done, total):
+    def killed(doing, done, _):
         if doing == "reading" and done == blocks * BLOCK:
             raise Killed
 
@@ -132,7 +132,7 @@ def test_exact_questions_read_everything(library, loaded):
     assert selected.usage.steps > found.usage.steps
 
 
-def test_a_conversation_goes_on_as_one_prompt(library, loaded):
+def test_a_conversation_goes_on_as_one_prompt(library):
     add(library)
     with library.chat("d") as talk:
         first = talk.ask(QUESTION, max_new_tokens=4)

@@ -260,7 +260,6 @@ class Library:
             read(loaded, recipe, _put_as(form, text, loaded), writer, progress)
         return self.store.document(name)
 
-
     def _is_there(self, name: str, form: Form, fingerprint: str, recipe: Recipe) -> bool:
         """Whether the very document is stored under this name."""
         return any(

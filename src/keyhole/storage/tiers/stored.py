@@ -18,7 +18,6 @@ from torch import Tensor
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.storage.tiers.buffer import Buffer
 
-
 _FEW = 16  # newest rows, which are read without the block around them
 
 

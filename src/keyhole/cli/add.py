@@ -25,6 +25,7 @@ def add(
         str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
     ] = "pqcache",
     kv_dtype: asking.KvDtype = None,
+    beyond_range: options.BeyondRange = False,
     pin: Annotated[bool, typer.Option("--pin", help="Never evict the document.")] = False,
     ttl: Annotated[
         float | None, typer.Option(min=0.0, help="Hours after its last use at which it may be removed.")
@@ -54,6 +55,7 @@ def add(
             method=method,
             kv_dtype=kv_dtype,
             chat=False if raw else None,
+            beyond_range=beyond_range,
             pinned=pin,
             ttl=None if ttl is None else 3600 * ttl,
             progress=report,

@@ -50,14 +50,7 @@ def generate(
         bool,
         typer.Option("--raw", help="Continue the text without the model's chat template."),
     ] = False,
-    beyond_range: Annotated[
-        bool,
-        typer.Option(
-            "--beyond-range",
-            help="Read texts longer than the model's range by a recipe that renumbers positions: --method "
-            "where it can, else tokenselect. Shorter texts are read by --method.",
-        ),
-    ] = False,
+    beyond_range: options.BeyondRange = False,
     chunk: Annotated[
         int | None,
         typer.Option(

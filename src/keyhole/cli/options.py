@@ -14,3 +14,11 @@ Model = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.", show_default="all cores")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+BeyondRange = Annotated[
+    bool,
+    typer.Option(
+        "--beyond-range",
+        help="Read texts longer than the model's range by a recipe that renumbers positions: --method "
+        "where it can, else tokenselect. Shorter texts are read by --method.",
+    ),
+]

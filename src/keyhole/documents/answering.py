@@ -13,7 +13,7 @@ from keyhole.documents.opening import Opened
 from keyhole.engines.transformers import attach, served_layers
 from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.answers import options_of
-from keyhole.generation.prompt import check_range
+from keyhole.generation.prompt import within_range
 from keyhole.generation.reader import Answer, Options, Reader
 
 TOGETHER = 32  # tokens of a question that share a selection
@@ -53,7 +53,7 @@ def continued(opened: Opened, ids: np.ndarray, more: list[int], question: str, a
     cache, prompt = opened.cache, asked(ids, more)
     for layer in served_layers(cache):
         layer.usage = Usage()  # that of this answer
-    check_range(opened.model, prompt, asking.options.limit)
+    within_range(opened.model, opened.recipe, prompt, asking.options.limit)
     request = request_of(cache)
     if request is not None:
         request.together = not asking.exact

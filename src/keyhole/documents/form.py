@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keyhole.generation.prompt import Asked, around_question, check_range, wants_chat
+from keyhole.generation.prompt import Asked, around_question, wants_chat, within_range
+from keyhole.methods import Recipe
 
 _BEFORE = 400  # characters before the question with which it is tokenised
 _ROOM = 64  # positions that must be left for question and answer
@@ -78,9 +79,13 @@ def asked(context: np.ndarray, question: list[int]) -> Asked:
     return Asked(_row(context), _row(np.asarray(question, np.int64)))
 
 
-def check_fits(model: PreTrainedModel, ids: np.ndarray) -> None:
-    """Raise ValueError unless the model's range has room for a document, a question and an answer."""
-    check_range(model, asked(ids, [0]), _ROOM)
+def fitting_recipe(model: PreTrainedModel, recipe: Recipe, ids: np.ndarray, *, beyond: bool) -> Recipe:
+    """The recipe for a document with a question and an answer, as `within_range` finds it.
+
+    Raises:
+        ValueError: they are beyond the model's range, and the recipe or the model cannot read that.
+    """
+    return within_range(model, recipe, asked(ids, [0]), _ROOM, beyond=beyond)
 
 
 def identity_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

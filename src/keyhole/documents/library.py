@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from keyhole.core.errors import UnknownDocumentError
 from keyhole.documents.answering import Asking, answer
 from keyhole.documents.conversation import Conversation
-from keyhole.documents.form import Form, check_fits, form_of, identity_of
+from keyhole.documents.form import Form, fitting_recipe, form_of, identity_of
 from keyhole.documents.layers import whole_because
 from keyhole.documents.models import Models
 from keyhole.documents.opening import Opened, open_document
@@ -66,6 +66,7 @@ class Library:
         method: str | Method | Recipe = "pqcache",
         kv_dtype: str | None = None,
         chat: bool | None = None,
+        beyond_range: bool = False,
         pinned: bool = False,
         ttl: float | None = None,
         progress: Progress | None = None,
@@ -82,6 +83,7 @@ class Library:
             method: by which it is read, kept and asked.
             kv_dtype: how keys and values are stored: "full", "int8" or "int4"; by default as `method` says.
             chat: use the tokenizer's chat template; by default if there is one.
+            beyond_range: take a method that reads beyond the model's range, where the document is longer.
             pinned: never evicted.
             ttl: seconds after its last use at which it may go.
             progress: called with what is being done, tokens done, and tokens in all.
@@ -99,7 +101,9 @@ class Library:
             raise ValueError("the document is empty; give some text")
         name = name_of(name, None if files is None else _listed(files))
         known = self._known_as(model, tokenizer)
-        return self._add(name, text, known, recipe, chat, _source(files), pinned, ttl, progress)
+        return self._add(
+            name, text, known, recipe, chat, _source(files), pinned, ttl, progress, beyond=beyond_range
+        )
 
     def open(self, name: str, *, place: str | None = None) -> Opened:
         """A document's cache, to be continued by its model; close it, or use it in a with-block.
@@ -239,11 +243,12 @@ class Library:
         pinned: bool,
         ttl: float | None,
         progress: Progress | None,
+        *,
+        beyond: bool = False,
     ) -> Document:
         loaded = self._models.get(model)
         form = form_of(loaded.tokenizer, text, chat)
-        check_fits(loaded.model, form.ids)
-        recipe = recipe.for_text(text)
+        recipe = fitting_recipe(loaded.model, recipe.for_text(text), form.ids, beyond=beyond)
         probe = KeyholeCache(loaded.model, recipe)
         whole = whole_because(probe) is not None
         if not whole:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from keyhole.core.version import __version__
+from keyhole.engines.transformers.sizes import position_range
 from keyhole.evaluation.benchmarks.base import Benchmark, Options, Sample
 from keyhole.evaluation.benchmarks.encoding import Encoder
 from keyhole.evaluation.benchmarks.registry import BENCHMARKS
 from keyhole.evaluation.benchmarks.rowfile import Row, RowFile
 from keyhole.evaluation.benchmarks.runner import Run
-from keyhole.generation.decoding import position_range
 from keyhole.generation.loading import Loaded
 
 # Settings that say which questions are asked, and not how: a run may go on with others.

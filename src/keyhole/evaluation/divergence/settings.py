@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from keyhole.core.version import __version__
 from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.engines.transformers.sizes import position_range
 from keyhole.evaluation.divergence.passages import Passage
 from keyhole.evaluation.divergence.rows import Settings
-from keyhole.generation.decoding import position_range
 
 
 def check_range(model: PreTrainedModel, context: int, tokens: int) -> None:

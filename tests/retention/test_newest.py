@@ -14,7 +14,7 @@ from tests.oracles_eviction_windowkv import attention
 
 
 def spec_of(**options):
-    given = {"keep": 20, "budget": 1.0, "sinks": 2, "window": 5, "fine": 2, "coarse": 4}
+    given = {"keep": 20, "budget": 1.0, "sinks": 2, "window": 5, "fine": 2, "coarse": 4, "kernel": 1}
     return f"mpcache({', '.join(f'{name}={value}' for name, value in (given | options).items())})"
 
 
@@ -22,12 +22,13 @@ def test_a_fifth_looks_and_of_long_texts_a_tenth():
     assert [newest(context) for context in (0, 1, 5, 6, 35, 24_000, 24_001)] == [0, 1, 1, 2, 7, 4800, 2401]
 
 
-def check(layer, pieces, keep, per_head):
+def check(layer, pieces, keep, per_head, kernel):
     for row, start in enumerate(layer.starts):
         query, keys = (oracles.array(tensor[row, :, start:]) for tensor in (pieces, layer.keys))
         weights = attention(query, keys[:, : query.shape[1]], scale=layer.logits.scale)
         count = max(keep if isinstance(keep, int) else round(keep * query.shape[1]), 7)
-        wanted = formulae.kept(weights, keys.shape[0], sinks=2, window=5, count=count, per_head=per_head)
+        how = {"count": count, "per_head": per_head, "kernel": kernel}
+        wanted = formulae.kept(weights, keys.shape[0], sinks=2, window=5, **how)
         new = range(layer.length - len(keys[0]) + query.shape[1], layer.length)
         assert [[*(p + start for p in head), *new] for head in wanted] == layer.kept()[row]
 
@@ -39,10 +40,11 @@ def check(layer, pieces, keep, per_head):
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from([None, [0, 1], [0, 8]]),
+    st.sampled_from([1, 3, 7]),
 )
-def test_what_is_kept_is_what_the_formulae_keep(pieces, keep, groups, per_head, padding):
+def test_what_is_kept_is_what_the_formulae_keep(pieces, keep, groups, per_head, padding, kernel):
     """In whatever pieces the prompt comes; a row's fifth is of its own text."""
-    spec = spec_of(keep=keep, per_head=str(per_head).lower())
+    spec = spec_of(keep=keep, per_head=str(per_head).lower(), kernel=kernel)
     layer, queries = Evicting(spec, batch=2, groups=groups, padding=padding), []
     for piece in (9, *pieces):
         layer.append(piece)
@@ -50,7 +52,7 @@ def test_what_is_kept_is_what_the_formulae_keep(pieces, keep, groups, per_head, 
         queries.append(layer.query)
     assert layer.cache.kept.slots == layer.length, "nothing is dropped before the prompt is complete"
     layer.append(1)
-    check(layer, torch.cat(queries, 2), keep, per_head)
+    check(layer, torch.cat(queries, 2), keep, per_head, kernel)
 
 
 def test_generated_tokens_stay():

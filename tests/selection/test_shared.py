@@ -88,6 +88,21 @@ def test_pages_are_those_of_the_leader(page, tokens, groups, budget, unused, sof
             assert found == case.expected(row, page, budget)
 
 
+@pytest.mark.parametrize("page", [1, 4])
+@pytest.mark.parametrize("budget", [5, 17])
+def test_a_ranker_reads_what_it_ranks_for_others(page, budget):
+    board, case = Board(), Case(63, padding=(0, 20), groups=3)
+    ranker, follower = (SharedPageSelector(role, board, page) for role in (Role.RANKER, Role.FOLLOWER))
+    step = case.step(Budget(tokens=budget))
+    own = ranker.select(step._replace(query=case.query))
+    behind = follower.select(step)
+    for row in range(2):
+        assert lists(own, row) == lists(behind, row) == [case.expected(row, page, budget)] * 2
+    # All keys, in float32, once; a follower reads none.
+    assert [each.bytes_read(step) for each in (ranker, follower)] == [case.parts.last * 8 * 4, 0]
+    assert not ranker.reads_all
+
+
 def test_one_head_is_enough():
     """The greatest over heads, not the mean: the page of one sure head precedes one all like a little."""
     keys = torch.zeros(1, 1, 40, 4)

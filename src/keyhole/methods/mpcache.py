@@ -16,6 +16,7 @@ from keyhole.selection import ClusterSelector, FollowingClusters, Selector
 
 _EVERYTHING = Budget(fraction=1.0)
 _ALONE = 2  # the first layers, whose attention differs too much to be shared
+_LOSES = "sentences are lost otherwise; the published value costs fewer comparisons in a secure computation"
 _TELLS = "would make the number of tokens depend on the text, which mpcache must not reveal"
 
 
@@ -33,15 +34,15 @@ class MPCache(RetrievalMethod):
     paper: ClassVar[str] = "MPCache, arXiv 2501.06807"
     summary: ClassVar[str] = "evicts what the prompt's end ignores, reads the best clusters of the rest"
     facts: ClassVar[Facts] = Facts(
-        stored="Kept keys and values, and their positions. In the first layer of each pair, a representative "
-        "vector per coarse and fine cluster, in the dtype of the keys. Until the prompt is complete, the "
-        "queries of its newest fifth.",
+        stored="Kept keys and values, and their positions. A representative vector per coarse and fine "
+        "cluster, in the dtype of the keys; with `share`, in the first layer of each pair. Until the prompt "
+        "is complete, the queries of its newest fifth.",
         select="Dot products of the group's summed query with each cluster's representative, and a ranking "
-        "of N / coarse and N / fine clusters. None in the second layer of a pair.",
+        "of N / coarse and N / fine clusters. With `share`, none in the second layer of a pair.",
         best_for="Secure computation, where comparisons and gathers are expensive: few of both, and counts "
         "that do not depend on the text. Otherwise, a cheap index over an already small cache.",
         weak_at="Dropped tokens are lost to later questions. Clusters of dissimilar keys are poorly "
-        "represented. Paired layers share one list.",
+        "represented.",
         kept="(D + Dv) * e + 4",
         index="D * e / coarse + D * e / fine",
         scan="D * e * N / coarse + D * e * N / fine",
@@ -51,11 +52,11 @@ class MPCache(RetrievalMethod):
             Differs("sinks", "the first cluster", ALIKE),
             Differs("window", "tokens of incomplete clusters", ALIKE),
             Differs("keep", "a threshold per task in the code", "counts must depend on lengths only"),
-            Differs(
-                "share",
-                "clusters only, of layers that keep different tokens",
-                "a shared list needs the same tokens",
-            ),
+            Differs("kernel", "1", "the words of an answer are kept along with the one that is looked at"),
+            Differs("share", "true; clusters only, of layers that keep different tokens", _LOSES),
+            Differs("fine", "16", _LOSES),
+            Differs("coarse", "32", _LOSES),
+            Differs("survivors", "0.5", _LOSES),
         ),
     )
 
@@ -77,22 +78,28 @@ class MPCache(RetrievalMethod):
     per_head: bool = options.flag(
         False, help="Evict per KV head instead of the same tokens in all heads of a layer."
     )
+    kernel: int = options.integer(
+        7,
+        ge=1,
+        unit="tokens",
+        help="Kernel size of the max pooling over the scores by which tokens are evicted, an odd number.",
+    )
     share: bool = options.flag(
-        True,
+        False,
         help="From the third layer on, pair layers: the second of a pair keeps and reads what the first "
         "does.",
     )
     fine: int = options.integer(
-        16, ge=1, unit="tokens", help="Tokens per fine cluster, the unit that is read."
+        8, ge=1, unit="tokens", help="Tokens per fine cluster, the unit that is read."
     )
     coarse: int = options.integer(
-        32,
+        16,
         ge=1,
         unit="tokens",
         help="Tokens per coarse cluster, by which fine ones are pre-selected; a multiple of `fine`.",
     )
     survivors: float = options.number(
-        0.5,
+        1.0,
         ge=0,
         le=1,
         help="Fraction of coarse clusters whose fine clusters are ranked; more if the budget requires it.",
@@ -106,6 +113,8 @@ class MPCache(RetrievalMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise SpecError(f"{self.name}: kernel={self.kernel} is even; give an odd number")
         if self.coarse % self.fine:
             raise SpecError(
                 f"{self.name}: coarse={self.coarse} is not a multiple of fine={self.fine}; give at least "
@@ -120,8 +129,11 @@ class MPCache(RetrievalMethod):
         if self.keep == _EVERYTHING:
             return None
         policy = EvictionPolicy(self.keep, Equal(), self.sinks, self.window, every=0, whole_prompt=True)
-        own = [Retention(NewestShare(per_head=self.per_head), BestTokens(), policy) for _ in info.layers]
+        own = [Retention(self._scorer(), BestTokens(), policy) for _ in info.layers]
         return share(own, self._leads(len(info)))
+
+    def _scorer(self) -> NewestShare:
+        return NewestShare(per_head=self.per_head, kernel=self.kernel, unlifting=self.window)
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         selectors: list[Selector] = []

@@ -8,6 +8,7 @@ Legend: B batch, Hkv KV heads, N slots.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.attention import column_sums
@@ -24,13 +25,16 @@ class NewestShare(Observed):
     It is for looking once: queries are held until scores were asked for. A batch row's share is that of its
     own text.
 
+    With a `kernel`, a token scores the most that one of so many around it gets, without what the newest
+    `unlifting` get, which are kept in any case.
+
     Args:
         per_head: each KV head by its own query heads; else all heads of a layer have the same scores.
     """
 
-    def __init__(self, *, per_head: bool) -> None:
-        super().__init__(0)
-        self.per_head = per_head
+    def __init__(self, *, per_head: bool, kernel: int = 1, unlifting: int = 0) -> None:
+        super().__init__(0, kernel)
+        self.per_head, self.unlifting = per_head, unlifting
 
     def _wanted(self, kept: Kept) -> int:
         return max(map(newest, kept.context))
@@ -50,7 +54,11 @@ class NewestShare(Observed):
         ]
         self.clear()
         sums = torch.cat(rows)
-        return sums if self.per_head else sums.mean(1, keepdim=True).expand_as(sums)
+        sums = sums if self.per_head else sums.mean(1, keepdim=True)
+        if self.kernel > 1:
+            sums[..., max(sums.shape[-1] - self.unlifting, 0) :] = 0
+            sums = F.max_pool1d(sums, self.kernel, stride=1, padding=self.kernel // 2)
+        return sums.expand(-1, keys.shape[1], -1)
 
 
 def newest(context: int) -> int:

@@ -54,7 +54,8 @@ class SummarySelector(Capturable):
         reach = self._mass_control.reach(step, self._estimate)
         found = self._estimate(step)
         if reach is None:
-            return pick_pages(found.scores, found.shares, found.anchored, step, self.page)
+            picked = pick_pages(found.scores, found.shares, found.anchored, step, self.page)
+            return self._mass_control.told(picked, step, self._estimate)
         picked = pick_pages(found.scores, found.shares, found.anchored, step, self.page, reach.share)
         return picked._replace(mass=reach.held(picked.mass))
 

@@ -42,8 +42,8 @@ class A2ATS(RetrievalMethod):
         "methods, no fitting at request time, and codewords are ranked instead of tokens.",
         weak_at="Tokens that share a codeword and a range are indistinguishable. Heads that attend by exact "
         "relative position beyond the window are ranked poorly. Without a calibrated codebook, k-means runs "
-        "in the first step after a prompt, and again whenever the context has doubled. Models whose rotary embedding depends "
-        "on the sequence length are refused.",
+        "in the first step after a prompt, and again whenever the context has doubled. Models whose rotary "
+        "embedding depends on the sequence length are refused.",
         letters="C is the number of codewords: those of the codebook, or `codewords`, limited to one per 8 "
         "keys used for fitting.",
         index="2",

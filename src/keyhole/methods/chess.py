@@ -33,9 +33,9 @@ class Chess(Method):
     facts: ClassVar[Facts] = Facts(
         stored="The full KV cache, and one threshold per channel. While the model is attached, output "
         "projections are stored transposed.",
-        select="The cache is read whole: R = N. The projection computed `first`, the key and value projections "
-        "and the output layer are read whole; of the other weights, the channels above the threshold. With half the channels "
-        "skipped, Llama-3.2-1B reads 73% of its weights.",
+        select="The cache is read whole: R = N. The projection computed `first`, those of keys and values "
+        "and the output layer are read whole; of the other weights, the channels above the threshold. With "
+        "half the channels skipped, Llama-3.2-1B reads 73% of its weights.",
         best_for="Single requests on a CPU, where reading the weights dominates a decode step; combines with "
         "any cache method.",
         weak_at="Batches (each row needs different channels, so all weights are read), GPUs, and CPUs "

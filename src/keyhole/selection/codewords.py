@@ -162,6 +162,7 @@ class CodewordSelector(Capturable):
         return softcapped(found, step.logits.softcap)
 
     def reserve(self, tokens: int) -> None:
+        self._mass_control.captured = True
         self._codes.reserve(tokens)
         self._codes.extend(tokens)
         # Codes of tokens that are still to come are looked up, too.
@@ -172,6 +173,7 @@ class CodewordSelector(Capturable):
 
     def release(self, length: int) -> None:
         super().release(length)
+        self._mass_control.captured = False
         self._codes.crop(length)
 
     def bytes_read(self, step: Step) -> int:

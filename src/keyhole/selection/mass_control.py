@@ -86,6 +86,7 @@ class MassControl:
         self._scanned = False  # whether the latest step scored all keys
         self._plain = 0.0  # the budget without a mass that `_ratio` is for, see `_number`
         self._ratio: Tensor | None = None  # float32 `[B, Hkv]`, as in `Reach`
+        self.captured = False  # steps are of fixed size, so that nothing can be learnt
 
     def see(self, queries: Tensor, tokens: int) -> None:
         """Take note of the newest `queries [B, H, Q, D]` of `tokens`; what was learnt before is forgotten."""
@@ -116,7 +117,7 @@ class MassControl:
         """What a budget without a mass picked, with the mass that it holds in truth, as far as is known."""
         number = _number(step.budget)
         if self._ratio is None or self._plain != number:
-            if _count(self.shown) < _FEWEST:
+            if self.captured or _count(self.shown) < _FEWEST:
                 return picked
             self._plain, self._ratio = number, _ratio(self.shown, step, estimate)
         return picked._replace(mass=(1 - (1 - picked.mass) * self._ratio).clamp(0, 1))

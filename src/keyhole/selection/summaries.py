@@ -98,6 +98,7 @@ class SummarySelector(Capturable):
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
+        self._mass_control.captured = True
         whole, pages = self.length // self.page, -(-tokens // self.page)
         self._begun = self._summaries.view()[:, :, whole : whole + 1].clone()
         self._summaries.reserve(pages)
@@ -116,6 +117,7 @@ class SummarySelector(Capturable):
         self._summaries.put(summary, number)
 
     def release(self, length: int) -> None:
+        self._mass_control.captured = False
         # A page that is not whole may have been summarised with tokens that were taken back.
         self.length = length // self.page * self.page
         self._summaries.crop(length // self.page)

@@ -121,8 +121,8 @@ def test_budgets_without_a_mass_tell_what_they_hold(method, budget):
     """A mean key stands for less than its tokens hold, and what is read is what rates highest."""
     held, told = asked(filled(plain(method, budget), *text()), *text())
     _, guessed = asked(filled(plain(method, budget), *text(), shown=0), *text())
-    assert (told - held).mean().abs() < 0.03
-    assert (told - held).mean().abs() <= (guessed - held).mean().abs() + 0.01
+    assert (told - held).mean().abs() < 0.08  # what guesses miss by 0.44 at worst
+    assert (told - held).mean().abs() < (guessed - held).mean().abs()
 
 
 @pytest.mark.parametrize("method", ["shadowkv(rank=32", "a2ats"])

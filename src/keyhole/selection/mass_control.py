@@ -24,7 +24,7 @@ from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.rank import competing
 
 _QUERIES = 32  # of those shown; with 16, whose greatest scatters more, reads are 3% more for a point
-_TOLD = 16  # of those shown, for what plain budgets hold
+_TOLD = 32  # likewise, for what plain budgets hold
 _FEWEST = 8  # fewer do not show what most would have needed
 _QUANTILE = 0.93  # later queries are less alike, so that a mass is reached in 90% of cases
 

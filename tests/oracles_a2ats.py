@@ -33,13 +33,23 @@ def codes(keys, codewords, metric):
     return found
 
 
-def windowed_logits(query, length, first, codewords, coded, *, distance, scale):
-    """query [Q, D] as computed, of the newest of `length` slots -> [Q, N]: scale * q R_b c'."""
+def ranges_of(window, distance, ranges):
+    """The distances whose rotations are averaged for each range, and where each but the last ends."""
+    if ranges == 1:
+        return [[distance]], []
+    edges = [round(window * (2 * distance / window) ** (at / ranges)) for at in range(ranges + 1)]
+    return [list(range(edges[at], edges[at + 1])) for at in range(ranges)], edges[1:-1]
+
+
+def windowed_logits(query, length, first, codewords, coded, *, distance, scale, window=3, ranges=1):
+    """query [Q, D] as computed, of the newest of `length` slots -> [Q, N]: scale * mean of q R_b c'."""
     group = len(query) // len(codewords)
     out = np.empty((len(query), coded.shape[1]))
+    distances, ends = ranges_of(window, distance, ranges)
     for q in range(len(query)):
         bare = rotated(query[q], -(length - 1 - first))
-        moved = rotated(bare, distance)
+        moved = [np.mean([rotated(bare, b) for b in of_range], axis=0) for of_range in distances]
         for n in range(coded.shape[1]):
-            out[q, n] = scale * moved @ codewords[q // group, coded[q // group, n]]
+            number = sum(length - 1 - n >= end for end in ends)
+            out[q, n] = scale * moved[number] @ codewords[q // group, coded[q // group, n]]
     return out

@@ -10,10 +10,12 @@ import keyhole as library
 from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.calibrate.codebooks import fit_codebooks
 from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.methods import A2ATS
 from keyhole.selection.quantisers.codefile import read_codebooks, write_codebooks
 from tests.engines.transformers.running import answer, assert_same
 from tests.tiny import fresh_model, prompt, tiny_model
 
+METHOD = A2ATS(distance=50, window=10)
 OPTIONS = ("--codewords", 8, "--distance", 90, "--identifiers", 60, "--iterations", 5, "--threads", 1)
 
 
@@ -128,7 +130,7 @@ def test_refuses_more_codewords_than_keys(refused, model_folder, prompt_file, tm
 def test_the_metric_knows_the_queries_of_the_model():
     """Fitted with the moment of real queries, held-out logits are met better than by chance."""
     model = tiny_model("llama")
-    fitted = fit_codebooks(model, [prompt(300), prompt(1)], distance=50, codewords=32, iterations=20)
+    fitted = fit_codebooks(model, [prompt(300), prompt(1)], method=METHOD, codewords=32, iterations=20)
     assert sorted(fitted) == [0, 1]
     for layer in fitted.values():
         metric = layer.book.metric
@@ -140,5 +142,5 @@ def test_the_metric_knows_the_queries_of_the_model():
 def test_layers_are_known_by_their_place():
     """Of a model whose first layer is sliding, the second has a codebook."""
     assert list(
-        fit_codebooks(fresh_model("gemma3"), [prompt(80)], distance=50, codewords=4, iterations=2)
+        fit_codebooks(fresh_model("gemma3"), [prompt(80)], method=METHOD, codewords=4, iterations=2)
     ) == [1]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from keyhole.attention import Logits
 from keyhole.core.budget import Budget
+from keyhole.core.distances import Distances
 from keyhole.core.layout import regions
 from keyhole.core.rope import PlainRope
 from keyhole.selection import CodewordSelector, Step
@@ -37,9 +38,10 @@ def codewords_of(book, row):
     ), oracles.array(book.metric[row])
 
 
-def selector(book=None, distance=50, union="share", **options):
+def selector(book=None, distance=50, union="share", ranges=1, **options):
     options = {"codewords": 64, "iterations": 3, "sample": 1000} | options
-    return CodewordSelector(PlainRope(), distance=distance, union=union, book=book, **options)
+    ranking = Distances(PlainRope(), distance, ranges=ranges, window=3)
+    return CodewordSelector(ranking, union=union, book=book, **options)
 
 
 class Case:
@@ -68,6 +70,7 @@ class Case:
             coded,
             distance=self.selector.ranking.distance,
             scale=self.scale,
+            ranges=self.selector.ranking.ranges,
         )
 
     def chosen(self, row, head):
@@ -93,10 +96,12 @@ def shapes(draw_):
 
 
 @settings(max_examples=30)
-@given(shapes(), st.sampled_from([1, 2, 5, 17]), st.booleans(), st.integers(1, 70))
-def test_reads_the_greatest_windowed_logits(shape, count, given_book, limit):
+@given(
+    shapes(), st.sampled_from([1, 2, 5, 17]), st.booleans(), st.integers(1, 70), st.sampled_from([1, 2, 4])
+)
+def test_reads_the_greatest_windowed_logits(shape, count, given_book, limit, ranges):
     book = a_book(shape["heads"], count, shape["size"]) if given_book else None
-    case = Case(selector(book), budget=Budget(tokens=limit), **shape)
+    case = Case(selector(book, ranges=ranges), budget=Budget(tokens=limit), **shape)
     for row in case.rows():
         _, middle, _ = oracles.regions(case.padding[row], case.tokens, 2, 3)
         always = oracles.array(case.anchor[row]).reshape(-1, 1)
@@ -164,6 +169,38 @@ def test_a_constant_distance_is_the_logit_at_that_distance():
         at = torch.tensor([[position]])
         true = rope.rotate(query, at + 2048) @ rope.rotate(key, at).transpose(-1, -2)
         torch.testing.assert_close(apart, true, rtol=1e-3, atol=1e-3)
+
+
+def test_more_ranges_rank_more_like_the_true_rotation():
+    """A token's distance says more, the narrower its range is: with one distance each, all of it."""
+    rope, query, keys = PlainRope(), draw(1, 4, 1, 32), draw(1, 4, 900, 32, seed=1)
+    slots = torch.arange(900)
+    true = (rope.rotate(query, torch.tensor([[899]])) @ rope.rotate(keys, slots[None]).mT).squeeze(2)
+    errors = []
+    for ranges in (1, 2, 4, 16):
+        ranking = Distances(rope, 450, ranges=ranges, window=8)
+        asked = ranking.queries(rope.rotate(query, torch.tensor([[899]])).squeeze(2), 899, torch.zeros(1))
+        found = (asked.transpose(1, 2) @ keys.mT).gather(2, ranking.range_of(899 - slots).expand(1, 4, 1, -1))
+        errors.append(float((found.squeeze(2) - true)[..., :880].square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 2
+
+
+def test_shown_queries_say_in_which_directions_keys_are_told_apart():
+    keys, parts = draw(1, 2, 400, 16), regions(400, (0,), 2, 3, torch.device("cpu"))
+    queries = draw(1, 4, 40, 16, seed=1) * torch.tensor([20.0] + [0.1] * 7).repeat(2)
+    errors = []
+    for shown in (False, True):
+        one = selector(codewords=16, iterations=9, ranges=4)
+        if shown:
+            one.see(queries, 2, 400)
+        one.build(keys, parts)
+        bare = PlainRope().unrotate(keys, torch.arange(400)[None])
+        book = one._book
+        coded = book.encode(bare).long().unsqueeze(-1).expand(-1, -1, -1, 16)
+        off = (book.points @ book.inverse).gather(2, coded) - bare
+        errors.append(float(off[..., [0, 8]].square().mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_the_metric_measures_errors_of_logits():

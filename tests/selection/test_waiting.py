@@ -5,6 +5,7 @@ import torch
 
 from keyhole.attention import Logits
 from keyhole.core.budget import Budget
+from keyhole.core.distances import Distances
 from keyhole.core.layout import regions
 from keyhole.core.rope import FixedDistance, PlainRope
 from keyhole.selection import ExactSelector, Step
@@ -37,7 +38,7 @@ class Shared(SharedPageSelector):
 
 def codewords(union):
     options = {"book": None, "codewords": 16, "iterations": 2, "sample": 100}
-    return CodewordSelector(ROPE, distance=50, union=union, **options)
+    return CodewordSelector(Distances(ROPE, 50, ranges=4, window=3), union=union, **options)
 
 
 SELECTORS = {

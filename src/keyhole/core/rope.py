@@ -100,7 +100,7 @@ class FrequencyRope(Rope):
 class FixedDistance(NamedTuple):
     """Ranking as if every key lay `distance` positions back, the far ones within the range of a model.
 
-    Windowed RoPE of A2ATS (arXiv 2502.12665), and the scoring of TokenSelect (arXiv 2411.02886).
+    The scoring of TokenSelect (arXiv 2411.02886). `core.distances` has windowed RoPE.
     """
 
     rope: Rope

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.distances import Distances
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
+from keyhole.core.rope import Rope
 from keyhole.methods import options
 from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import ON_DEVICE, Differs, Facts
@@ -34,22 +36,25 @@ class A2ATS(RetrievalMethod):
         stored="A 16-bit codeword index per key, on the device. Per KV head, as 32-bit floats: a codebook "
         "(`4 * C * D`), its metric and the inverse metric (`4 * D * D` each). A calibrated codebook is "
         "shared by all requests; otherwise there is one per batch row.",
-        select="Dot products with C codewords, a ranking of the C codewords, and one code look-up for each "
-        "of the N tokens.",
+        select="Dot products with C codewords for each of `ranges` ranges of distance, a ranking of "
+        "`ranges * C` groups, and one code look-up for each of the N tokens.",
         best_for="Very long contexts with a codebook calibrated for the model: the smallest index of all "
         "methods, no fitting at request time, and codewords are ranked instead of tokens.",
-        weak_at="Tokens that share a codeword are indistinguishable. Heads that attend by relative position "
-        "beyond the window are ranked poorly. Without a calibrated codebook, k-means runs in the first step "
-        "after a prompt, and again whenever the context has doubled. Models whose rotary embedding depends "
-        "on the sequence length are refused.",
+        weak_at="Tokens that share a codeword and a range are indistinguishable. Heads that attend by exact "
+        "relative position beyond the window are ranked poorly. Without a calibrated codebook, k-means runs "
+        "in the first step after a prompt, and again whenever the context has doubled. Models whose rotary "
+        "embedding depends on the sequence length are refused.",
         letters="C is the number of codewords: those of the codebook, or `codewords`, limited to one per 8 "
         "keys used for fitting.",
         index="2",
         scan="2 * N + 4 * (C * D + D * D)",
-        products="G * (C * D + D * D)",
+        products="G * ranges * (C * D + D * D)",
         differs=(
             Differs(
                 "budget", "0.03 per query head, united over a group", "the budget is what a KV head reads"
+            ),
+            Differs(
+                "ranges", "1", "a token's distance is known: four ranges lose a quarter of what one loses"
             ),
             Differs("union", "turns", "the union is cut to the budget, by attention"),
             Differs(
@@ -64,15 +69,22 @@ class A2ATS(RetrievalMethod):
     sinks: int = 8
     codebook: str | None = options.directory(
         help="Directory written by `keyhole calibrate a2ats` for this model. None fits codewords to the "
-        "keys of each prompt, with unweighted queries: no calibration is needed, but the first step takes "
-        "longer."
+        "keys and newest queries of each prompt: no calibration is needed, but the first step takes longer."
     )
     distance: int = options.integer(
         2048,
         ge=0,
         unit="tokens",
         help="Constant relative position b at which tokens before the window are ranked. At least the "
-        "window, within the model's trained context, and the same as the codebook's.",
+        "window, within the model's trained context, and the same as the codebook's. With several `ranges`, "
+        "half the length at which the last one ends.",
+    )
+    ranges: int = options.integer(
+        4,
+        ge=1,
+        le=16,
+        help="Ranges of distances before the window, each ranked at the mean of its rotations. 1 is the "
+        "paper's: all tokens are ranked at `distance`.",
     )
     union: str = options.choice(
         "share",
@@ -109,8 +121,7 @@ class A2ATS(RetrievalMethod):
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [
             CodewordSelector(
-                info.rope(place),
-                distance=self.distance,
+                self.ranking(info.rope(place)),
                 union=self.union,
                 book=book,
                 codewords=self.codewords,
@@ -119,6 +130,10 @@ class A2ATS(RetrievalMethod):
             )
             for place, book in zip(info.layers, self._books(info), strict=True)
         ]
+
+    def ranking(self, rope: Rope) -> Distances:
+        """The ranges of distances of a layer."""
+        return Distances(rope, self.distance, ranges=self.ranges, window=self.window)
 
     def _books(self, info: ModelInfo) -> list[Codebook | None]:
         if self.codebook is None or not info.layers:

@@ -23,7 +23,8 @@ class Chess(Method):
     computed with all weights. A batch of several rows gives the results of each row alone, but reads all
     weights.
 
-    `chess(weighting=none, attention=false)` is CATS (arXiv 2404.08763): one threshold for all channels.
+    `chess(first=gate)` is the paper's; `chess(first=gate, weighting=none, attention=false)` is CATS (arXiv
+    2404.08763): one threshold for all channels.
     """
 
     name: ClassVar[str] = "chess"
@@ -32,9 +33,9 @@ class Chess(Method):
     facts: ClassVar[Facts] = Facts(
         stored="The full KV cache, and one threshold per channel. While the model is attached, output "
         "projections are stored transposed.",
-        select="The cache is read whole: R = N. The gate, the key and value projections and the output layer "
-        "are read whole; of the other weights, the channels above the threshold. With half the channels "
-        "skipped, Llama-3.2-1B reads 73% of its weights.",
+        select="The cache is read whole: R = N. The projection computed `first`, those of keys and values "
+        "and the output layer are read whole; of the other weights, the channels above the threshold. With "
+        "half the channels skipped, Llama-3.2-1B reads 73% of its weights.",
         best_for="Single requests on a CPU, where reading the weights dominates a decode step; combines with "
         "any cache method.",
         weak_at="Batches (each row needs different channels, so all weights are read), GPUs, and CPUs "
@@ -42,6 +43,7 @@ class Chess(Method):
         "not faster. Thresholds fitted to other text drift; `keyhole generate` shows the share of weights "
         "read.",
         differs=(
+            Differs("first", "gate", "the up projection tells better which channels matter"),
             Differs("file", "always calibrated", "works without one; `keyhole calibrate chess` makes one"),
         ),
     )
@@ -60,7 +62,7 @@ class Chess(Method):
         "fitted once to random tokens, which is less accurate."
     )
     first: str = options.choice(
-        "gate",
+        "up",
         FIRST,
         help='Projection computed for all channels, from which thresholds are applied: "gate" or "up".',
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
@@ -30,7 +32,7 @@ class ShadowKV(RetrievalMethod):
     summary: ClassVar[str] = "low-rank keys, reconstructed for the chunks whose mean key ranks best"
     facts: ClassVar[Facts] = Facts(
         stored="Values unchanged. Keys before the window as `rank` numbers for all KV heads together. Sums "
-        "of the keys of each chunk, as 32-bit floats. Per KV head: the basis (`4 * D * (rank + 1)`), exact "
+        "of the keys of each chunk, in bfloat16. Per KV head: the basis (`4 * D * (rank + 1)`), exact "
         "keys of sinks and outliers (at most `(sinks + outliers * chunk) * D * e`) and the keys "
         "reconstructed by the last step (at most `R * D * e`). All on the device, except values with "
         "place=host or place=disk.",
@@ -43,11 +45,11 @@ class ShadowKV(RetrievalMethod):
         "is shared by fewer heads and landmarks, basis and reconstructed keys are extra. The basis is "
         "fitted in the first step after a prompt (eigenvectors of a matrix of Hkv * D rows). Models whose "
         "rotary embedding depends on the sequence length are refused.",
-        letters="`rank` is by default Hkv * D / 3, at most 160; `chunk` is by default D / 16, "
+        letters="`rank` is by default Hkv * D / 2, at most 160; `chunk` is by default D / 16, "
         "limited to 4 to 8.",
         kept="Dv * e + rank * e / Hkv",
-        index="4 * D / chunk",
-        scan="4 * D * N / chunk",
+        index="2 * D / chunk",
+        scan="2 * D * N / chunk",
         row="Dv * e + rank * e",
         products="G * D * N / chunk",
         differs=(
@@ -72,7 +74,7 @@ class ShadowKV(RetrievalMethod):
         None,
         ge=1,
         optional=True,
-        help="Rank of the keys of all heads together. None takes 160, at most a third of the total key size "
+        help="Rank of the keys of all heads together. None takes 160, at most half of the total key size "
         "(a larger rank saves no memory).",
     )
     chunk: int | None = options.integer(
@@ -128,4 +130,4 @@ class ShadowKV(RetrievalMethod):
         ]
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
-        return [LandmarkSelector(self.chunk, self.outliers) for _ in info.layers]
+        return [LandmarkSelector(self.chunk, self.outliers, torch.bfloat16) for _ in info.layers]

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from keyhole.core.distances import Distances
 from keyhole.core.errors import SavedStateError
 from keyhole.core.layout import Regions
-from keyhole.core.rope import FixedDistance, Rope
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.groups import Groups, pick_groups
-from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, together
+from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, rounded_out, together
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.storage import CapturableStorage, GrowingBuffer
 
@@ -32,14 +32,14 @@ UNIONS = ("share", "turns")
 
 
 class CodewordSelector(Capturable):
-    """Ranks codewords by windowed RoPE: what is behind the window counts as `distance` tokens away.
+    """Ranks codewords by windowed RoPE: tokens before the window rank by their range of distances.
 
     So keys are compared as they are without their rotation, and a codebook need not know positions. This
-    serves the ranking only; attention is over the keys as they are cached.
+    serves the ranking only; attention is over the keys as they are cached. Tokens of a codeword in one range
+    rank together.
 
     Args:
-        rope: the layer's rotation.
-        distance: the constant relative position b.
+        ranking: the layer's ranges of distances.
         union: how the query heads of a group agree, see `A2ATS`.
         book: codewords of this layer, `[1, Hkv, C, D]`; None fits some on the keys of each prompt.
         codewords: at most so many then.
@@ -49,16 +49,15 @@ class CodewordSelector(Capturable):
 
     def __init__(
         self,
-        rope: Rope,
+        ranking: Distances,
         *,
-        distance: int,
         union: str,
         book: Codebook | None,
         codewords: int,
         iterations: int,
         sample: int,
     ) -> None:
-        self.ranking, self.union = FixedDistance(rope, distance), union
+        self.ranking, self.union = ranking, union
         self.codewords, self.iterations, self.sample = codewords, iterations, sample
         self._fits = book is None
         self._book = book
@@ -116,7 +115,8 @@ class CodewordSelector(Capturable):
         reach = self._mass_control.reach(step, self._estimate)
         groups, scores, shares, anchored = self._ranked(step)
         if reach is None:
-            return pick_groups(scores, shares, anchored, groups, step)
+            picked = pick_groups(scores, shares, anchored, groups, step)
+            return self._mass_control.told(picked, step, self._estimate)
         picked = pick_groups(scores, shares, anchored, groups, step, reach.share)
         return picked._replace(mass=reach.held(picked.mass))
 
@@ -127,7 +127,7 @@ class CodewordSelector(Capturable):
 
     def _ranked(self, step: Step) -> tuple[Groups, Tensor, Tensor, Tensor]:
         """Groups, their scores and the share of a token of each `[B, Hkv, C]`, and the always-read share."""
-        groups = Groups.of(self._codes.view().squeeze(-1), self._known().points.shape[2], step)
+        groups = self._groups(step)
         logits = self._logits(step).masked_fill(groups.sizes.unsqueeze(2) == 0, -torch.inf)
         anchor = step.anchor_lse.view(logits.shape[:3])
         total = torch.logaddexp((logits + groups.sizes.unsqueeze(2).log()).logsumexp(-1), anchor)
@@ -137,14 +137,32 @@ class CodewordSelector(Capturable):
         scores = logs.logsumexp(2) if self.union == "share" else _turns(logits, shares, groups.sizes)
         return groups, scores, shares, (anchor - total).exp().mean(2)
 
+    def _groups(self, step: Step) -> Groups:
+        """Group r * C + c: the tokens of codeword c in range r of the distances, of R * C."""
+        codes, count = self._codes.view().squeeze(-1)[..., : step.regions.last], self._codewords
+        if self.ranking.ranges == 1:
+            return Groups.of(codes, count, step)
+        begins = step.regions.derived(
+            ("ranges", self.ranking.edges, count), lambda: self._ranges(step.regions) * count
+        )
+        return Groups.of(codes.long() + begins, self.ranking.ranges * count, step)
+
+    def _ranges(self, regions: Regions) -> Tensor:
+        """The range of each slot before the window, int64 `[B, 1, N]`."""
+        slots = torch.arange(regions.last, device=regions.first.device)
+        return self.ranking.range_of(regions.ends.view(-1, 1, 1) - 1 - slots)
+
     def _logits(self, step: Step) -> Tensor:
-        """Those of a token of each codeword, at the constant distance, float32 `[B, Hkv, G, C]`."""
-        book = self._known()
-        query = self.ranking.query(step.query, step.regions.ends - 1, self._paddings())
-        query = query.unflatten(1, (book.points.shape[1], -1))
-        return softcapped(book.products(query, step.logits.scale), step.logits.softcap)
+        """Those of a token of each group, float32 `[B, Hkv, G, R * C]`."""
+        book, scale = self._known(), step.logits.scale
+        queries = self.ranking.queries(step.query, step.regions.ends - 1, self._paddings())
+        ranges, heads = queries.shape[1], book.points.shape[1]
+        asked = queries.unflatten(2, (heads, -1)).transpose(1, 2).flatten(2, 3)
+        found = book.products(asked, scale).unflatten(2, (ranges, -1)).transpose(2, 3).flatten(3)
+        return softcapped(found, step.logits.softcap)
 
     def reserve(self, tokens: int) -> None:
+        self._mass_control.captured = True
         self._codes.reserve(tokens)
         self._codes.extend(tokens)
         # Codes of tokens that are still to come are looked up, too.
@@ -155,6 +173,7 @@ class CodewordSelector(Capturable):
 
     def release(self, length: int) -> None:
         super().release(length)
+        self._mass_control.captured = False
         self._codes.crop(length)
 
     def bytes_read(self, step: Step) -> int:
@@ -220,9 +239,24 @@ class CodewordSelector(Capturable):
             drawn = torch.stack([keys[row][:, at] for row, at in zip(alike, slots, strict=True)])
             count = max(1, min(self.codewords, size // _KEYS_PER_CODEWORD))
             bare = self.ranking.keys(drawn, slots, self._paddings()[alike])
-            book = fit_codebook(bare, None, count, iterations=self.iterations, spread=False)
+            moment = self._moment(keys.shape[1], alike)
+            book = fit_codebook(bare, moment, count, iterations=self.iterations, spread=False)
             books |= {row: _of_row(book, at) for at, row in enumerate(alike)}
         return {row: books[row] for row in rows}
+
+    def _moment(self, heads: int, rows: list[int]) -> Tensor | None:
+        """Second moment `[rows, Hkv, D, D]` of the queries shown, as they rank; None if there were none."""
+        found = None
+        for shown in self._mass_control.shown:
+            slots = torch.arange(shown.tokens - shown.queries.shape[2], shown.tokens)
+            queries = shown.queries[rows]
+            moves = self._paddings()[rows].unsqueeze(1) - slots.to(queries.device)
+            bare = self.ranking.rope.rotate(queries, moves)
+            turned = self.ranking.turned(bare.unflatten(1, (heads, -1)).flatten(2, 3).unsqueeze(2))
+            turned = turned.flatten(2, 3)
+            part = turned.transpose(-1, -2) @ turned
+            found = part if found is None else found + part
+        return None if found is None else rounded_out(found)
 
     def _encoded(self, keys: Tensor, slots: Tensor) -> Tensor:
         """The codes int16 `[B, Hkv, T, 1]` of `keys [B, Hkv, T, D]` of `slots [T]`."""
@@ -231,6 +265,10 @@ class CodewordSelector(Capturable):
     def _unrotated(self, keys: Tensor, slots: Tensor) -> Tensor:
         """Keys `[B, Hkv, T, D]` of `slots [T]` or `[B, T]`, without their rotation."""
         return self.ranking.keys(keys, slots, self._paddings())
+
+    @property
+    def _codewords(self) -> int:
+        return self._known().points.shape[2]
 
     def _placed(self, device: torch.device) -> Codebook:
         return self._known().map(lambda tensor: tensor.to(device))

@@ -26,16 +26,17 @@ _OUTLIERS_SHARE = 4  # outliers take at most a quarter of a budget; in the paper
 class LandmarkSelector(SummarySelector):
     """Reads outlier chunks, then the chunks whose landmarks some query head of the group attends to most.
 
-    A summary is the sum of a chunk's keys, float32: sums can be added to, unlike means.
+    A summary is the sum of a chunk's keys: sums can be added to, unlike means.
 
     Args:
         chunk: slots of a chunk; None is `default_chunk` of the keys.
         outliers: chunks of the prompt read before others, for each KV head.
+        dtype: of sums; bfloat16 has the range of float32, and three digits rank as well.
     """
 
-    def __init__(self, chunk: int | None, outliers: int) -> None:
+    def __init__(self, chunk: int | None, outliers: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(chunk)
-        self.outliers = outliers
+        self.outliers, self.dtype = outliers, dtype
         self._apart: Tensor | None = None  # int64 `[B, Hkv, outliers]`, worst first, -1 for none
 
     def build(self, keys: Tensor, regions: Regions) -> None:
@@ -51,10 +52,10 @@ class LandmarkSelector(SummarySelector):
         return width
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
-        return chunk_sums(keys, counted, begun, self.page)
+        return _within(chunk_sums(keys, counted, begun, self.page), self.dtype)
 
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
-        return former + latter
+        return _within(former.float() + latter.float(), self.dtype)
 
     def _estimate(self, step: Step) -> Estimate:
         _, sizes = spans(step.regions, self.page)
@@ -111,3 +112,9 @@ class LandmarkSelector(SummarySelector):
         if self._apart is None:
             raise ValueError("no outliers are known yet; call build first")
         return self._apart
+
+
+def _within(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums in a dtype; what would be rounded to infinity is the largest number."""
+    most = torch.finfo(dtype).max
+    return sums.clamp(-most, most).to(dtype)

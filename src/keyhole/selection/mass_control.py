@@ -18,11 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keyhole.selection.base import Step
+from keyhole.core.budget import Budget
+from keyhole.selection.base import Selection, Step
 from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.rank import competing
 
 _QUERIES = 32  # of those shown; with 16, whose greatest scatters more, reads are 3% more for a point
+_TOLD = 32  # likewise, for what plain budgets hold
 _FEWEST = 8  # fewer do not show what most would have needed
 _QUANTILE = 0.93  # later queries are less alike, so that a mass is reached in 90% of cases
 
@@ -62,7 +64,7 @@ class Reach(NamedTuple):
         return (1 - (1 - estimated) * self.ratio).clamp(0, 1)
 
 
-class _Shown(NamedTuple):
+class Shown(NamedTuple):
     """The queries `[B, H, Q, D]` of the newest of so many tokens."""
 
     queries: Tensor
@@ -77,20 +79,24 @@ class MassControl:
     """
 
     def __init__(self) -> None:
-        self._shown: list[_Shown] = []  # newest first
+        self.shown: list[Shown] = []  # newest first
         self._target: float | None = None  # the mass that the next is for
         self._learnt: Reach | None = None  # NaN in rows that no query could tell about
         self._whole = False  # whether there are no such rows
         self._scanned = False  # whether the latest step scored all keys
+        self._plain = 0.0  # the budget without a mass that `_ratio` is for, see `_number`
+        self._ratio: Tensor | None = None  # float32 `[B, Hkv]`, as in `Reach`
+        self.captured = False  # steps are of fixed size, so that nothing can be learnt
 
     def see(self, queries: Tensor, tokens: int) -> None:
         """Take note of the newest `queries [B, H, Q, D]` of `tokens`; what was learnt before is forgotten."""
-        shown = [_Shown(queries, tokens)]
-        for older in self._shown:
+        shown = [Shown(queries, tokens)]
+        for older in self.shown:
             if older.tokens < tokens and _count(shown) < _QUERIES:
                 shown.append(older)
-        self._shown = shown
+        self.shown = shown
         self._take(None, None)
+        self._ratio = None
 
     def reach(self, step: Step, estimate: Estimator) -> Reach | None:
         """How far to read for the step's budget; None where that is not by mass, or is everything."""
@@ -98,14 +104,23 @@ class MassControl:
         if mass is None or mass == 1:
             return None
         if self._target != mass:
-            enough = _count(self._shown) >= _FEWEST
-            self._take(mass, _learnt(self._shown, mass, step, estimate) if enough else None)
+            enough = _count(self.shown) >= _FEWEST
+            self._take(mass, _learnt(self.shown, mass, step, estimate) if enough else None)
         if self._learnt is not None and self._whole:
             return self._learnt
         self._scanned = True
-        own = _learnt([_Shown(step.query.unsqueeze(2), step.regions.length)], mass, step, estimate)
+        own = _learnt([Shown(step.query.unsqueeze(2), step.regions.length)], mass, step, estimate)
         known = own if self._learnt is None else Reach(*map(_filled, self._learnt, own))
         return Reach(*(part.nan_to_num(nan=1.0) for part in known))
+
+    def told(self, picked: Selection, step: Step, estimate: Estimator) -> Selection:
+        """What a budget without a mass picked, with the mass that it holds in truth, as far as is known."""
+        number = _number(step.budget)
+        if self._ratio is None or self._plain != number:
+            if self.captured or _count(self.shown) < _FEWEST:
+                return picked
+            self._plain, self._ratio = number, _ratio(self.shown, step, estimate)
+        return picked._replace(mass=(1 - (1 - picked.mass) * self._ratio).clamp(0, 1))
 
     def bytes_read(self, step: Step) -> int:
         """Of the keys that the latest step scored to know how far to read, for one KV head of a batch row."""
@@ -115,24 +130,30 @@ class MassControl:
 
     def crop(self, length: int) -> None:
         """Forget queries of tokens from `length` on."""
-        self._shown = [shown for shown in self._shown if shown.tokens <= length]
+        self.shown = [shown for shown in self.shown if shown.tokens <= length]
 
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
-        self._shown = [_Shown(_rows(shown.queries, rows), shown.tokens) for shown in self._shown]
+        self.shown = [Shown(_rows(shown.queries, rows), shown.tokens) for shown in self.shown]
+        self._ratio = None if self._ratio is None else _rows(self._ratio, rows)
         if self._learnt is not None:
             self._take(self._target, Reach(*(_rows(part, rows) for part in self._learnt)))
 
     def state(self) -> dict[str, Tensor]:
-        """What was learnt, if anything was: share, ratio and target, `[B, Hkv, 3]`."""
+        """What was learnt, if anything was: share, ratio and target, `[B, Hkv, 3]`; ratio and budget."""
+        held = {}
+        if self._ratio is not None:
+            held["told"] = torch.stack([self._ratio, torch.full_like(self._ratio, self._plain)], -1)
         if self._learnt is None or self._target is None:
-            return {}
+            return held
         target = torch.full_like(self._learnt.share, self._target)
-        return {"calibration": torch.stack([*self._learnt, target], -1)}
+        return held | {"calibration": torch.stack([*self._learnt, target], -1)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over a `state`."""
-        self._shown, learnt = [], state.get("calibration")
+        self.shown, learnt, told = [], state.get("calibration"), state.get("told")
+        self._ratio = None if told is None else told[..., 0]
+        self._plain = 0.0 if told is None else round(float(told[0, 0, 1]), 6)
         if learnt is None:
             self._take(None, None)
         else:
@@ -142,7 +163,7 @@ class MassControl:
     @property
     def nbytes(self) -> int:
         """Bytes of what was learnt."""
-        return 0 if self._learnt is None else sum(part.nbytes for part in self._learnt)
+        return sum(part.nbytes for part in (*(self._learnt or ()), self._ratio) if part is not None)
 
     def _take(self, target: float | None, learnt: Reach | None) -> None:
         self._target, self._learnt = target, learnt
@@ -151,10 +172,11 @@ class MassControl:
 
 
 class _Course(NamedTuple):
-    """Shares `[B, Hkv, U + 1]` read before the first unit and after each, in the order of reading."""
+    """Shares and tokens `[B, Hkv, U + 1]` read before the first unit and after each, in order of reading."""
 
     estimated: Tensor
     true: Tensor
+    tokens: Tensor
 
     def reached(self, target: float) -> Tensor:
         """The estimated share `[B, Hkv]` where the true one reaches a target."""
@@ -162,7 +184,7 @@ class _Course(NamedTuple):
 
     def unread(self, share: Tensor) -> tuple[Tensor, Tensor]:
         """By estimate and in truth, what is unread where the estimated share reaches `share [B, Hkv]`."""
-        estimated, true = (1 - _where(self.estimated, share, shares) for shares in self)
+        estimated, true = (1 - _where(self.estimated, share, shares) for shares in self[:2])
         return estimated, true
 
 
@@ -172,13 +194,10 @@ def _where(reached: Tensor, least: Tensor, shares: Tensor) -> Tensor:
     return shares.gather(-1, place).squeeze(-1)
 
 
-def _learnt(shown: list[_Shown], mass: float, step: Step, estimate: Estimator) -> Reach:
+def _learnt(shown: list[Shown], mass: float, step: Step, estimate: Estimator) -> Reach:
     """How far to read for a mass; NaN in rows that no query shown had anything to select in."""
     keys, courses, useful = step.storage.keys(), [], []
-    queries = [
-        (one.queries[:, :, -1 - at], one.tokens - at) for one in shown for at in range(one.queries.shape[2])
-    ]
-    for query, tokens in queries[:: max(1, len(queries) // _QUERIES)]:
+    for query, tokens in _asked(shown, _QUERIES):
         past = _at_time(step, query, tokens)
         if past.regions.last > 0:
             courses.append(_course(past, keys[:, :, :tokens], estimate))
@@ -192,6 +211,33 @@ def _learnt(shown: list[_Shown], mass: float, step: Step, estimate: Estimator) -
     unread = zip(*(course.unread(share) for course in courses), strict=True)
     estimated, true = (torch.stack(part).masked_fill(~known, 0.0).sum(0) for part in unread)
     return Reach(share, torch.where(share.isnan(), share, true / estimated.clamp(min=1e-9)))
+
+
+def _ratio(shown: list[Shown], step: Step, estimate: Estimator) -> Tensor:
+    """What is left unread in truth over what is by estimate, `[B, Hkv]`; 1 where nothing is."""
+    keys, limits = step.storage.keys(), step.limits_on_device().view(-1, 1, 1)
+    estimated, true = torch.zeros(2, *keys.shape[:2], device=keys.device)
+    for query, tokens in _asked(shown, _TOLD):
+        past = _at_time(step, query, tokens)
+        if past.regions.last > 0:
+            course = _course(past, keys[:, :, :tokens], estimate)
+            whole = (course.tokens <= limits).sum(-1, keepdim=True) - 1
+            left = (1 - shares.gather(-1, whole).squeeze(-1) for shares in (course.estimated, course.true))
+            estimated, true = map(torch.add, (estimated, true), left)
+    return torch.where(estimated > 0, true / estimated.clamp(min=1e-9), 1.0)
+
+
+def _asked(shown: list[Shown], most: int) -> list[tuple[Tensor, int]]:
+    """About so many of the queries `[B, H, D]`, newest first, and the tokens there were at each."""
+    queries = [
+        (one.queries[:, :, -1 - at], one.tokens - at) for one in shown for at in range(one.queries.shape[2])
+    ]
+    return queries[:: max(1, len(queries) // most)]
+
+
+def _number(budget: Budget) -> float:
+    """Tokens, or less than 0 for a share of the context; with few digits, as in a state."""
+    return float(budget.tokens or 0) - round(budget.fraction or 0.0, 6)
 
 
 def _most(needed: Tensor) -> Tensor:
@@ -233,9 +279,11 @@ def _course(step: Step, keys: Tensor, estimate: Estimator) -> _Course:
     found = estimate(step._replace(anchor_lse=anchor))
     order = found.scores.argsort(dim=-1, descending=True, stable=True)
     true = found.summed(shares[..., : parts.last])
+    sizes = found.summed(competes[..., : parts.last].expand_as(shares[..., : parts.last]).float())
     return _Course(
         _cumulative(found.anchored, found.shares.gather(-1, order)),
         _cumulative(anchored, true.gather(-1, order)),
+        _cumulative(torch.zeros_like(anchored), sizes.gather(-1, order)),
     )
 
 
@@ -243,7 +291,7 @@ def _cumulative(begun: Tensor, shares: Tensor) -> Tensor:
     return torch.cat([begun.unsqueeze(-1), shares], -1).cumsum(-1)
 
 
-def _count(shown: list[_Shown]) -> int:
+def _count(shown: list[Shown]) -> int:
     return sum(one.queries.shape[2] for one in shown)
 
 

@@ -84,7 +84,8 @@ class SummarySelector(Capturable):
         reach = self._mass_control.reach(step, self._estimate)
         found = self._estimate(step)
         if reach is None:
-            return pick_pages(found.scores, found.shares, found.anchored, step, self.page)
+            picked = pick_pages(found.scores, found.shares, found.anchored, step, self.page)
+            return self._mass_control.told(picked, step, self._estimate)
         picked = pick_pages(found.scores, found.shares, found.anchored, step, self.page, reach.share)
         return picked._replace(mass=reach.held(picked.mass))
 
@@ -127,6 +128,7 @@ class SummarySelector(Capturable):
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
+        self._mass_control.captured = True
         whole, pages = self.length // self.page, -(-tokens // self.page)
         self._begun = self._summaries.view(whole)[:, :, :1].clone()
         self._summaries.reserve(pages)
@@ -145,6 +147,7 @@ class SummarySelector(Capturable):
         self._summaries.put(summary, number)
 
     def release(self, length: int) -> None:
+        self._mass_control.captured = False
         # A page that is not whole may have been summarised with tokens that were taken back.
         self.length = length // self.page * self.page
         self._summaries.crop(length // self.page)

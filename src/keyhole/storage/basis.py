@@ -54,11 +54,11 @@ class Basis(NamedTuple):
 
 
 def default_rank(kv_heads: int, head_dim: int) -> int:
-    """As published, 160 of 1,024 numbers of a key; a third of them where there are fewer.
+    """As published, 160 of 1,024 numbers of a key; half of them where there are fewer.
 
     More would save no memory: landmarks, exact keys and those rebuilt for a step are held beside.
     """
-    return max(1, min(160, kv_heads * head_dim // 3))
+    return max(1, min(160, kv_heads * head_dim // 2))
 
 
 def fit_basis(pieces: Iterable[tuple[Tensor, Tensor]], rank: int, scales: Tensor | None = None) -> Basis:

@@ -8,6 +8,7 @@ Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D head size, R 
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ _LOG = logging.getLogger(__name__)
 _PIECE = 8192  # tokens compressed or rebuilt at a time, to bound temporary memory
 _BATCH = 64  # tokens that leave the window wait until there are so many
 _TOKENS_PER_AXIS = 2  # a prompt shorter than that says too little about what is to come
+
+
+@cache
+def _warn_in_vain(rank: int, width: int, enough: int) -> None:
+    """Once, and not for each layer of each request."""
+    _LOG.warning(
+        "rank=%d of the %d numbers that a key has in all heads may hold more than whole keys do, "
+        "with landmarks, basis and rebuilt keys beside; give rank=%d or less, or leave it out",
+        rank,
+        width,
+        enough,
+    )
 
 
 class LowRankStorage(CapturableStorage):
@@ -240,7 +253,9 @@ class LowRankStorage(CapturableStorage):
         self._padding = torch.tensor(regions.padding, device=keys.device)
         self.chunk = self.chunk or default_chunk(keys.shape[-1])
         rank = min(self._rank, keys.shape[1] * keys.shape[3])
-        self._warn_if_in_vain(keys, rank)
+        width = keys.shape[1] * keys.shape[3]
+        if 2 * rank > width:
+            _warn_in_vain(rank, width, default_rank(keys.shape[1], keys.shape[3]))
         parts = [part.abs().amax((1, 2, 3)) for _, part in pieces(keys, self.chunk)]
         largest = torch.stack(parts).amax(0).float()
         scales = scales_of(largest.view(-1, 1, 1))
@@ -251,17 +266,6 @@ class LowRankStorage(CapturableStorage):
         self._take(fit_basis(counted, rank, scales).within(largest, keys.dtype))
         slots, counts = packed_slots(self._kept_exact(keys, regions))
         self._exact = KeysBySlot.of(slots, counts, at(keys, slots))
-
-    def _warn_if_in_vain(self, keys: Tensor, rank: int) -> None:
-        width = keys.shape[1] * keys.shape[3]
-        if 2 * rank > width:
-            _LOG.warning(
-                "rank=%d of the %d numbers that a key has in all heads may hold more than whole keys do, "
-                "with landmarks, basis and rebuilt keys beside; give rank=%d or less, or leave it out",
-                rank,
-                width,
-                default_rank(keys.shape[1], keys.shape[3]),
-            )
 
     def _take(self, basis: Basis) -> None:
         self._basis, self._turning = basis, self.rope.turning(basis.axes.shape[2], basis.axes.device)

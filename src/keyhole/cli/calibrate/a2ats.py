@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.calibrate.prompts import TextFiles, prompts_of, texts_of
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
@@ -17,20 +18,23 @@ _SEED = 0
 
 
 def a2ats(
-    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Output directory for the codebooks.")],
+    text: TextFiles = None,
     model: options.Model = None,
-    codewords: Annotated[int, typer.Option(min=1, max=2**15, help="Codewords per KV head.")] = 4096,
+    codewords: Annotated[int, typer.Option(min=1, max=2**15, help="Codewords per KV head.")] = 2048,
     distance: Annotated[
         int,
         typer.Option(min=1, help="Constant relative position of queries; the option `distance` of a2ats."),
     ] = 2048,
-    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 65_536,
+    ranges: Annotated[
+        int, typer.Option(min=1, max=16, help="Ranges of distances; the option `ranges` of a2ats.")
+    ] = 4,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 16_384,
     identifiers: Annotated[
         int, typer.Option(min=0, help="Additional tokens of random identifiers, as in needle tests.")
-    ] = 16_384,
-    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 16_384,
-    iterations: Annotated[int, typer.Option(min=1, help="Maximum Lloyd iterations.")] = 300,
+    ] = 4096,
+    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 4096,
+    iterations: Annotated[int, typer.Option(min=1, help="Maximum Lloyd iterations.")] = 10,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -38,15 +42,15 @@ def a2ats(
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
-    from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
-    from keyhole.cli.inputs import load, read_text, training_context
+    from keyhole.cli.inputs import load, training_context
     from keyhole.engines.transformers.calibrate.codebooks import fit_codebooks
     from keyhole.engines.transformers.fingerprint import fingerprint
     from keyhole.methods import A2ATS
     from keyhole.selection.quantisers.codefile import write_codebooks
 
-    texts = [read_text(str(path)) for path in text]
+    method = A2ATS(codebook=str(out), distance=distance, ranges=ranges)
+    texts = texts_of(text)
     loaded = load(model, threads)
     size = min(context, training_context(loaded.model))
     prompts = prompts_of(loaded, texts, tokens, size)
@@ -56,7 +60,7 @@ def a2ats(
         found = fit_codebooks(
             loaded.model,
             prompts,
-            distance=distance,
+            method=method,
             codewords=codewords,
             iterations=iterations,
             fitted=lambda done, of: report("layers", done, of),
@@ -73,7 +77,6 @@ def a2ats(
     )
     if not quiet:
         stderr().print(f"relative error of logits, by layer: {errors}", highlight=False)
-    method = A2ATS(codebook=str(out), distance=distance)
     stdout().print(str(method), highlight=False, soft_wrap=True, markup=False)
 
 

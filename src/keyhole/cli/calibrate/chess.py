@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.calibrate.prompts import TextFiles, prompts_of, texts_of
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
@@ -16,20 +17,18 @@ _SETTINGS = "activations.json"
 
 
 def chess(
-    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Output directory for the activation statistics.")],
+    text: TextFiles = None,
     model: options.Model = None,
     sparsity: Annotated[
         float, typer.Option(help="Sparsity in the printed method string; the directory serves any.")
     ] = 0.5,
     attention: Annotated[bool, typer.Option(help="Also skip inputs of the attention projections.")] = True,
-    first: Annotated[
-        str, typer.Option(help="Projection computed for all channels: `gate` or `up`.")
-    ] = "gate",
+    first: Annotated[str, typer.Option(help="Projection computed for all channels: `gate` or `up`.")] = "up",
     weighting: Annotated[
         str, typer.Option(help="Weight of a channel's importance: `mean`, `norm` or `none`.")
     ] = "mean",
-    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 65_536,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of text to use.")] = 8192,
     context: Annotated[int, typer.Option(min=1, help="Maximum tokens per prompt.")] = 2048,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
@@ -38,9 +37,8 @@ def chess(
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
-    from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
-    from keyhole.cli.inputs import load, read_text
+    from keyhole.cli.inputs import load
     from keyhole.engines.transformers.fingerprint import fingerprint
     from keyhole.engines.transformers.sparse_ffn.activations import fit_activations
     from keyhole.engines.transformers.sparse_ffn.weights import activated_share
@@ -48,7 +46,7 @@ def chess(
     from keyhole.methods import Chess
 
     method = Chess(sparsity=sparsity, attention=attention, file=str(out), first=first, weighting=weighting)
-    texts = [read_text(str(path)) for path in text]
+    texts = texts_of(text)
     loaded = load(model, threads)
     prompts = prompts_of(loaded, texts, tokens, context)
     with progress(quiet) as report:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.calibrate.prompts import TextFiles, texts_of
 from keyhole.cli.console import progress, stderr, stdout
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def delta(
-    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
+    text: TextFiles = None,
     model: options.Model = None,
     context: Annotated[
         int | None,
@@ -29,11 +29,11 @@ def delta(
     quiet: options.Quiet = False,
 ) -> None:
     """Find the layers of a model that should lead others in delta, and print the method string."""
-    from keyhole.cli.inputs import find_source, load, read_text
+    from keyhole.cli.inputs import find_source, load
 
     find_source(model)
 
-    texts = [read_text(str(path)) for path in text]
+    texts = texts_of(text)
     with progress(quiet) as report:
         report("loading", 0, None)
         from keyhole.evaluation.shift import attention_shift, choose_layers

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli import options
+from keyhole.cli.calibrate.prompts import TextFiles, prompts_of, texts_of
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_writable
 
@@ -16,8 +17,8 @@ _SETTINGS = "thresholds.json"
 
 
 def sale(
-    text: Annotated[list[Path], typer.Option(help="Text file to calibrate on; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Output directory for the thresholds.")],
+    text: TextFiles = None,
     model: options.Model = None,
     error: Annotated[float, typer.Option(min=0.0, help="Allowed error of the attention output.")] = 0.02,
     kind: Annotated[
@@ -36,8 +37,8 @@ def sale(
     ] = True,
     rows: Annotated[int, typer.Option(help="Queries that share one selection of keys: 16, 32 or 64.")] = 16,
     means: Annotated[bool, typer.Option(help="Approximate skipped keys by their mean.")] = True,
-    tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens of text to use.")] = 65_536,
-    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 16_384,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens of text to use.")] = 8192,
+    context: Annotated[int, typer.Option(min=2, help="Maximum tokens per prompt.")] = 4096,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,16 +46,15 @@ def sale(
     find_source(model)
     out = out.expanduser()
     check_writable(out / _SETTINGS, "--out")
-    from keyhole.cli.calibrate.prompts import prompts_of
     from keyhole.cli.console import progress, stderr, stdout
-    from keyhole.cli.inputs import load, read_text
+    from keyhole.cli.inputs import load
     from keyhole.engines.transformers.calibrate.thresholds import fit_thresholds
     from keyhole.engines.transformers.fingerprint import fingerprint
     from keyhole.methods import Sale
     from keyhole.prefill.salefile import write_thresholds
 
     method = Sale(thresholds=str(out), tile=tile, pooled=pooled, rows=rows, means=means)
-    texts = [read_text(str(path)) for path in text]
+    texts = texts_of(text)
     loaded = load(model, threads)
     prompts = prompts_of(loaded, texts, tokens, context)
     with progress(quiet) as report:

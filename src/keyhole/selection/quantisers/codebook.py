@@ -23,6 +23,7 @@ from keyhole.selection.quantisers.kmeans import kmeans
 _SEED = 0
 _FLOOR = 1e-6  # added to the second moment of queries, relative to its entries
 _TOLERANCE = 1e-4
+_EVEN = 0.1  # of all directions alike in a moment of few queries
 
 
 class Codebook(NamedTuple):
@@ -130,6 +131,14 @@ def together(books: list[Codebook]) -> Codebook:
 def _repeated(points: Tensor, most: int) -> Tensor:
     last = points[:, :, -1:].expand(-1, -1, most - points.shape[2], -1)
     return torch.cat([points, last], 2)
+
+
+def rounded_out(moment: Tensor) -> Tensor:
+    """A `moment [..., D, D]` of few queries, with a share of all directions alike; of a scale of its own."""
+    moment = moment / moment.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(moment.dtype).tiny)
+    even = moment.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    one = torch.eye(moment.shape[-1], device=moment.device)
+    return moment + (_EVEN * even).clamp(min=_FLOOR) * one
 
 
 def query_metric(moment: Tensor) -> Tensor:

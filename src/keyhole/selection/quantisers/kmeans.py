@@ -7,6 +7,9 @@ from torch import Tensor
 
 from keyhole import kernels
 
+_ROUNDS = 100  # of draws apart, at least
+_PIECE = 8192  # points whose distances are held at once
+
 
 def kmeans(
     points: Tensor,
@@ -25,7 +28,7 @@ def kmeans(
     Args:
         points: float32 `[P, T, D]`, P independent problems of T points; T >= clusters.
         spread: start from rows drawn in turn, by their squared distance to the nearest drawn before
-            (k-means++, Arthur and Vassilvitskii 2007): better, and slow for many clusters.
+            (k-means++, Arthur and Vassilvitskii 2007), a hundredth of them at once where there are many.
         tolerance: a problem stops when its centroids, taken as one vector, move no further than that.
 
     Returns:
@@ -55,17 +58,25 @@ def _drawn(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
 
 
 def _drawn_apart(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    problems = torch.arange(len(points), device=points.device)
-    chosen = torch.randint(points.shape[1], (len(points),), generator=generator).to(points.device)
+    problems = torch.arange(len(points), device=points.device).unsqueeze(1)
+    chosen = torch.randint(points.shape[1], (len(points), 1), generator=generator).to(points.device)
     drawn, distances = [points[problems, chosen]], points.new_full(points.shape[:2], torch.inf)
-    for _ in range(clusters - 1):
-        distances = distances.minimum((points - drawn[-1].unsqueeze(1)).square().sum(-1))
-        total = distances.cumsum(-1, dtype=torch.float64)
-        wanted = torch.rand(len(points), 1, generator=generator, dtype=torch.float64).to(points.device)
-        chosen = torch.searchsorted(total, wanted * total[:, -1:], right=True).squeeze(-1)
+    while (missing := clusters - sum(part.shape[1] for part in drawn)) > 0:
+        distances = distances.minimum(_nearest(points, drawn[-1]))
+        total, count = distances.cumsum(-1, dtype=torch.float64), min(max(1, clusters // _ROUNDS), missing)
+        wanted = torch.rand(len(points), count, generator=generator, dtype=torch.float64).to(points.device)
+        chosen = torch.searchsorted(total, wanted * total[:, -1:], right=True)
         # Where every point is drawn already, all distances are zero; a cluster left empty is moved later.
         drawn.append(points[problems, chosen.clamp(max=points.shape[1] - 1)])
-    return torch.stack(drawn, dim=1)
+    return torch.cat(drawn, dim=1)
+
+
+def _nearest(points: Tensor, drawn: Tensor) -> Tensor:
+    """Squared distances `[P, T]` to the nearest of `drawn [P, C, D]`."""
+    if drawn.shape[1] == 1:
+        return (points - drawn).square().sum(-1)
+    parts = [torch.cdist(part, drawn).amin(-1) for part in points.split(_PIECE, dim=1)]
+    return torch.cat(parts, dim=1).square()
 
 
 def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:

@@ -15,14 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keyhole.attention import Logits
-from keyhole.core.rope import Rope
+from keyhole.core.distances import Distances
 from keyhole.engines.transformers.calibrate.recording import recorded
 from keyhole.engines.transformers.devices import input_device
 from keyhole.engines.transformers.rope import layer_rope
+from keyhole.methods import A2ATS
 from keyhole.prefill import DensePrefill
 from keyhole.selection.quantisers.codebook import Codebook, fit_codebook
 from keyhole.storage import Storage
 
+_PIECE = 2048  # queries turned at a time, to bound temporary memory
 _HELD_OUT = 16  # one key in so many is not fitted on, but judged by
 
 
@@ -36,22 +38,29 @@ class Fitted(NamedTuple):
 class Recorder(DensePrefill):
     """Dense attention that notes keys without their rotation, and the second moment of queries.
 
-    Queries are moved to the constant position at which the codebook will be asked.
+    Queries are turned as they will ask the codebook, for each range of distances.
     """
 
-    def __init__(self, rope: Rope, distance: int) -> None:
-        self.rope, self.distance = rope, distance
+    def __init__(self, ranking: Distances) -> None:
+        self.ranking = ranking
         self.keys: list[Tensor] = []  # each `[1, Hkv, T, D]`
         self.moment = torch.zeros(())  # `[1, Hkv, D, D]`, summed over the heads of a group and all tokens
 
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
         positions = torch.arange(storage.length - query.shape[2], storage.length, device=query.device)
         keys = storage.keys(int(positions[0]))
-        self.keys.append(self.rope.unrotate(keys, positions.unsqueeze(0)).to(keys.dtype).cpu())
-        moved = self.rope.rotate(query, (self.distance - positions).unsqueeze(0))
-        grouped = moved.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
-        self.moment = self.moment + (grouped.transpose(-1, -2) @ grouped).cpu()
+        self.keys.append(self.ranking.keys(keys, positions, positions.new_zeros(1)).to(keys.dtype).cpu())
+        for part in query.split(_PIECE, dim=2):
+            self.moment = self.moment + self._of_queries(part, positions[: part.shape[2]], keys.shape[1])
+            positions = positions[part.shape[2] :]
         return super().attend(query, storage, logits, mask)
+
+    def _of_queries(self, query: Tensor, positions: Tensor, heads: int) -> Tensor:
+        """Second moment `[1, Hkv, D, D]` of `query [1, H, T, D]`, on the host."""
+        bare = self.ranking.rope.unrotate(query, positions.unsqueeze(0))
+        grouped = bare.unflatten(1, (heads, -1)).flatten(2, 3)
+        turned = self.ranking.turned(grouped.unsqueeze(2)).flatten(2, 3)
+        return (turned.transpose(-1, -2) @ turned).cpu()
 
 
 @torch.no_grad()
@@ -59,7 +68,7 @@ def fit_codebooks(
     model: PreTrainedModel,
     prompts: Iterable[Tensor],
     *,
-    distance: int,
+    method: A2ATS,
     codewords: int,
     iterations: int,
     fitted: Callable[[int, int], object] = lambda _done, _of: None,
@@ -68,13 +77,14 @@ def fit_codebooks(
 
     Args:
         prompts: token ids `[1, T]`, each run through the model by itself; those of one token are passed over.
+        method: the ranges of distances that the codebooks will be asked for.
         fitted: called with how many layers of how many are done.
 
     Raises:
         UnsupportedModelError: the model cannot be served, or its rotations are not understood.
         ValueError: fewer keys than codewords.
     """
-    recorders = recorded(model, prompts, lambda place: Recorder(layer_rope(model, place), distance))
+    recorders = recorded(model, prompts, lambda place: Recorder(method.ranking(layer_rope(model, place))))
     found: dict[int, Fitted] = {}
     for place in sorted(recorders):
         # Not needed again, and there are many.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Held(NamedTuple):
         found: for each needle, whether the model continued its sentence with the answer.
         prompt_seconds: computing the text.
         index_seconds: indexing it.
+        cpu_seconds: processor time of both, of all threads: what counts on a machine that is shared.
         step_seconds: mean of a decode step.
         read: mean tokens that a step read in a layer.
         nbytes: bytes held after the text, keys, values and index.
@@ -57,6 +59,7 @@ class Held(NamedTuple):
     found: tuple[bool, ...]
     prompt_seconds: float
     index_seconds: float
+    cpu_seconds: float
     step_seconds: float
     read: float
     nbytes: int
@@ -70,7 +73,9 @@ class _Begun(NamedTuple):
     recipe: Recipe
     cache: KeyholeCache
     prompt_seconds: float
+    prompt_cpu: float
     index_seconds: float
+    index_cpu: float
 
 
 def stretch(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int, following: int = 32) -> Stretch:
@@ -120,19 +125,23 @@ def hold(
             _crop(begun.cache, text.tokens.shape[1] - 1)
         found, seconds = zip(*asked, strict=True)
         read, step = counted.read / max(1, counted.steps), sum(seconds) / len(seconds)
-        yield Held(losses, found, begun.prompt_seconds, begun.index_seconds, step, read, nbytes)
+        cpu = begun.prompt_cpu + begun.index_cpu
+        yield Held(losses, found, begun.prompt_seconds, begun.index_seconds, cpu, step, read, nbytes)
 
 
 def _begin(
     model: PreTrainedModel, recipe: Recipe, tokens: Tensor, chunk: int, before: _Begun | None
 ) -> _Begun:
-    cache = KeyholeCache(model, recipe)
+    cache, started = KeyholeCache(model, recipe), time.process_time()
     if before is None or not _same_prompts(before.recipe, recipe):
         seconds = prefill(model, tokens, cache, chunk=chunk)
+        cpu = time.process_time() - started
     else:
-        seconds = before.prompt_seconds
+        seconds, cpu = before.prompt_seconds, before.prompt_cpu
         take_over(before.cache, cache)
-    return _Begun(recipe, cache, seconds, build_index(model, cache))
+    started = time.process_time()
+    indexing = build_index(model, cache)
+    return _Begun(recipe, cache, seconds, cpu, indexing, time.process_time() - started)
 
 
 def _same_prompts(one: Recipe, other: Recipe) -> bool:

@@ -14,9 +14,7 @@ def write_lines(path: Path, *records: dict) -> Path:
 
 def ruler(folder: Path) -> None:
     needle = {"index": 0, "input": CONTEXT + "What is it?", "outputs": ["42"], "length": 60}
-    write_lines(
-        folder / "vt/validation.jsonl", needle, needle | {"index": 1, "answer_prefix": " It is"}
-    )
+    write_lines(folder / "vt/validation.jsonl", needle, needle | {"index": 1, "answer_prefix": " It is"})
     write_lines(folder / "qa_1/validation.jsonl", needle | {"outputs": ["sea", "tide"]})
 
 

@@ -49,10 +49,9 @@ def test_likelihoods_at_full_budget_are_those_of_lm_evals_class(method):
 
 def test_a_greedy_continuation_is_one():
     lm = _lm(method="dense")
-    (said,) = lm.generate_until(
-        _requests("generate_until", (TEXT, {"until": [], "max_gen_toks": 3, "do_sample": False}))
-    )
-    tokens = lm.tok_encode(said)
+    context = torch.tensor([lm.tok_encode(TEXT)])
+    tokens = byte_model().generate(context, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    tokens = tokens[0, context.shape[1] :].tolist()
     ((_, greedy),) = lm._loglikelihood_tokens([(None, lm.tok_encode(TEXT), tokens)])
     assert greedy
 

@@ -11,7 +11,7 @@ from keyhole.evaluation.benchmarks.rowfile import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = "RdYlGn"
+_COLOURS, _DARK = "viridis", 60  # told apart by the colour-blind; scores below have dark cells
 _INK = "#333333"
 
 
@@ -49,7 +49,8 @@ def _panel(axes: Axes, rows: Sequence[Row]):
     axes.tick_params(colors=_INK, labelsize=8)
     for x, y in ((x, y) for x in range(len(lengths)) for y in range(len(depths))):
         if scores[y][x] == scores[y][x]:  # not NaN
-            axes.text(x, y, f"{scores[y][x]:.0f}", ha="center", va="center", fontsize=8, color=_INK)
+            ink = "white" if scores[y][x] < _DARK else _INK
+            axes.text(x, y, f"{scores[y][x]:.0f}", ha="center", va="center", fontsize=8, color=ink)
     return image
 
 

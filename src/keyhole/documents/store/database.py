@@ -100,7 +100,7 @@ class Database:
         """SQLite's errors as those of the store."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter from messages that quote the file
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
                 raise TimeoutError(f"{self.path} has been busy for {_PATIENCE:g} s; try again") from error

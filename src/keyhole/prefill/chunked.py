@@ -25,7 +25,7 @@ from keyhole.selection.distant import BareKeys
 from keyhole.selection.vote import Vote
 from keyhole.storage import Storage
 from keyhole.storage.formats.base import at
-from keyhole.storage.renumber import closing_moves
+from keyhole.storage.renumber import closing_moves, moved_keys
 
 
 class _Read(NamedTuple):
@@ -124,7 +124,7 @@ class ChunkedPrefill(Prefill):
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
         keys, values = (at(part, read.slots) for part in (storage.keys(), storage.values()))
         if self.renumber is not None:
-            keys = self.renumber.rotate_each(keys, read.moves).to(values.dtype)
+            keys = moved_keys(self.renumber, keys, read.moves)
         own = torch.arange(where.length - query.shape[2], where.length, device=query.device)
         mask = read.valid.unsqueeze(2) & (read.slots.unsqueeze(2) <= own.view(-1, 1))
         return dense_attention(query, keys, values, mask=mask, **logits._asdict())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from keyhole.core.layout import Regions
+from keyhole.core.rope import Rope
 
 
 def closing_moves(slots: Tensor, elected: Tensor, where: Regions) -> Tensor:
@@ -30,3 +31,9 @@ def closing_moves(slots: Tensor, elected: Tensor, where: Regions) -> Tensor:
     unread = (where.last - first).clamp(min=0) - elected
     to_window = where.last - elected + torch.arange(slots.shape[-1], device=slots.device) - slots
     return torch.where(slots < first, unread, torch.where(slots < where.last, to_window, 0))
+
+
+def moved_keys(rope: Rope, keys: Tensor, moves: Tensor) -> Tensor:
+    """Keys `[B, Hkv, S, D]` moved on by `moves [B, Hkv, S]`, in their own dtype and its range."""
+    most = torch.finfo(keys.dtype).max
+    return rope.rotate_each(keys, moves).clamp(-most, most).to(keys.dtype)

@@ -15,7 +15,7 @@ from keyhole.core.rope import Rope
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.formats.base import at
-from keyhole.storage.renumber import closing_moves
+from keyhole.storage.renumber import closing_moves, moved_keys
 
 
 class RenumberedStorage(DeviceStorage):
@@ -51,7 +51,7 @@ class RenumberedStorage(DeviceStorage):
         chosen = Chosen.of(slots, counts, self.keys().shape[1])
         moves = closing_moves(chosen.slots, self._elected(self._regions, chosen.counts), self._regions)
         keys, values = (at(part, chosen.slots) for part in (self.keys(), self.values()))
-        keys = self.rope.rotate_each(keys, moves).to(values.dtype)
+        keys = moved_keys(self.rope, keys, moves)
         places = torch.arange(keys.shape[2], device=keys.device).expand(chosen.slots.shape)
         return attend_slots(query, keys, values, places, chosen.counts, logits)
 

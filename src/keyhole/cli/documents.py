@@ -111,7 +111,9 @@ def _print(store: Store, found: list[Document]) -> None:
 
 def _facts(one: Document) -> dict[str, object]:
     plain = ("name", "method", "model", "source", "created", "used", "hits", "seconds", "nbytes", "shared")
-    held = {name: getattr(one, name) for name in (*plain, "pinned", "ttl", "stored", "finished")}
+    held: dict[str, object] = {
+        name: getattr(one, name) for name in (*plain, "pinned", "ttl", "stored", "finished")
+    }
     return held | {"tokens": len(one.tokens)}
 
 

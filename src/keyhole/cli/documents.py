@@ -16,9 +16,7 @@ from keyhole.cli.errors import FAILED
 if TYPE_CHECKING:
     from keyhole.documents.store import Document, Store
 
-app = typer.Typer(
-    name="documents", help="Stored documents: list, verify, clean up.", invoke_without_command=True
-)
+app = typer.Typer(name="documents", invoke_without_command=True)
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from keyhole.core.files import locked, write_text, write_whole
+from keyhole.core.files import hold, locked, release, write_text, write_whole
 from tests.limits import limited_files
 
 
@@ -107,3 +107,16 @@ def test_a_process_forked_inside_does_not_keep_a_lock(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_lock_that_is_held_is_not_waited_for(tmp_path):
+    path = tmp_path / "lock"
+    handle = hold(path)
+    assert handle is not None
+    assert hold(path) is None
+    with pytest.raises(TimeoutError), locked(path, patience=0.02):
+        pass
+    release(handle)
+    again = hold(path)
+    assert again is not None
+    release(again)

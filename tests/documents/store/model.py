@@ -15,6 +15,7 @@ class Item:
     clock: float
     tokens: int
     used: int
+    note: bool = False
 
     @property
     def worth(self):
@@ -57,9 +58,9 @@ class Model:
             item = self.items[key]
             item.frequency, item.clock, item.used = item.frequency + 1, self.clock, self.time
 
-    def put(self, key, parent, nbytes, seconds, tokens):
+    def put(self, key, parent, nbytes, seconds, tokens, note=False):
         self.time += 1
-        self.items[key] = Item(parent, nbytes, seconds, 1, self.clock, tokens, self.time)
+        self.items[key] = Item(parent, nbytes, seconds, 1, self.clock, tokens, self.time, note)
 
     def opened(self, path):
         self.touch(self.with_indexes([path]))
@@ -87,14 +88,17 @@ class Model:
             leaves = [
                 (item.worth, item.used, key)
                 for key, item in left.items()
-                if key not in kept and not any(other.parent == key for other in left.values())
+                if not (item.note or key in kept)
+                and not any(other.parent == key and not other.note for other in left.values())
             ]
             if not leaves:
                 return found
             worth, _, key = min(leaves)
             clock = max(clock, worth)
-            found.append((key, clock))
-            del left[key]
+            gone = [key, *(other for other, item in left.items() if item.note and item.parent == key)]
+            found += [(each, clock) for each in gone]
+            for each in gone:
+                del left[each]
 
     def evicted(self, gone):
         """Check that what is gone is garbage, and then the first ones of the order; forget it."""

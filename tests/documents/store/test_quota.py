@@ -123,19 +123,20 @@ class Life:
     def index(self):
         model = self.model
         for name, text in self.picked():
-            method, count = self.random.choice(["pq", "quest"]), self.random.randrange(1, 20_000)
+            method, count = self.random.choice(["pq", "quest", "note"]), self.random.randrange(1, 20_000)
+            seconds = None if method == "note" else 3.0
             key, before = index_key(text.path[-1], method, "1"), keys(self.store)
             with self.store.open(name) as opened:
                 model.opened(text.path)
                 model.in_use.append(text.path)
                 with suppress(QuotaError):
-                    self.store.put_index(opened, method, "1", {"c": torch.zeros(count)}, seconds=3.0)
+                    self.store.put_index(opened, method, "1", {"c": torch.zeros(count)}, seconds=seconds)
                 after = keys(self.store)
                 model.evicted(before - after)
                 for new in after - before:
                     nbytes = opened.index(method, "1").nbytes
                     assert new == key
-                    model.put(key, text.path[-1], nbytes, 3.0, 0)
+                    model.put(key, text.path[-1], nbytes, seconds or 0.0, 0, method == "note")
             model.in_use.pop()
 
     def remove(self):
@@ -174,8 +175,8 @@ class Life:
 
 
 def test_the_quota_holds_and_the_order_is_that_of_a_model(root):
-    life = Life(root, 2)
-    for _ in range(80):
+    life = Life(root, 1)
+    for _ in range(100):
         life.step()
     assert life.model.evictions > 20
 

@@ -16,7 +16,7 @@ from tests.documents.store.synthetic import FINGERPRINT, add, check, read, tenso
 def files(store):
     return {
         path
-        for kind in ("blocks", "indexes", "states")
+        for kind in ("blocks", "indexes", "notes", "states")
         for path in (store.path / kind).rglob("*.safetensors")
     }
 
@@ -160,6 +160,22 @@ def test_an_index_lies_behind_its_document_and_is_replaced_by_another_version(st
     assert files(store) == set()
 
 
+def test_a_note_stays_as_long_as_the_end_of_its_document(store):
+    ids = tokens(1, BLOCK + 1)
+    with store.begin("a", ids, FINGERPRINT) as writer:
+        for start in (0, BLOCK):
+            writer.append(tensors(ids, start, min(start + BLOCK, len(ids))), seconds=1)
+        writer.put_index("form", "1", {"text": torch.ones(3)}, seconds=None, facts={"chat": True})
+        writer.finish()
+    add(store, "b", [*ids[:BLOCK], 1])
+    with store.open("a") as opened:
+        assert opened.index("form", "1").facts == {"chat": True}
+    assert store.gc().files == 0
+    store.remove("a")
+    assert len(files(store)) == 2
+    assert store.verify().clean
+
+
 def test_an_index_others_may_read_is_left(store):
     add(store, "a", tokens(1, 9))
     with store.open("a") as first, store.open("a") as second:
@@ -177,7 +193,7 @@ def test_a_whole_state_replaces_the_earlier_one_and_goes_on(store):
     with store.begin("a", ids, FINGERPRINT, whole=True) as writer:
         assert writer.state is None
         writer.put_state(300, state(300), seconds=3)
-        writer.put_state(600, state(600), seconds=6)
+        writer.put_state(600, state(600), seconds=3)
         with pytest.raises(StoreError, match="position from 601 to 1000"):
             writer.put_state(600, state(600), seconds=6)
     assert len(files(store)) == 1
@@ -186,7 +202,7 @@ def test_a_whole_state_replaces_the_earlier_one_and_goes_on(store):
         assert writer.state.tensor("kept").sum() == state(600)["kept"].sum()
         with pytest.raises(StoreError, match="whole state"):
             writer.append(state(3), seconds=1)
-        writer.put_state(1000, state(1000), seconds=10, facts={"heads": [1, 2]})
+        writer.put_state(1000, state(1000), seconds=4, facts={"heads": [1, 2]})
         writer.finish()
     with store.open("a") as opened:
         assert opened.blocks == ()

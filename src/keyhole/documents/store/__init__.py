@@ -4,8 +4,9 @@ It knows token ids, opaque fingerprints and named tensors; no model, no method, 
 
 Entries. Everything that is stored is an *entry*: named tensors and JSON facts in one file. Entries form a
 tree. A **block** holds up to `BLOCK` tokens and its parent is the block before it; an **index** holds what a
-method derived from a whole document and its parent is the document's last block; a **state** holds the whole
-state of a method that drops tokens, and has no parent. A **document** is a name, token ids and the entry its
+method derived from a whole document and its parent is the document's last block; a **note**, likewise, what
+cannot be made from the blocks again, and goes with that block; a **state** holds the whole state of a method
+that drops tokens, and has no parent. A **document** is a name, token ids and the entry its
 tokens end at.
 
 Keys. A block's key is a hash over the key of its parent (for the first one: the fingerprint) and its token
@@ -16,7 +17,7 @@ Directory, 0700:
 
     lock                held by whoever changes something (flock, so it ends with its process)
     store.sqlite        metadata (WAL)
-    blocks/xx/KEY.safetensors, indexes/xx/..., states/xx/...   entries; xx are the first digits of KEY
+    blocks/xx/KEY.safetensors   entries; xx are the first digits of KEY; so in indexes/, notes/, states/
     leases/KEY-RANDOM   locked by who reads or adds the entries from KEY to its root
     writers/HASH        locked by who adds under a name, or adds this content
 

@@ -73,11 +73,11 @@ class Change:
             raise QuotaError(self.no_room(nbytes, kept, short - evictable))
         victims, clock = [], self.held.clock
         for row in self.tree.eviction(kept):
-            if short <= 0:
+            if short <= 0 and row.kind != "note":
                 break
             victims.append(row)
             short -= row.nbytes
-            clock = max(clock, row.priority)
+            clock = clock if row.kind == "note" else max(clock, row.priority)
         if victims:
             self.drop(victims, clock=clock)
 

@@ -22,7 +22,7 @@ _Row = TypeVar("_Row", EntryRow, DocumentRow, ClockRow)
 _PATIENCE = 60.0  # seconds for another process's transaction
 _FULL = 1 << 16  # bytes free below which an error of writing is that of a full disk
 _OUTSIDE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-_WAY_OUT = "`keyhole documents gc --discard` begins anew, without the documents"
+_WAY_OUT = "remove that file to begin anew, without the documents"
 
 
 class Database:
@@ -100,7 +100,7 @@ class Database:
         """SQLite's errors as those of the store."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter from messages that quote the file
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
                 raise TimeoutError(f"{self.path} has been busy for {_PATIENCE:g} s; try again") from error

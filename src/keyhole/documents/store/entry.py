@@ -40,8 +40,8 @@ class Entry:
     that are not what was written. A lease (`OpenDocument`, `Match`, `Writer`) must be held meanwhile.
 
     Attributes:
-        kind: `block`, `index` or `state`.
-        tokens: of a block its own, uint32 `[n]`; of an index or a state none.
+        kind: `block`, `index`, `note` or `state`.
+        tokens: of a block its own, uint32 `[n]`; of other kinds none.
         nbytes: of the file; the first `head` of them are header and checksums, with `digest`.
     """
 

@@ -23,7 +23,7 @@ def add_index(
     method: str,
     version: str,
     tensors: dict[str, Tensor],
-    seconds: float,
+    seconds: float | None,
     facts: dict[str, Any] | None,
 ) -> Entry:
     """Store an index behind the entry `tail`, which the caller has leased; see `Store.put_index`."""
@@ -31,13 +31,17 @@ def add_index(
         raise ValueError(f"the method of an index is one line, not {method!r}")
     none = np.zeros(0, np.uint32)
     key = index_key(tail, method, version)
-    file, row = made("index", key, tail, none, tensors, seconds, facts, tag=f"{method}\n{version}")
+    kind = "note" if seconds is None else "index"
+    file, row = made(kind, key, tail, none, tensors, seconds or 0.0, facts, tag=f"{method}\n{version}")
     with backing.change() as change:
         if change.held.entry(tail) is None:
             raise StoreError("an index belongs behind a stored document; this one is not stored any more")
         found = change.add(file, row, lambda: None)
-        behind = [change.tree.entries[child] for child in change.tree.children[tail]]
-        older = [each for each in behind if each.tag.startswith(f"{method}\n") and each.key != key]
+        older = [
+            each
+            for each in change.tree.behind(tail)
+            if each.tag.startswith(f"{method}\n") and each.key != key
+        ]
         if older and leased(backing.place.leases)[tail] == 1:  # else others may be reading it
             change.drop(older)
     return backing.entry(found)

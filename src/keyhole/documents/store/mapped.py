@@ -29,6 +29,8 @@ class MappedFile:
 
     def __init__(self, path: Path, nbytes: int, head: int, expected: bytes) -> None:
         self.path, self.nbytes, self.head, self.expected = path, nbytes, head, expected
+        self._known: dict[str, tuple[int, int, int, int, int]] = {}
+        self._whole: set[str] = set()  # names of tensors all of whose pages are verified
 
     @cached_property
     def header(self) -> dict[str, Any]:
@@ -87,16 +89,29 @@ class MappedFile:
 
     def check(self, name: str, rows: np.ndarray | None) -> None:
         """Verify the pages that rows lie on, or all of a tensor's."""
-        start, stop, shape, _ = self.locate(name)
-        start, stop = start - self.head, stop - self.head
-        if rows is None:
-            pages = np.arange(start // PAGE, -(-stop // PAGE))
-        else:
-            count = int(np.prod(shape[:-1]))
-            pages = _pages(start, (stop - start) // max(count, 1), _within(rows, count))
-        pages = pages[~self.verified[pages]]
-        if not pages.size:
+        first, last, start, size, count = self._pages_of(name)
+        if rows is not None:
+            _check_within(rows, count)
+        if name in self._whole:
             return
+        pages = np.arange(first, last) if rows is None else _pages(start, size, rows)
+        pages = pages[~self.verified[pages]]
+        if pages.size:
+            self._verify(name, np.unique(pages))
+        if rows is None or (pages.size and self.verified[first:last].all()):
+            self._whole.add(name)
+
+    def _pages_of(self, name: str) -> tuple[int, int, int, int, int]:
+        """First and last (exclusive) page, place of the first byte, bytes of a row, rows."""
+        found = self._known.get(name)
+        if found is None:
+            start, stop, shape, _ = self.locate(name)
+            start, stop, count = start - self.head, stop - self.head, int(np.prod(shape[:-1]))
+            found = start // PAGE, -(-stop // PAGE), start, (stop - start) // max(count, 1), count
+            self._known[name] = found
+        return found
+
+    def _verify(self, name: str, pages: np.ndarray) -> None:
         view: Any = memoryview(self.memory.numpy())  # type: ignore[arg-type]
         for page in pages.tolist():
             at = self.head + page * PAGE
@@ -127,20 +142,21 @@ def mapped_file(path: Path, nbytes: int, head: int, expected: bytes) -> MappedFi
     return _files.get(key) or _files.setdefault(key, MappedFile(path, nbytes, head, expected))
 
 
-def _within(rows: np.ndarray, count: int) -> np.ndarray:
+def _check_within(rows: np.ndarray, count: int) -> None:
     if rows.size and (rows.min() < 0 or rows.max() >= count):
         raise IndexError(f"rows {rows.min()} to {rows.max()} of {count}")
-    return rows
 
 
 def _pages(start: int, size: int, rows: np.ndarray) -> np.ndarray:
-    """The pages of rows of `size` bytes in a tensor that begins at `start`."""
+    """The pages of rows of `size` bytes in a tensor that begins at `start`; some of them several times."""
     if not rows.size or not size:
         return np.zeros(0, np.int64)
-    first = (start + rows * size) // PAGE
-    last = (start + (rows + 1) * size - 1) // PAGE
-    between = [first + step for step in range(int((last - first).max()) + 1)]
-    return np.unique(np.minimum(np.stack(between), last))
+    at = start + rows * size
+    first, last = at // PAGE, (at + size - 1) // PAGE
+    if size <= PAGE:
+        return np.concatenate([first, last])
+    between = [first + step for step in range(size // PAGE + 2)]
+    return np.minimum(np.concatenate(between), np.tile(last, len(between)))
 
 
 def _advise_random(memory: Tensor) -> None:

@@ -13,7 +13,7 @@ from keyhole.core.files import PARTIAL, locked
 from keyhole.documents.store.database import NAME
 from keyhole.documents.store.pages import filled
 
-KINDS = {"block": "blocks", "index": "indexes", "state": "states"}
+KINDS = {"block": "blocks", "index": "indexes", "note": "notes", "state": "states"}
 SUFFIX = ".safetensors"
 _PATIENCE = 120.0  # seconds for what others do to the store, eviction and gc included
 BALLAST = 1 << 18  # bytes kept for the metadata, so that removing works on a full disk

@@ -23,8 +23,7 @@ def open_document(backing: Backing, name: str) -> OpenDocument:
         row = finished(name, change.documents)
         chain = backing.chain(row, change.tree)
         lease = Lease(backing.place.leases, row.tail)
-        behind = [change.tree.entries[key] for key in change.tree.children[row.tail]]
-        indexes = [child for child in behind if child.kind == "index"]
+        indexes = change.tree.behind(row.tail)
         touch(change, [*chain, *indexes], row)
         documents = described(change.documents, change.tree)
         document = next(each for each in documents if (each.name, each.goal) == (name, row.goal))

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keyhole.core.errors import DamagedStoreError, StoreError
+from keyhole.core.errors import DamagedStoreError
 from keyhole.documents.store.backing import Backing
-from keyhole.documents.store.beginning import Wanted, begin, check_ttl
+from keyhole.documents.store.beginning import Wanted, begin
 from keyhole.documents.store.database import NAME, Database
 from keyhole.documents.store.entry import Entry
 from keyhole.documents.store.indexes import add_index
 from keyhole.documents.store.keys import token_array
 from keyhole.documents.store.leases import Match, OpenDocument
+from keyhole.documents.store.named import change, remove
 from keyhole.documents.store.place import Place, free_bytes
 from keyhole.documents.store.reading import match, open_document, unknown
 from keyhole.documents.store.records import Document, described
 from keyhole.documents.store.sizes import Stats, admit, stats
 from keyhole.documents.store.upkeep import Collected, Report, collect, verify
 from keyhole.documents.store.writer import Writer
-from keyhole.documents.store.writing import is_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,27 +127,22 @@ class Store:
         version: str,
         tensors: dict[str, Tensor],
         *,
-        seconds: float,
+        seconds: float | None,
         facts: dict[str, Any] | None = None,
     ) -> Entry:
-        """Store the index of a method for an open document, in place of that of another version."""
+        """Store the index of a method for an open document, in place of that of another version.
+
+        Args:
+            seconds: what it costs to make from the blocks. None: it cannot be made again; it is a note, which
+                stays as long as the end of the document does.
+        """
         entry = add_index(self._backing, opened.document.tail, method, version, tensors, seconds, facts)
         opened.indexes[method, version] = entry
         return entry
 
     def change(self, name: str, *, pinned: bool | None = None, ttl: float | None = -1) -> Document:
         """Pin, unpin, or set the ttl in seconds (None: for ever; -1: as it was)."""
-        if ttl != -1:
-            check_ttl(ttl)
-        found = self.document(name)
-        with self._backing.change() as change:
-            for row in change.documents:
-                if (row.name, row.goal) == (name, found.goal):
-                    kept = row.ttl if ttl == -1 else -1.0 if ttl is None else ttl
-                    with change.held.changing():
-                        change.held.put(
-                            replace(row, pinned=row.pinned if pinned is None else pinned, ttl=kept)
-                        )
+        change(self._backing, name, pinned, ttl)
         return self.document(name)
 
     def remove(self, name: str) -> int:
@@ -158,13 +152,7 @@ class Store:
             UnknownDocumentError: there are none.
             ValueError: somebody is adding under this name.
         """
-        if is_written(self._backing.place.writers, name):
-            raise StoreError(f"{name!r} is being added; wait for that, or stop it, then remove it")
-        with self._backing.change() as change:
-            named = [row for row in change.documents if row.name == name]
-            if not named:
-                raise unknown(name, [row.name for row in change.documents])
-            return sum(row.nbytes for row in change.forget(named))
+        return remove(self._backing, name)
 
     def admit(self, nbytes: int) -> None:
         """Refuse a document of `nbytes` bytes that could never be stored, before it is read.

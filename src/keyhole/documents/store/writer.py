@@ -87,7 +87,7 @@ class Writer(Leased):
         seconds: float,
         facts: dict[str, Any] | None = None,
     ) -> Entry:
-        """Store the state after `position` tokens, in place of the earlier one; `seconds` from the first on.
+        """Store the state after `position` tokens, in place of the earlier one; `seconds` since that.
 
         Raises:
             ValueError: a position that is not after the earlier one; NaN or infinity; not a whole state.
@@ -110,7 +110,7 @@ class Writer(Leased):
         version: str,
         tensors: dict[str, Tensor],
         *,
-        seconds: float,
+        seconds: float | None,
         facts: dict[str, Any] | None = None,
     ) -> Entry:
         """Store the index of a method over the whole document, see `Store.put_index`; all must be stored."""
@@ -143,6 +143,8 @@ class Writer(Leased):
     def _add(self, file: EntryFile, row: EntryRow, position: int) -> Entry:
         with self._backing.change() as change:
             now = change.held.rows(DocumentRow, name=self._row.name, goal=self._row.goal)
+            if row.kind == "state" and (earlier := change.held.entry(self._row.tail)):
+                row = replace(row, seconds=earlier.seconds + row.seconds)
             after = replace((now or [self._row])[0], tail=row.key, position=position, used=time())
             found = change.add(file, row, lambda: change.held.put(after))
             before, self._row = self._row, after

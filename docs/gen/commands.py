@@ -27,7 +27,7 @@ def _sections(name: str, command: Any) -> Iterator[str]:
     for word, inner in getattr(command, "commands", {}).items():
         full = f"{name} {word}"
         if getattr(inner, "commands", None):
-            yield f"## {full}\n\n{inner.help}\n"
+            yield _section(full, inner) if inner.params else f"## {full}\n\n{inner.help}\n"
             yield from _sections(full, inner)
         else:
             yield _section(full, inner)

@@ -89,12 +89,12 @@ def test_remove(run):
 
 
 def test_interrupting_says_how_to_go_on(run, prompt_file, model_folder, monkeypatch):
-    from keyhole.documents import library
+    from keyhole.documents import adding
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(library, "read_blocks", interrupted)
+    monkeypatch.setattr(adding, "read_blocks", interrupted)
     result = run("add", prompt_file, "--model", model_folder, "--method", METHOD)
     assert result.exit_code == 130
     assert "goes on from there" in result.stderr

@@ -32,7 +32,7 @@ def test_commands_and_options_exist():
     for page, text in LIVE.items():
         for line in re.findall(r"^keyhole (.+)$", text, flags=re.MULTILINE):
             words, at = shlex.split(line, comments=True), command
-            while getattr(at, "commands", None):
+            while words and getattr(at, "commands", None):
                 assert words[0] in at.commands, (page, line)
                 at = at.commands[words.pop(0)]
             known = {option for parameter in at.params for option in parameter.opts}

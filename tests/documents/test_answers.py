@@ -40,8 +40,15 @@ def test_documents_that_are_one_state(library, loaded, name):
     assert library.document("d").whole
 
 
-@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
-@pytest.mark.parametrize("name", [*FORMED, "dense"])
+@pytest.mark.parametrize(
+    ("name", "kv_dtype"),
+    [("pqcache", "int8"), ("dense", "int4"), ("quest", "int4")]
+    + [
+        pytest.param(name, kv_dtype, marks=pytest.mark.exhaustive)
+        for name in [*FORMED, "dense"]
+        for kv_dtype in ("int8", "int4")
+    ],
+)
 def test_quantised_forms(library, loaded, name, kv_dtype):
     recipe = recipe_of(name, kv_dtype)
     expected = unsaved_answer(loaded, recipe)

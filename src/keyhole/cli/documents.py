@@ -16,9 +16,7 @@ from keyhole.cli.errors import FAILED
 if TYPE_CHECKING:
     from keyhole.documents.store import Document, Store
 
-app = typer.Typer(
-    name="documents", help="Stored documents: list, verify, clean up.", invoke_without_command=True
-)
+app = typer.Typer(name="documents", invoke_without_command=True)
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -111,7 +109,9 @@ def _print(store: Store, found: list[Document]) -> None:
 
 def _facts(one: Document) -> dict[str, object]:
     plain = ("name", "method", "model", "source", "created", "used", "hits", "seconds", "nbytes", "shared")
-    held = {name: getattr(one, name) for name in (*plain, "pinned", "ttl", "stored", "finished")}
+    held: dict[str, object] = {
+        name: getattr(one, name) for name in (*plain, "pinned", "ttl", "stored", "finished")
+    }
     return held | {"tokens": len(one.tokens)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def _without_infinities(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
     return {n: t.view(torch.uint8) if n in types else t for n, t in tensors.items()}, types
 
 
-def resume(cache: KeyholeCache, storages: list[Storage], index: Entry, device: torch.device) -> None:
+def resume(cache: KeyholeCache, storages: Sequence[Storage], index: Entry, device: torch.device) -> None:
     """Let a fresh cache go on where `index` was stored, with keys and values that are in `storages`."""
     facts = index.facts
     held: list[dict[str, Tensor]] = [{} for _ in storages]

@@ -6,24 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.core.errors import UnknownDocumentError
+from keyhole.documents.adding import Adding, add_document, as_before
 from keyhole.documents.answering import Asking, answer
 from keyhole.documents.conversation import Conversation
-from keyhole.documents.form import Form, fitting_recipe, form_of, identity_of
-from keyhole.documents.layers import whole_because
 from keyhole.documents.models import Models
 from keyhole.documents.opening import Opened, open_document
 from keyhole.documents.paths import default_store, name_of
-from keyhole.documents.reading import Progress, Source, read_blocks, read_whole
-from keyhole.documents.recipes import fingerprint_of, stored_recipe
-from keyhole.documents.sizes import stored_bytes
+from keyhole.documents.reading import Progress
+from keyhole.documents.recipes import stored_recipe
 from keyhole.documents.store import Collected, Document, Report, Stats, Store
 from keyhole.documents.text import read_texts
-from keyhole.engines.transformers import KeyholeCache
 from keyhole.generation.loading import Loaded
 from keyhole.generation.reader import Answer
 from keyhole.methods import Method, Recipe
@@ -100,10 +95,10 @@ class Library:
         if not text.strip():
             raise ValueError("the document is empty; give some text")
         name = name_of(name, None if files is None else _listed(files))
+        source = ", ".join(_listed(files)) or "text"
         known = self._known_as(model, tokenizer)
-        return self._add(
-            name, text, known, recipe, chat, _source(files), pinned, ttl, progress, beyond=beyond_range
-        )
+        adding = Adding(name, text, known, recipe, chat, source, beyond_range, pinned, ttl)
+        return add_document(self.store, self._models, adding, progress)
 
     def open(self, name: str, *, place: str | None = None) -> Opened:
         """A document's cache, to be continued by its model; close it, or use it in a with-block.
@@ -225,67 +220,12 @@ class Library:
             self._notice(drift.said)
             return opened
         self._notice(f"read again from token {drift.token:,}: {drift.said}")
-        text, document, recipe, chat = opened.text, opened.document, opened.recipe, opened.chat
         opened.close()
-        self._add(
-            name, text, document.model, recipe, chat, document.source, document.pinned, document.ttl, progress
-        )
+        add_document(self.store, self._models, as_before(opened), progress)
         return self.open(name, place=place)
-
-    def _add(
-        self,
-        name: str,
-        text: str,
-        model: str,
-        recipe: Recipe,
-        chat: bool | None,
-        source: str,
-        pinned: bool,
-        ttl: float | None,
-        progress: Progress | None,
-        *,
-        beyond: bool = False,
-    ) -> Document:
-        loaded = self._models.get(model)
-        form = form_of(loaded.tokenizer, text, chat)
-        recipe = fitting_recipe(loaded.model, recipe.for_text(text), form.ids, beyond=beyond)
-        probe = KeyholeCache(loaded.model, recipe)
-        whole = whole_because(probe) is not None
-        if not whole:
-            self.store.admit(stored_bytes(probe, loaded.model, len(form.ids)))
-        fingerprint = fingerprint_of(recipe, self._models.identity(model))
-        if whole:
-            fingerprint = f"{fingerprint}; method {recipe}"
-        if self._is_there(name, form, fingerprint, recipe):
-            return self.store.document(name)
-        waiting = None if progress is None else (lambda done, total: progress("waiting", done, total))
-        said = {"method": str(recipe), "model": model, "source": source, "pinned": pinned, "ttl": ttl}
-        with self.store.begin(name, form.ids, fingerprint, whole=whole, waiting=waiting, **said) as writer:
-            read = read_whole if whole else read_blocks
-            read(loaded, recipe, _put_as(form, text, loaded), writer, progress)
-        return self.store.document(name)
-
-    def _is_there(self, name: str, form: Form, fingerprint: str, recipe: Recipe) -> bool:
-        """Whether the very document is stored under this name."""
-        return any(
-            one.finished
-            and (one.name, one.fingerprint, one.method) == (name, fingerprint, str(recipe))
-            and np.array_equal(one.tokens, form.ids)
-            for one in self.store.documents()
-        )
 
 
 def _listed(files: Files | None) -> list[str]:
     if files is None:
         return []
     return [str(files)] if isinstance(files, (str, Path)) else [str(file) for file in files]
-
-
-def _source(files: Files | None) -> str:
-    return ", ".join(_listed(files)) or "text"
-
-
-def _put_as(form: Form, text: str, loaded: Loaded) -> Source:
-    facts = {"chat": form.chat, "tail": form.tail, "head": form.digest} | identity_of(loaded.tokenizer)
-    data = torch.from_numpy(np.frombuffer(text.encode(), np.uint8).copy())
-    return Source(form.ids, {"text": data}, facts)

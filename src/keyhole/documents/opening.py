@@ -93,6 +93,7 @@ class Opened:
             form = form_of(self.tokenizer, self.text, self.chat)
         at, said = difference(self.tokenizer, self.ids, form.ids)
         if at == len(self.ids) == len(form.ids):
+            self.facts = self.facts | {"tail": form.tail}
             return None
         if not changed:
             told = f"the template gives {said}, from token {at:,} on; the document is used as it was read"
@@ -142,9 +143,7 @@ def _opened(store: Store, models: Models, lease: OpenDocument, place: str | None
 
 
 def _check_model(document: Document, recipe: Recipe, models: Models) -> None:
-    expected = fingerprint_of(recipe, models.identity(document.model))
-    if document.whole:
-        expected = f"{expected}; method {recipe}"
+    expected = fingerprint_of(recipe, models.identity(document.model), whole=document.whole)
     if document.fingerprint != expected:
         raise ValueError(
             f"{document.name!r} was read by another model than {document.model or 'the embedded one'!r} is "

@@ -59,13 +59,13 @@ def form_of(recipe: Recipe) -> str:
     return "full"
 
 
-def fingerprint_of(recipe: Recipe, model: str) -> str:
-    """What keys and values of a block depend on beside its tokens, as text.
+def fingerprint_of(recipe: Recipe, model: str, *, whole: bool) -> str:
+    """What is stored of a document depends on beside its tokens, as text.
 
     Args:
         model: the identity of the model.
+        whole: a state that is one whole is stored, which is the method's own; else keys and values.
     """
     computed = [str(stage) for stage in recipe.stages if answers(stage, "prefill")]
-    return "; ".join(
-        [_VERSION, f"form {form_of(recipe)}", f"compute {' + '.join(computed) or 'dense'}", model]
-    )
+    parts = [_VERSION, f"form {form_of(recipe)}", f"compute {' + '.join(computed) or 'dense'}", model]
+    return "; ".join([*parts, f"method {recipe}"] if whole else parts)

@@ -165,7 +165,7 @@ class SummarySelector(Capturable):
         if length < self.length:
             self.length = length // self.page * self.page
             self._summaries.crop(length // self.page)
-            self._mass_control.crop(length)
+        self._mass_control.crop(length)
 
     def reorder(self, rows: Tensor) -> None:
         if self._first is not None:

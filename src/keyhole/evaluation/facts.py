@@ -173,5 +173,5 @@ def _chat_form(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     head = head.split(_TEXT)[0]
     start = tokenizer.bos_token
     if start and tokenizer("", verbose=False).input_ids[:1] == [tokenizer.bos_token_id]:
-        head = head.removeprefix(start)  # prompts are tokenised with the special tokens of the tokenizer
+        head = head.removeprefix(str(start))  # prompts are tokenised with the special tokens of the tokenizer
     return head, tail

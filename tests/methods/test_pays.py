@@ -145,7 +145,8 @@ def test_what_a_step_moves():
     found = selecting_work(method, heads, 100, 100)
     assert found.read == 6 * 20 * 24 * 4
     assert found.ranked == 600
-    assert found.scanned == 6 * value(method.facts.scan, {"D": 16, "e": 4, "N": 100, "page": 4})
+    letters = {"D": 16, "e": 4, "N": 100, "page": 4, "box_dtype": "int4"}
+    assert found.scanned == 6 * value(method.facts.scan, letters)
 
 
 @pytest.mark.parametrize("name", SELECTING)

@@ -85,7 +85,7 @@ class MassControl:
         self._whole = False  # whether there are no such rows
         self._scanned = False  # whether the latest step scored all keys
         self._plain = 0.0  # the budget without a mass that `_ratio` is for, see `_number`
-        self._ratio: Tensor | None = None  # float32 `[B, Hkv]`, as in `Reach`
+        self._ratio: Tensor | None = None  # float32 `[B, Hkv]`, of odds, see `_ratio`
         self.captured = False  # steps are of fixed size, so that nothing can be learnt
 
     def see(self, queries: Tensor, tokens: int) -> None:
@@ -120,7 +120,8 @@ class MassControl:
             if self.captured or _count(self.shown) < _FEWEST:
                 return picked
             self._plain, self._ratio = number, _ratio(self.shown, step, estimate)
-        return picked._replace(mass=(1 - (1 - picked.mass) * self._ratio).clamp(0, 1))
+        left = (1 - picked.mass).clamp(min=0) * self._ratio
+        return picked._replace(mass=picked.mass / (picked.mass + left).clamp(min=1e-9))
 
     def bytes_read(self, step: Step) -> int:
         """Of the keys that the latest step scored to know how far to read, for one KV head of a batch row."""
@@ -214,16 +215,17 @@ def _learnt(shown: list[Shown], mass: float, step: Step, estimate: Estimator) ->
 
 
 def _ratio(shown: list[Shown], step: Step, estimate: Estimator) -> Tensor:
-    """What is left unread in truth over what is by estimate, `[B, Hkv]`; 1 where nothing is."""
+    """The odds in truth that mass is left unread over those by estimate, `[B, Hkv]`; 1 where none is."""
     keys, limits = step.storage.keys(), step.limits_on_device().view(-1, 1, 1)
-    estimated, true = torch.zeros(2, *keys.shape[:2], device=keys.device)
+    estimated, true, queries = *torch.zeros(2, *keys.shape[:2], device=keys.device), 0
     for query, tokens in _asked(shown, _TOLD):
         past = _at_time(step, query, tokens)
         if past.regions.last > 0:
             course = _course(past, keys[:, :, :tokens], estimate)
             whole = (course.tokens <= limits).sum(-1, keepdim=True) - 1
             left = (1 - shares.gather(-1, whole).squeeze(-1) for shares in (course.estimated, course.true))
-            estimated, true = map(torch.add, (estimated, true), left)
+            estimated, true, queries = *map(torch.add, (estimated, true), left), queries + 1
+    estimated, true = (left / (queries - left).clamp(min=1e-6) for left in (estimated, true))
     return torch.where(estimated > 0, true / estimated.clamp(min=1e-9), 1.0)
 
 

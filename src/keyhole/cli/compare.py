@@ -56,7 +56,8 @@ def compare(
     haystack: Annotated[
         Path | None,
         typer.Option(
-            help="Text file to hide the needles in.", show_default="documentation of installed packages"
+            help="Text file to hide the needles in, or shipped: the texts of the package.",
+            show_default="documentation of installed packages",
         ),
     ] = None,
     tokens: Annotated[

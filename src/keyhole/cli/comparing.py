@@ -35,7 +35,7 @@ def run(asked: Asked, report: Report) -> Found:
     names = [name for name in asked.tasks or SINGLE_TURN if name != KL]
     if names:
         find_tasks(names, beside=(KL,))
-    text = None if asked.haystack is None else Haystack.from_file(asked.haystack)
+    text = None if asked.haystack is None else Haystack.named(asked.haystack)
     sources = _sources(asked) if KL in asked.tasks else []
     known = (
         read_rows(asked.json_file) if asked.json_file and asked.resume and asked.json_file.exists() else []

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keyhole.documents.form import behind, form_of
+from keyhole.documents.reading import learn_masses
 from keyhole.engines.transformers import KeyholeCache, attach, served_layers
 from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.decoding import build_index, decode, prefill
@@ -32,6 +33,7 @@ def unsaved_answer(loaded, recipe, *, text=TEXT, question=QUESTION, limit=8, pie
             if piece == BLOCK == len(part):
                 seal(cache)
         build_index(loaded.model, cache)
+        learn_masses(loaded, recipe, cache)  # a mass is learnt at the end of the text, not at the question
         request_of(cache).together = not exact
         cache.prompt_length = len(ids) + len(more)
         prefill(loaded.model, _row(more[:-1]), cache, chunk=1024 if exact else TOGETHER)

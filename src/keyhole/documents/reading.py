@@ -53,7 +53,7 @@ def read_blocks(
         load_blocks(cache, writer.blocks[: start // BLOCK], input_device(model))
         _read_from(loaded, cache, source, start, writer, progress)
         _tell(progress, "indexing", total, total)
-        seconds = build_index(model, cache) + _learn_masses(loaded, recipe, cache)
+        seconds = build_index(model, cache) + learn_masses(loaded, recipe, cache)
         tensors, facts = index_state(cache)
         writer.put_index(FORM, FORM_VERSION, source.tensors, seconds=0.0, facts=source.facts)
         writer.put_index(str(recipe), INDEX_VERSION, tensors, seconds=seconds, facts=facts)
@@ -75,7 +75,7 @@ def rebuild_index(loaded: Loaded, recipe: Recipe, source: Source, store: Store, 
         started = time.perf_counter()
         _read_from(loaded, cache, source, start, None, None)
         build_index(model, cache)
-        _learn_masses(loaded, recipe, cache)
+        learn_masses(loaded, recipe, cache)
         tensors, facts = index_state(cache)
     seconds = time.perf_counter() - started
     return store.put_index(lease, str(recipe), INDEX_VERSION, tensors, seconds=seconds, facts=facts)
@@ -125,7 +125,7 @@ def read_whole(
                 _put(writer, cache, source, start, unsaved)
                 unsaved = 0.0
         _tell(progress, "indexing", total, total)
-        unsaved += build_index(model, cache) + _learn_masses(loaded, recipe, cache)
+        unsaved += build_index(model, cache) + learn_masses(loaded, recipe, cache)
         _put(writer, cache, source, total, unsaved)
     writer.finish()
     return cache
@@ -144,7 +144,7 @@ def _start(cache: KeyholeCache, blocks: tuple[Entry, ...], total: int) -> int:
     return min(whole, max(total - SHOWN, 0) // BLOCK) * BLOCK
 
 
-def _learn_masses(loaded: Loaded, recipe: Recipe, cache: KeyholeCache) -> float:
+def learn_masses(loaded: Loaded, recipe: Recipe, cache: KeyholeCache) -> float:
     """Let indexes learn how far to read for a mass, which reads all keys, now and not for the first question.
 
     A step is made for that, and taken back.

@@ -55,7 +55,7 @@ def read_blocks(
         _tell(progress, "indexing", total, total)
         seconds = build_index(model, cache) + learn_masses(loaded, recipe, cache)
         tensors, facts = index_state(cache)
-        writer.put_index(FORM, FORM_VERSION, source.tensors, seconds=0.0, facts=source.facts)
+        writer.put_index(FORM, FORM_VERSION, source.tensors, seconds=None, facts=source.facts)
         writer.put_index(str(recipe), INDEX_VERSION, tensors, seconds=seconds, facts=facts)
     writer.finish()
     return cache

@@ -198,7 +198,7 @@ def test_kept_tokens_lie_where_the_selecting_stage_places_them(place, kv_dtype):
 
 
 @pytest.mark.parametrize(
-    "spec", ["a2ats", "shadowkv", "delta", "tokenselect", "mpcache(keep=1.0,share=true)"]
+    "spec", ["a2ats", "shadowkv", "delta", "tokenselect", "mpcache(keep=1.0, share=true)"]
 )
 @pytest.mark.parametrize("first", EVICTING)
 def test_what_needs_positions_is_refused(first, spec):

@@ -153,9 +153,9 @@ def slots_read(layer):
 def index_of(layer):
     """A product quantiser's codebooks `[B, H, M, C, S]` and the codes of indexed slots, `[B, H, N, M]`."""
     selector = layer.cache.selector
-    held = selector.state()
+    held, quantiser = selector.state(), getattr(selector, "inner", selector)
     codes = kernels.read_codes(
-        held["codes"].flatten(0, 1), 0, selector.length, subspaces=selector.subspaces, bits=selector.bits
+        held["codes"].flatten(0, 1), 0, selector.length, subspaces=quantiser.subspaces, bits=quantiser.bits
     )
     return held["codebooks"], codes.unflatten(0, held["codes"].shape[:2])
 

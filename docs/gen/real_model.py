@@ -100,7 +100,8 @@ def _by_mass(rows: Sequence[DivergenceRow], context: int) -> str:
     for row in sorted(found, key=lambda row: row.summary.read_fraction):
         one = row.summary
         masses = [
-            "-" if value is None else f"{value:.3f}".lstrip("0") for value in (one.mass_exact, one.mass_estimated)
+            "-" if value is None else f"{value:.3f}".lstrip("0")
+            for value in (one.mass_exact, one.mass_estimated)
         ]
         reached = "-" if one.mass_reached is None else f"{one.mass_reached:.1%}"
         lines.append(_row([f"`{row.method}`", reached, *masses, f"{one.read_fraction:.1%}", _kl(row)]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.core.casts import saturated
 from keyhole.core.layout import Regions
 from keyhole.core.rope import FixedDistance
 from keyhole.selection.base import Selection, Step
@@ -50,8 +51,7 @@ class BareKeys(DeviceStorage):
 
 def without_rotation(scoring: FixedDistance, keys: Tensor, slots: Tensor, padding: Tensor) -> Tensor:
     """`keys [B, Hkv, T, D]` of `slots [T]` as they were before RoPE, in their own dtype."""
-    bare, most = scoring.keys(keys, slots, padding), torch.finfo(keys.dtype).max
-    return bare.clamp(-most, most).to(keys.dtype)
+    return saturated(scoring.keys(keys, slots, padding), keys.dtype)
 
 
 class DistantVoteSelector(VoteSelector):

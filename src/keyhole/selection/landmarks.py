@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.core.casts import saturated
 from keyhole.core.layout import Regions
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.selection.base import Step
@@ -52,10 +53,13 @@ class LandmarkSelector(SummarySelector):
         return width
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
-        return _within(chunk_sums(keys, counted, begun, self.page), self.dtype)
+        return chunk_sums(keys, counted, begun, self.page)
 
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
-        return _within(former.float() + latter.float(), self.dtype)
+        return former + latter
+
+    def _rounded(self, summaries: Tensor) -> Tensor:
+        return saturated(summaries, self.dtype)
 
     def _estimate(self, step: Step) -> Estimate:
         _, sizes = spans(step.regions, self.page)
@@ -112,9 +116,3 @@ class LandmarkSelector(SummarySelector):
         if self._apart is None:
             raise ValueError("no outliers are known yet; call build first")
         return self._apart
-
-
-def _within(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sums in a dtype; what would be rounded to infinity is the largest number."""
-    most = torch.finfo(dtype).max
-    return sums.clamp(-most, most).to(dtype)

@@ -58,6 +58,7 @@ class SummarySelector(Capturable):
         self._summaries = self._buffer()  # `[B, Hkv, P, W]`
         self._first: Tensor | None = None  # int32 `[B]`
         self._mass_control = MassControl()
+        self._latest: Tensor | None = None  # `[B, Hkv, W]`, of the newest page, as it was before `_rounded`
         self._begun = torch.empty(0)  # `[B, Hkv, 1 or 0, W]`, of a page that was not whole at `reserve`
 
     @staticmethod
@@ -71,6 +72,10 @@ class SummarySelector(Capturable):
 
         The first page lacks its `begun` first slots, which came before; pages may have no slot that counts.
         """
+
+    def _rounded(self, summaries: Tensor) -> Tensor:
+        """Summaries as they are held, which those of a page in parts are not made of."""
+        return summaries
 
     @abstractmethod
     def _joined(self, former: Tensor, latter: Tensor) -> Tensor:
@@ -122,15 +127,17 @@ class SummarySelector(Capturable):
         slots = torch.arange(self.length, self.length + keys.shape[2], device=keys.device)
         summaries = self._summarised(keys, slots >= self._starts().view(-1, 1), begun)
         if begun:
-            summaries[:, :, 0] = self._joined(self._summaries.view(whole)[:, :, 0], summaries[:, :, 0])
+            summaries[:, :, 0] = self._joined(self._unfinished(), summaries[:, :, 0])
         self._summaries.crop(whole)
-        self._summaries.append(summaries)
+        self._summaries.append(self._rounded(summaries))
+        self._latest = summaries[:, :, -1].clone()
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
         self._mass_control.captured = True
         whole, pages = self.length // self.page, -(-tokens // self.page)
-        self._begun = self._summaries.view(whole)[:, :, :1].clone()
+        begun = self._unfinished().unsqueeze(2) if self.length % self.page else self._summaries.view(whole)
+        self._begun = begun.clone()
         self._summaries.reserve(pages)
         self._summaries.extend(pages)
 
@@ -144,7 +151,7 @@ class SummarySelector(Capturable):
         if self._begun.shape[2]:
             joined = self._joined(self._begun.squeeze(2), summary.squeeze(2)).unsqueeze(2)
             summary = joined.where(number == self.length // self.page, summary)
-        self._summaries.put(summary, number)
+        self._summaries.put(self._rounded(summary), number)
 
     def release(self, length: int) -> None:
         self._mass_control.captured = False
@@ -172,16 +179,18 @@ class SummarySelector(Capturable):
             self._summaries.reorder(rows)
             self._mass_control.reorder(rows)
             self._first = self._first.index_select(0, rows.to(self._first.device))
+            self._latest = self._unfinished().index_select(0, rows.to(self._first.device))
 
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:
             return {}
-        held = {"summaries": self._summaries.view(), "first": self._starts()}
+        held = {"summaries": self._summaries.view(), "first": self._starts(), "latest": self._unfinished()}
         return held | self._mass_control.state()
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
         self._summaries, self._first = self._buffer(), state.get("first")
+        self._latest = state.get("latest")
         self._mass_control.restore(state)
         if state:
             self._summaries.append(state["summaries"])
@@ -190,6 +199,11 @@ class SummarySelector(Capturable):
     @property
     def nbytes(self) -> int:
         return self._summaries.nbytes + self._mass_control.nbytes
+
+    def _unfinished(self) -> Tensor:
+        if self._latest is None:
+            raise ValueError("no page has a summary yet; call build first")
+        return self._latest
 
     def _starts(self) -> Tensor:
         """The first slot of each batch row that counts, int32 `[B]`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits, Part, attend_slots
+from keyhole.core.casts import saturated
 from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.rope import Rope
 from keyhole.core.scales import scales_of
@@ -284,7 +285,7 @@ class LowRankStorage(CapturableStorage):
         keys = self._recent.view()
         for part in keys[:, :, :count].split(_PIECE, dim=2):
             rows = self._known().project(self._unrotated(part, self._settled))
-            self._coefficients.append(rows.to(keys.dtype))
+            self._coefficients.append(saturated(rows, keys.dtype))
         # Anew, since its memory is that of a whole prompt by now.
         self._recent = GrowingBuffer()
         self._recent.append(keys[:, :, count:])
@@ -333,10 +334,10 @@ class LowRankStorage(CapturableStorage):
         coefficients, basis = self._coefficients.view(), self._known()
         if self._turning is not None:
             operands = coefficients.squeeze(1), basis.axes, basis.mean, slots, self._padding
-            return kernels.rebuild_keys(*operands, self._turning)
+            return saturated(kernels.rebuild_keys(*operands, self._turning), coefficients.dtype)
         keys = basis.rebuild(at(coefficients.expand(-1, slots.shape[1], -1, -1), slots))
         positions = slots - self._padding.view(-1, 1, 1)
-        return self.rope.rotate_each(keys, positions).to(coefficients.dtype)
+        return saturated(self.rope.rotate_each(keys, positions), coefficients.dtype)
 
     def _unrotated(self, keys: Tensor, start: int) -> Tensor:
         return self.rope.unrotate(keys, self._slots(start, keys) - self._padding.unsqueeze(1))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keyhole.core.casts import saturated
 from keyhole.core.layout import Regions
 from keyhole.core.rope import Rope
 
@@ -35,5 +36,4 @@ def closing_moves(slots: Tensor, elected: Tensor, where: Regions) -> Tensor:
 
 def moved_keys(rope: Rope, keys: Tensor, moves: Tensor) -> Tensor:
     """Keys `[B, Hkv, S, D]` moved on by `moves [B, Hkv, S]`, in their own dtype and its range."""
-    most = torch.finfo(keys.dtype).max
-    return rope.rotate_each(keys, moves).clamp(-most, most).to(keys.dtype)
+    return saturated(rope.rotate_each(keys, moves), keys.dtype)

@@ -130,7 +130,8 @@ class SummarySelector(Capturable):
             summaries[:, :, 0] = self._joined(self._unfinished(), summaries[:, :, 0])
         self._summaries.crop(whole)
         self._summaries.append(self._rounded(summaries))
-        self._latest = summaries[:, :, -1].clone()
+        if summaries.shape[2]:
+            self._latest = summaries[:, :, -1].clone()
         self.length += keys.shape[2]
 
     def reserve(self, tokens: int) -> None:
@@ -179,7 +180,8 @@ class SummarySelector(Capturable):
             self._summaries.reorder(rows)
             self._mass_control.reorder(rows)
             self._first = self._first.index_select(0, rows.to(self._first.device))
-            self._latest = self._unfinished().index_select(0, rows.to(self._first.device))
+            if self._latest is not None:
+                self._latest = self._latest.index_select(0, rows.to(self._latest.device))
 
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:

@@ -19,7 +19,7 @@ def test_a_list_on_a_narrow_terminal(keyhole, monkeypatch):
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 60
     assert "quest (Quest, arXiv 2406.10774)" in result.stdout
-    assert "(select: box)" in " ".join(result.stdout.split())
+    assert "(select: coded box)" in " ".join(result.stdout.split())
 
 
 def test_the_answers():

@@ -362,7 +362,7 @@ def test_thresholds_of_a_file(tmp_path):
         (f"{spec}0.5, attention=false)", "attention=True"),
         ("chess(file=x)", "chess"),
         (
-            f"chess(file={str(tmp_path)!r})",
+            f"chess(first=gate, file={str(tmp_path)!r})",
             "weighted by",
         ),
     ):

@@ -108,7 +108,8 @@ def test_an_ordinary_cache_is_left(spec):
     assert usages[0].steps == usages[1].steps
     assert usages[1].read == pytest.approx(usages[0].read)
     assert usages[1].tokens == pytest.approx(usages[0].tokens)
-    assert usages[1].mass == pytest.approx(usages[0].mass, rel=1e-3)
+    if not spec.startswith(("a2ats", "shadowkv")):  # whose estimate is corrected in ordinary steps only
+        assert usages[1].mass == pytest.approx(usages[0].mass, rel=1e-3)
 
 
 @pytest.mark.parametrize("spec", ["dense", FINE, f"quest(page=1, {COMMON})", *UNFITTED])

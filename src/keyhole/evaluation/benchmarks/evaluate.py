@@ -18,7 +18,6 @@ from keyhole.evaluation.benchmarks.registry import BENCHMARKS
 from keyhole.evaluation.benchmarks.rowfile import Row, RowFile
 from keyhole.evaluation.benchmarks.runner import Run
 from keyhole.generation.loading import Loaded
-from keyhole.generation.prompt import position_range
 
 # Settings that say which questions are asked, and not how: a run may go on with others.
 _CHOICE = ("data", "tasks", "limit", "lengths", "depths", "repeats")

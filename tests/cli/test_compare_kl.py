@@ -31,6 +31,7 @@ def test_table_json_plot_and_times(keyhole, arguments, tmp_path):
     assert result.exit_code == 0, result.output
     for word in ("2 texts x 4 tokens after 300", "dense", "oracle", "mass=0.8", "snapkv", "read per"):
         assert word in result.stdout
+    assert "left out: snapkv(sinks=2, window=6) mass=0.8: " in " ".join(result.stderr.split())
     assert "exact mass >= 0.8 in 100.0% of cases" in " ".join(result.stdout.split())
     held = json.loads(files["--json"].read_text())
     assert [(row["task"], row["budget"]) for row in held] == [

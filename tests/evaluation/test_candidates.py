@@ -45,6 +45,29 @@ def test_so_is_what_cannot_promise_a_mass():
     assert names(["delta", "mpcache", "quest"], ["mass=0.9"])[1:] == [("quest", "mass=0.9")]
 
 
+def test_so_is_what_renumbers_and_it_is_said():
+    said = []
+    chosen = candidates(
+        ["pqcache(renumber=true)", "snapkv", "quest"],
+        [0.1, "mass=0.9"],
+        left_out=lambda *what: said.append(what),
+    )
+    assert [(each.method, each.budget) for each in chosen[1:]] == [
+        ("pqcache(renumber=True)", "0.1"),
+        ("snapkv", "0.1"),
+        ("quest", "0.1"),
+        ("quest", "mass=0.9"),
+    ]
+    assert [each[:2] for each in said] == [("pqcache(renumber=True)", "mass=0.9"), ("snapkv", "mass=0.9")]
+    assert "needs a fixed number of tokens" in said[0][2]
+    assert "drops tokens" in said[1][2]
+
+
+def test_a_mass_that_is_named_and_cannot_be_promised_is_refused():
+    with pytest.raises(SpecError, match="needs a fixed number of tokens"):
+        candidates(["pqcache(renumber=true, mass=0.9)"], [0.1])
+
+
 def test_all_methods():
     found = {each.recipe.stages[0].name for each in candidates(["all"], [0.1, "mass=0.9"])}
     assert found == set(METHODS)

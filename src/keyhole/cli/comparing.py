@@ -31,7 +31,7 @@ def run(asked: Asked, report: Report) -> Found:
     if asked.read_from:
         return Found(divergences=_some(merge(map(read_rows, asked.read_from)), asked.read_from))
     # Read before the model is loaded, which takes longer.
-    candidates(asked.methods, asked.budgets)
+    candidates(asked.methods, asked.budgets, left_out=None if asked.quiet else _left_out)
     names = [name for name in asked.tasks or SINGLE_TURN if name != KL]
     if names:
         find_tasks(names, beside=(KL,))
@@ -50,6 +50,10 @@ def run(asked: Asked, report: Report) -> Found:
 
         measure(asked, sources, known, loaded, report, found)
     return found
+
+
+def _left_out(method: str, budget: str, reason: str) -> None:
+    stderr().print(f"left out: {method} {budget}: {reason}", highlight=False, markup=False)
 
 
 def _some(rows: list[DivergenceRow], files: list[Path]) -> list[DivergenceRow]:

@@ -54,8 +54,8 @@ def _table(rows: Sequence[DivergenceRow]) -> Table:
 def _title(settings: Settings) -> str:
     texts = len(settings.texts)
     return (
-        f"KL(full attention || method) in nats: {texts} text{'s' * (texts > 1)} x {settings.tokens} tokens "
-        f"after {settings.context:,}, {settings.model}, {settings.dtype}"
+        f"KL(full attention || method) in nats, {settings.label}\n{texts} text{'s' * (texts > 1)} x "
+        f"{settings.tokens} tokens after {settings.context:,}"
     )
 
 

@@ -55,7 +55,7 @@ def eval_(
             min=2,
             max=_MOST,
             help="Cut longer prompts in the middle, where the benchmark does.",
-            show_default="the model's range",
+            show_default="the model's range; none for methods that renumber",
         ),
     ] = None,
     chat: Annotated[

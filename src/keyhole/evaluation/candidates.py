@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from keyhole.methods.recipe import alone
 
 FULL = "full"
 ALL = "all"
+LeftOut = Callable[[str, str, str], None]  # method, budget, the reason
 
 
 class Candidate(NamedTuple):
@@ -33,13 +34,19 @@ DENSE = Candidate("dense", FULL, Recipe.parse("dense"))
 
 
 def candidates(
-    methods: Iterable[str | Method | Recipe], budgets: Iterable[str | float | Budget]
+    methods: Iterable[str | Method | Recipe],
+    budgets: Iterable[str | float | Budget],
+    *,
+    left_out: LeftOut | None = None,
 ) -> list[Candidate]:
     """Every method at every budget, dense first: it is what the others are measured against.
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
     of several stages with budgets as it is written. Methods that cannot promise a mass are left out at
     budgets of mass. `all` stands for every registered method with its defaults.
+
+    Args:
+        left_out: called for each method and budget that is left out.
 
     Raises:
         SpecError: a method or budget that cannot be read, or none at all.
@@ -55,7 +62,7 @@ def candidates(
         elif len(own) > 1:
             found.append(_as_written(recipe, own))
         else:
-            found += [_at(recipe, budget) for budget in (own if named else _possible(recipe, grid))]
+            found += [_at(recipe, budget) for budget in (own if named else _possible(recipe, grid, left_out))]
     if len(found) == 1:
         raise SpecError(
             "nothing to compare; give at least one method, and at least one budget if it takes budgets"
@@ -77,11 +84,25 @@ def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
     return named._replace(method=str(_with(recipe, budget=None)))
 
 
-def _possible(recipe: Recipe, grid: list[Budget]) -> list[Budget]:
-    """The budgets a recipe can keep to: not every method can promise a mass."""
-    options = [stage.options()["budget"][0] for stage in recipe.stages if "budget" in stage.options()]
-    promises = not recipe.drops and all(getattr(option, "mass", False) for option in options)
-    return [budget for budget in grid if promises or budget.mass is None]
+def _possible(recipe: Recipe, grid: list[Budget], left_out: LeftOut | None) -> list[Budget]:
+    """The budgets a recipe can keep to: not every method, and not with every option, can promise a mass."""
+    found = []
+    for budget in grid:
+        reason = None if budget.mass is None else _no_mass(recipe, budget)
+        if reason is None:
+            found.append(budget)
+        elif left_out is not None:
+            left_out(str(_with(recipe, budget=None)), str(budget), reason)
+    return found
+
+
+def _no_mass(recipe: Recipe, budget: Budget) -> str | None:
+    """Why a recipe cannot promise a share of attention mass; None if it can."""
+    try:
+        _at(recipe, budget)
+    except SpecError as error:
+        return str(error)
+    return None
 
 
 def _at(recipe: Recipe, budget: Budget) -> Candidate:

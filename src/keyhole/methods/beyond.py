@@ -16,6 +16,12 @@ _UNIT = 512  # tokens of window and chunk as TokenSelect has them, with a budget
 _LEAST = 16  # units in a model's range, at least
 
 
+def renumbers(recipe: Recipe) -> bool:
+    """Whether prompts and steps are computed at positions within a model's range."""
+    stage = recipe.retrieval
+    return isinstance(stage, Renumbering) and stage.renumber and stage.sparse_prefill
+
+
 def check_beyond(recipe: Recipe, positions: int, tokens: int) -> None:
     """Raise unless a text of so many tokens is read within the `positions` of a model's range.
 

@@ -46,8 +46,8 @@ def longbench2(folder: Path) -> None:
     (folder / "data.json").write_text(json.dumps([record, hard]))
 
 
-def infinitebench(folder: Path) -> None:
-    record = {"id": 0, "context": CONTEXT, "input": "What is the key?", "answer": ["12345"], "options": []}
+def infinitebench(folder: Path, context: str = CONTEXT) -> None:
+    record = {"id": 0, "context": context, "input": "What is the key?", "answer": ["12345"], "options": []}
     write_lines(folder / "passkey.jsonl", record)
     choice = {"answer": ["a boat"], "options": ["a house", "a boat", "a cow", "a hat"]}
     write_lines(folder / "longbook_choice_eng.jsonl", record | choice)

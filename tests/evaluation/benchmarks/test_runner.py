@@ -84,6 +84,29 @@ def test_what_is_too_long_is_refused_with_a_count(tmp_path):
     assert "1 of 2 questions were refused" in result.notes[0]
 
 
+RENUMBERED = "pqcache(budget=64,sinks=4,window=32,chunk=32,renumber=true,sparse_prefill=true)"
+
+
+def test_methods_that_renumber_read_prompts_beyond_the_range_whole(tmp_path):
+    small_files.ruler(tmp_path)
+    long = {"index": 9, "input": "x" * 2000, "outputs": ["1"]}
+    small_files.write_lines(tmp_path / "fwe/validation.jsonl", long)
+    huge = RENUMBERED.replace("budget=64", "budget=0.9")
+    result = _run(Settings("ruler", tmp_path, tasks=["fwe"]), ["dense", RENUMBERED, huge])
+    dense, renumbered, too_much = result.rows
+    assert "beyond the model's range of 1,024" in dense.refused
+    assert (renumbered.refused, renumbered.prompt_tokens) == ("", 2000)
+    assert 0 < renumbered.tokens_read < 0.1 * renumbered.tokens_in_context
+    assert "give a budget of at most" in too_much.refused
+
+
+def test_only_methods_that_renumber_keep_what_others_have_cut(tmp_path):
+    small_files.infinitebench(tmp_path, context="x" * 2000)
+    result = _run(Settings("infinitebench", tmp_path, tasks=["passkey"]), ["dense", RENUMBERED])
+    assert [row.cut_tokens > 0 for row in result.rows] == [True, False]
+    assert result.rows[1].prompt_tokens > 2000
+
+
 def test_a_cut_prompt_is_counted(tmp_path):
     small_files.infinitebench(tmp_path)
     result = _run(Settings("infinitebench", tmp_path, tasks=["passkey"], max_length=50))

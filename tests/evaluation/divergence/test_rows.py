@@ -14,6 +14,11 @@ TWO = replace(ONE, name="b", kl=(0.0, 0.2), agreed=2, loss=1.0, loss_dense=1.0, 
 ROW = DivergenceRow(SETTINGS, "quest", "0.1", None, (ONE, TWO))
 
 
+def test_the_label_names_the_dtype_once():
+    assert SETTINGS.label == "tiny, float32"
+    assert replace(SETTINGS, model="smollm2/float32").label == "smollm2/float32"
+
+
 def test_the_summary():
     found = ROW.summary
     assert found.kl_mean == pytest.approx(0.15)

@@ -56,12 +56,16 @@ class Encoder:
         self._has_chat = wants_chat(tokenizer, chat or None)
         self._tokenizer, self._chat, self._most, self._longest = tokenizer, chat, most, longest
 
+    def without_range(self) -> Encoder:
+        """The same for methods that read texts beyond the model's range."""
+        return Encoder(self._tokenizer, chat=self._chat, longest=self._longest)
+
     def encode(self, sample: Sample) -> Encoded:
         """The tokens of a sample's turns.
 
         Raises:
             TooLongError: it is beyond the model's range, and its benchmark does not cut prompts.
-        ValueError: a prompt of fewer than 2 tokens.
+            ValueError: a prompt of fewer than 2 tokens.
         """
         ids = self._ids(sample.prompt)
         keep = min(len(ids), self._longest or len(ids)) if sample.cut else len(ids)

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from keyhole.core.errors import SpecError, UnsupportedModelError
 from keyhole.evaluation.benchmarks.base import Benchmark, Sample, Turn
 from keyhole.evaluation.benchmarks.encoding import Encoded, Encoder, TooLongError, common
 from keyhole.evaluation.benchmarks.rowfile import Key, Row, RowFile, digest
 from keyhole.generation.loading import Loaded
-from keyhole.generation.prompt import Asked
+from keyhole.generation.prompt import Asked, within_range
 from keyhole.generation.reader import Answer, Options, Reader
 from keyhole.methods import Recipe
+from keyhole.methods.beyond import renumbers
 
 _WORTH_SHARING = 64  # tokens that prompts must have in common to be read together
 Progress = Callable[[str, int], None]  # task and method, answers there are
@@ -41,7 +43,8 @@ class Run:
 
     A method selects at any length unless it says otherwise, as in `keyhole compare`: that is what is judged.
     Methods that drop tokens are shown a whole prompt before they drop, or of a sample with several turns
-    what precedes its second question; so they read samples that share a context one by one.
+    what precedes its second question; so they read samples that share a context one by one. Prompts beyond
+    the model's range are cut or refused, but for methods that renumber positions, which read them whole.
 
     Args:
         methods: method strings.
@@ -59,7 +62,8 @@ class Run:
         chunk: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self._loaded, self._benchmark, self._encoder = loaded, benchmark, encoder
+        self._loaded, self._benchmark = loaded, benchmark
+        self._encoders = {False: encoder, True: encoder.without_range()}
         self._recipes = {method: _selecting(Recipe.parse(method)) for method in methods}
         self._rows, self._chunk, self._progress, self._done = rows, chunk, progress, 0
 
@@ -73,21 +77,24 @@ class Run:
     def _answer_group(self, samples: list[Sample]) -> list[Key]:
         """The samples of one context, by all methods."""
         keys = [key for method in self._recipes for sample in samples for key in self._keys(method, sample)]
-        known = [key for key in keys if key in self._rows.rows]
-        self._done += len(known)
-        encoded = [(sample, self._encode(sample)) for sample in samples] if len(known) < len(keys) else []
+        self._done += sum(key in self._rows.rows for key in keys)
+        encoded: dict[bool, list[Encoded | str]] = {}
         for method, recipe in self._recipes.items():
-            questions = [
-                question for sample, found in encoded for question in self._questions(method, sample, found)
-            ]
+            if all(key in self._rows.rows for sample in samples for key in self._keys(method, sample)):
+                continue
+            beyond = renumbers(recipe)
+            if beyond not in encoded:
+                encoded[beyond] = [self._encode(sample, beyond) for sample in samples]
+            pairs = zip(samples, encoded[beyond], strict=True)
+            questions = [each for pair in pairs for each in self._questions(method, *pair)]
             for reading in _readings(questions, together=not recipe.drops):
                 self._report(f"{reading[0].sample.task}, {method}")
                 self._read(method, recipe, reading)
         return keys
 
-    def _encode(self, sample: Sample) -> Encoded | str:
+    def _encode(self, sample: Sample, beyond: bool) -> Encoded | str:
         try:
-            return self._encoder.encode(sample)
+            return self._encoders[beyond].encode(sample)
         except TooLongError as error:
             return str(error)
 
@@ -98,12 +105,18 @@ class Run:
                 continue
             if isinstance(found, str):
                 self._add(self._row(method, sample, number, refused=found))
+                continue
+            question = _Question(sample, number, found.turns[number], found.shared, found.cut)
+            try:
+                within_range(self._loaded.model, self._recipes[method], _split(question), question.turn.limit)
+            except (SpecError, UnsupportedModelError) as error:
+                self._add(self._row(method, sample, number, refused=str(error)))
             else:
-                yield _Question(sample, number, found.turns[number], found.shared, found.cut)
+                yield question
 
     def _read(self, method: str, recipe: Recipe, reading: Sequence[_Question]) -> None:
         first = reading[0]
-        recipe = recipe.for_text(self._encoder.text(first.sample, first.turn))
+        recipe = recipe.for_text(self._encoders[False].text(first.sample, first.turn))
         options = Options(first.turn.limit, 0.0, 1.0, 0, (), None)
         reader = Reader(self._loaded, recipe, options, self._chunk, None)
         asked = [(str(number), _split(each)) for number, each in enumerate(reading)]

@@ -122,6 +122,6 @@ def _scale(axes: Axes, what: str) -> None:
 def _title(settings: Settings) -> str:
     texts = len(settings.texts)
     return (
-        f"{settings.model}, {settings.dtype}: {settings.tokens} tokens after {settings.context:,} of "
+        f"{settings.label}: {settings.tokens} tokens after {settings.context:,} of "
         f"{texts} text{'s' * (texts > 1)}; bars are 95% intervals over texts"
     )

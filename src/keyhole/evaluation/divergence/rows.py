@@ -37,6 +37,11 @@ class Settings:
     version: str
 
     @property
+    def label(self) -> str:
+        """Model and dtype for people; directories often have the dtype in their name."""
+        return self.model if self.model.endswith(self.dtype) else f"{self.model}, {self.dtype}"
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Equal for settings whose rows may stand in one table."""
         return (self.weights, self.context, self.tokens, self.texts, self.digests, self.version)

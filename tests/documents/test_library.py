@@ -189,6 +189,19 @@ def test_a_template_that_gives_another_date_is_said_and_does_not_read_again(libr
         del tokenizer.apply_chat_template
 
 
+def test_what_repair_removed_is_made_again_by_adding(library):
+    """Also the note of how a document is put to its model, without which it cannot be asked."""
+    add(library)
+    expected = ask(library).tokens
+    for path in sorted(library.path.rglob("*.safetensors")):
+        data = bytearray(path.read_bytes())
+        data[-5000] ^= 1
+        path.write_bytes(data)
+        assert not library.verify(repair=True).clean
+        add(library)
+        assert ask(library).tokens == expected
+
+
 def test_what_is_larger_than_the_quota_is_refused_before_it_is_read(tmp_path, calls):
     with pytest.raises(QuotaError):
         add(Library(tmp_path / "small", quota=1 << 20), text=TEXT * 3)

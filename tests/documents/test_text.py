@@ -1,7 +1,9 @@
 """Files as text."""
 
+import os
 import sys
 from io import BytesIO, TextIOWrapper
+from threading import Thread
 
 import pytest
 
@@ -49,6 +51,26 @@ def test_pages_lose_what_is_not_shown():
         "one",
         "two",
     ]
+
+
+def test_pages_without_optional_ends_and_with_lines_that_stay():
+    page = "<html><head><title>T</title><meta charset=utf-8><body>Seen.<pre>one\n  two</pre></html>"
+    assert html_text(page).split() == ["Seen.", "one", "two"]
+    assert "one\ntwo" in html_text(page)
+
+
+def test_pages_are_read_in_the_encoding_they_name(file):
+    page = '<html><head><meta http-equiv="x" content="text/html; charset=koi8-r"></head><p>привет</p></html>'
+    assert read_texts([file("a.html", page.encode("koi8-r"))]) == "привет"
+    assert read_texts([file("b.html", page.encode())]) == "привет"
+
+
+def test_pipes(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=lambda: (tmp_path / "pipe").write_text("from a pipe"))
+    writer.start()
+    assert read_texts([str(tmp_path / "pipe")]) == "from a pipe"
+    writer.join()
 
 
 def test_pages_are_known_by_name_or_content(file):

@@ -8,10 +8,14 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stdout
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_method, within
 from keyhole.cli.inputs import find_source
 from keyhole.documents.paths import name_of
 from keyhole.documents.text import check_files
+
+
+def _hours(value: float | None) -> float | None:
+    return None if value is None else within(0, 1e6)(value)
 
 
 def add(
@@ -26,9 +30,15 @@ def add(
     ] = "pqcache",
     kv_dtype: asking.KvDtype = None,
     beyond_range: options.BeyondRange = False,
-    pin: Annotated[bool, typer.Option("--pin", help="Never evict the document.")] = False,
+    pin: Annotated[
+        bool | None,
+        typer.Option(
+            "--pin/--no-pin", help="Whether the document is never evicted.", show_default="as it was"
+        ),
+    ] = None,
     ttl: Annotated[
-        float | None, typer.Option(min=0.0, help="Hours after its last use at which it may be removed.")
+        float | None,
+        typer.Option(callback=_hours, help="Hours after its last use at which it may be removed."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not use the model's chat template.")] = False,
     store: asking.Where = None,
@@ -41,7 +51,7 @@ def add(
     A reading that was interrupted goes on where it stopped when the same is added again.
     """
     check_method(method)
-    named = name_of(name, files)
+    name_of(name, files)
     check_files(files)
     if model is not None:
         find_source(model)
@@ -50,7 +60,7 @@ def add(
         asking.set_threads(threads)
         found = asking.library_at(store, quota, quiet=quiet).add(
             files,
-            name=named,
+            name=name,
             model=model,
             method=method,
             kv_dtype=kv_dtype,

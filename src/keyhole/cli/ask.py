@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -40,7 +41,7 @@ def ask(
     """Answer a question about a document. The answer goes to stdout, statistics to stderr."""
     if not question.strip():
         raise ValueError("the question is empty; give some text")
-    added = _added(document, model, method, kv_dtype)
+    added = _added(document, store, model, method, kv_dtype)
     with asking.resumable("the same command"), reading_progress(quiet) as report:
         report("loading", 0, None)
         asking.set_threads(threads)
@@ -78,7 +79,7 @@ def chat(
     quiet: options.Quiet = False,
 ) -> None:
     """Talk about a document: a question a line, until the end of the input (Ctrl-D)."""
-    added = _added(document, model, method, kv_dtype)
+    added = _added(document, store, model, method, kv_dtype)
     if document == "-":
         raise ValueError("the document cannot be stdin, on which the questions come; `keyhole add` it first")
     with asking.resumable("the same command"), reading_progress(quiet) as report:
@@ -93,12 +94,16 @@ def chat(
             _write("\n")
 
 
-def _added(document: str, model: str | None, method: str | None, kv_dtype: str | None) -> dict[str, Any]:
-    """How a file is to be added, found out without importing torch."""
+def _added(
+    document: str, store: Path | None, model: str | None, method: str | None, kv_dtype: str | None
+) -> dict[str, Any]:
+    """How a file is to be added; what cannot be asked is found out without importing torch."""
     check_method(method or "pqcache")
     if model is not None:
         find_source(model)
-    if "/" in document or document.lower().endswith(".pdf"):
+    from keyhole.documents.meant import find_document  # with SQLite and NumPy, which other commands spare
+
+    if find_document(asking.store_at(store).documents(), document) is None:
         check_files([document])
     given = {"model": model, "method": method, "kv_dtype": kv_dtype}
     return {name: value for name, value in given.items() if value is not None}

@@ -14,6 +14,7 @@ from keyhole.cli.early import within
 
 if TYPE_CHECKING:
     from keyhole.documents.library import Library
+    from keyhole.documents.store import Store
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -82,6 +83,14 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampl
 Exact = Annotated[
     bool, typer.Option("--exact", help="Let the tokens of the question read the whole document.")
 ]
+
+
+def store_at(path: Path | None, quota: str | None = None) -> Store:
+    """The store alone, without torch."""
+    from keyhole.documents.paths import default_store
+    from keyhole.documents.store import Store
+
+    return Store(path or default_store(), None if quota is None else bytes_of(quota))
 
 
 def library_at(store: Path | None, quota: str | None = None, *, quiet: bool = False) -> Library:

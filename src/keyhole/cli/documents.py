@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +30,7 @@ def documents(
     context.obj = (store, quota)
     if context.invoked_subcommand is not None:
         return
-    held = _store(store, quota)
+    held = asking.store_at(store, quota)
     found = held.documents()
     if as_json:
         typer.echo(json.dumps([_facts(one) for one in found], indent=2))
@@ -48,7 +47,7 @@ def verify(
 ) -> None:
     """Read every stored byte and compare it with what was written. Exit code 1 if anything is damaged."""
     with progress(quiet=False) as bar:
-        report = _store(*context.obj).verify(
+        report = asking.store_at(*context.obj).verify(
             repair=repair, progress=lambda done, total: bar("verifying", done, total)
         )
     for damage in report.damaged:
@@ -63,7 +62,7 @@ def verify(
 @app.command()
 def gc(context: typer.Context) -> None:
     """Remove what no document needs: expired documents, left-over files."""
-    found = _store(*context.obj).gc()
+    found = asking.store_at(*context.obj).gc()
     gone = f"; documents gone: {', '.join(found.documents)}" if found.documents else ""
     typer.echo(f"{found.files} files removed, {_amount(found.nbytes)} freed{gone}")
 
@@ -72,14 +71,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="Name of the document.")], store: asking.Where = None
 ) -> None:
     """Forget a document. What it shares with others stays."""
-    typer.echo(f"{_amount(_store(store, None).remove(name))} freed")
-
-
-def _store(path: Path | None, quota: str | None) -> Store:
-    from keyhole.documents.paths import default_store
-    from keyhole.documents.store import Store
-
-    return Store(path or default_store(), None if quota is None else asking.bytes_of(quota))
+    typer.echo(f"{_amount(asking.store_at(store).remove(name))} freed")
 
 
 def _print(store: Store, found: list[Document]) -> None:

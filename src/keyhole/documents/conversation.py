@@ -17,15 +17,21 @@ _END = "\x01end\x01"  # no template and no text has it
 
 
 class Conversation:
-    """Questions and answers behind a document, each behind those before it; `reopen` opens it again.
+    """Questions and answers behind a document, each behind those before it.
+
+    The document stays as it is at the beginning, also when it is removed or replaced meanwhile.
+
+    Args:
+        reopen: gives the document again as it was opened.
 
     Attributes:
         turns: what was asked and answered so far.
     """
 
-    def __init__(self, opened: Opened, reopen: Callable[[], Opened]) -> None:
+    def __init__(self, opened: Opened, reopen: Callable[[Opened], Opened]) -> None:
         self._opened, self._reopen = opened, reopen
-        self._held: list[int] = []  # ids behind the document that the cache holds
+        # Ids behind the document that the cache holds; None while, and after, an answer is interrupted.
+        self._held: list[int] | None = []
         self.turns: list[tuple[str, str]] = []
 
     def ask(
@@ -43,16 +49,22 @@ class Conversation:
         """The next answer; as `keyhole.Library.ask`."""
         asking = Asking.of(max_new_tokens, temperature, top_p, seed, stop, stream, exact=exact)
         wanted = behind(self._opened.tokenizer, self._opened.text, self._said(question))
-        kept = len(self._held)
-        if wanted[:kept] != self._held or len(wanted) == kept:
-            # Read as text again, an earlier answer has other tokens than it was made of.
-            self._opened.close()
-            self._opened, kept = self._reopen(), 0
+        kept = self._kept(wanted)
         ids = np.concatenate([self._opened.ids, np.asarray(wanted[:kept], np.int64)])
+        self._held = None
         found = continued(self._opened, ids, wanted[kept:], question, asking)
         self._held = [*wanted, *found.tokens[:-1]]
         self.turns.append((question, found.text))
         return found
+
+    def _kept(self, wanted: list[int]) -> int:
+        """How many of the ids behind the document the cache holds; it is opened again if it holds others."""
+        # Read as text again, an earlier answer may have other tokens than it was made of.
+        held = self._held
+        if held is not None and len(held) < len(wanted) and wanted[: len(held)] == held:
+            return len(held)
+        self._opened = self._reopen(self._opened)
+        return 0
 
     def _said(self, question: str) -> str:
         """All that comes behind the document, up to where the next answer begins."""

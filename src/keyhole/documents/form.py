@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keyhole.documents.text import check_text
 from keyhole.generation.prompt import Asked, around_question, wants_chat, within_range
 from keyhole.methods import Recipe
 
@@ -66,6 +67,7 @@ def behind(tokenizer: PreTrainedTokenizerBase, text: str, more: str) -> list[int
     Raises:
         ValueError: it has none.
     """
+    check_text("the question", more)
     last = f"{text.rstrip()[-_BEFORE:]}\n"
     alone, joined = (_plain(tokenizer, text) for text in (last, last + more))
     # Where the tokenizer joins the end of the head with what follows, they are kept apart.

@@ -8,17 +8,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keyhole.core.errors import UnknownDocumentError
-from keyhole.documents.adding import Adding, add_document, as_before
+from keyhole.documents.adding import Adding, add_document, as_before, check_as_stored
 from keyhole.documents.answering import Asking, answer
 from keyhole.documents.conversation import Conversation
+from keyhole.documents.meant import find_document
 from keyhole.documents.models import Models
-from keyhole.documents.opening import Opened, open_document
-from keyhole.documents.paths import default_store, name_of
+from keyhole.documents.opening import Opened, open_document, opened_by, put_by
+from keyhole.documents.paths import STDIN, default_store, name_of, source_of
 from keyhole.documents.reading import Progress
 from keyhole.documents.recipes import stored_recipe
-from keyhole.documents.store import Collected, Document, Report, Stats, Store
-from keyhole.documents.text import read_texts
+from keyhole.documents.store import Collected, Document, Report, Stats, Store, check_ttl
+from keyhole.documents.text import check_text, read_texts
 from keyhole.generation.loading import Loaded
 from keyhole.generation.reader import Answer
 from keyhole.methods import Method, Recipe
@@ -47,7 +47,7 @@ class Library:
     ) -> None:
         self.path = Path(path).expanduser() if path is not None else default_store()
         self.store = Store(self.path, quota)
-        self._models = Models(self.path.with_name(f"{self.path.name}.models.json"))
+        self._models = Models(self.store.path.with_name(f"{self.store.path.name}.models.json"))
         self._notice = notice or (lambda _: None)
 
     def add(
@@ -62,7 +62,7 @@ class Library:
         kv_dtype: str | None = None,
         chat: bool | None = None,
         beyond_range: bool = False,
-        pinned: bool = False,
+        pinned: bool | None = None,
         ttl: float | None = None,
         progress: Progress | None = None,
     ) -> Document:
@@ -79,8 +79,8 @@ class Library:
             kv_dtype: how keys and values are stored: "full", "int8" or "int4"; by default as `method` says.
             chat: use the tokenizer's chat template; by default if there is one.
             beyond_range: take a method that reads beyond the model's range, where the document is longer.
-            pinned: never evicted.
-            ttl: seconds after its last use at which it may go.
+            pinned: never evicted. None: as the document of this name was, False for a new one.
+            ttl: seconds after its last use at which it may go. None: as it was, never for a new one.
             progress: called with what is being done, tokens done, and tokens in all.
 
         Raises:
@@ -89,15 +89,19 @@ class Library:
             QuotaError: it is larger than the store may be.
         """
         recipe = stored_recipe(method, kv_dtype)
+        called = name_of(name, None if files is None else _listed(files))
         if (files is None) == (text is None):
             raise ValueError("give either files or text")
         text = read_texts(_listed(files)) if text is None and files is not None else text or ""
         if not text.strip():
             raise ValueError("the document is empty; give some text")
-        name = name_of(name, None if files is None else _listed(files))
-        source = ", ".join(_listed(files)) or "text"
+        check_text("the document", text)
+        check_ttl(ttl)
+        source = source_of(_listed(files)) or "text"
         known = self._known_as(model, tokenizer)
-        adding = Adding(name, text, known, recipe, chat, source, beyond_range, pinned, ttl)
+        adding = Adding(
+            called, text, known, recipe, chat, source, beyond_range, pinned, ttl, named=name is not None
+        )
         return add_document(self.store, self._models, adding, progress)
 
     def open(self, name: str, *, place: str | None = None) -> Opened:
@@ -149,7 +153,7 @@ class Library:
         """A conversation about a document; close it, or use it in a with-block."""
         progress = added.pop("progress", None)
         name = self._added(document, progress, added)
-        return Conversation(self._opened(name, place, progress), lambda: self.open(name, place=place))
+        return Conversation(self._opened(name, place, progress), lambda opened: self._again(opened, place))
 
     def documents(self) -> list[Document]:
         """All documents, those among them whose reading was interrupted."""
@@ -182,33 +186,43 @@ class Library:
     def _known_as(
         self, model: str | Path | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
     ) -> str:
-        """The name under which a model is known here."""
+        """The name under which a model is known here, the same from every working directory."""
         if isinstance(model, PreTrainedModel):
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer; give `tokenizer`")
             named = str(model.name_or_path or type(model).__name__)
             self._models.put(named, Loaded(model, tokenizer))
             return named
-        return "" if model is None else str(model)
+        if model is None:
+            return ""
+        path = Path(model).expanduser()
+        return str(path.absolute()) if path.exists() else str(model)
 
     def _added(self, document: str | Path, progress: Progress | None, added: dict[str, Any]) -> str:
-        """The name of a document, which is read now if it is a file that is not stored."""
-        names = {one.name for one in self.store.documents() if one.finished}
-        if str(document) in names:
-            return str(document)
-        if Path(document).expanduser().is_file() or str(document) == "-":
-            return self.add(document, progress=progress, **(self._as_before(document) | added)).name
-        raise UnknownDocumentError(
-            f"there is no document {str(document)!r}, and no file of that name; `keyhole documents` "
-            "lists them"
-        )
+        """The name of a document; a file that is not stored as it is now is read for that."""
+        found = find_document(self.store.documents(), str(document))
+        if found is not None:
+            model, tokenizer = added.pop("model", None), added.pop("tokenizer", None)
+            known = found.model if model is None else self._known_as(model, tokenizer)
+            check_as_stored(found, known, **added)
+            return found.name
+        if str(document) == STDIN:
+            added = {"name": "stdin"} | added
+        return self.add(document, progress=progress, **(self._as_before(document) | added)).name
 
     def _as_before(self, file: str | Path) -> dict[str, Any]:
         """How a file was added, if it was."""
         for one in self.store.documents():
-            if one.finished and one.source == str(file):
-                return {"method": one.method, "model": one.model or None, "name": one.name}
+            if one.finished and one.source == source_of([str(file)]) and str(file) != STDIN:
+                with self.store.open(one.name, counted=False) as lease:
+                    said = put_by(lease)
+                chat = None if said is None else bool(said.facts["chat"])
+                return {"method": one.method, "model": one.model or None, "name": one.name, "chat": chat}
         return {}
+
+    def _again(self, opened: Opened, place: str | None) -> Opened:
+        """An open document as it was at its beginning."""
+        return opened_by(self.store, self._models, opened.lease, place)
 
     def _opened(self, name: str, place: str | None, progress: Progress | None) -> Opened:
         """A document, read again first where it would be put to the model otherwise now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from keyhole.generation.loading import Loaded, load_model
 from keyhole.models import default_model
 
 _VERSION = f"{__version__}, transformers {transformers.__version__}"
+_LOADING = threading.Lock()  # transformers cannot load two models at once in one process
 _COUNTED = (".safetensors", ".json", ".bin", ".gguf", ".txt", ".model", ".jinja")
 
 
@@ -33,16 +35,20 @@ class Models:
         self._notes = notes
         self._loaded: dict[str, Loaded] = {}
         self._identities: dict[str, str] = {}
+        self._given: set[str] = set()  # names of those that somebody loaded
 
     def get(self, name: str) -> Loaded:
         """The model of a name, "" for the embedded one."""
-        if name not in self._loaded:
-            self._loaded[name] = load_model(name or default_model())
-        return self._loaded[name]
+        with _LOADING:
+            if name not in self._loaded:
+                self._loaded[name] = load_model(name or default_model())
+            return self._loaded[name]
 
     def put(self, name: str, loaded: Loaded) -> None:
-        """Serve a model that somebody loaded by a name."""
+        """Serve a model that somebody loaded by a name, in place of another one of that name."""
         self._loaded[name] = loaded
+        self._given.add(name)
+        self._identities.pop(name, None)
 
     def identity(self, name: str) -> str:
         """What tells the model from others."""
@@ -51,7 +57,8 @@ class Models:
         return self._identities[name]
 
     def _found(self, name: str) -> str:
-        files = _files(name)
+        # Weights of a model in memory may be others than those of the files that it names.
+        files = None if name in self._given else _files(name)
         known = self._read()
         if files is not None and known.get("version") == _VERSION:
             noted = known.get("models", {}).get(files["path"])

@@ -117,13 +117,14 @@ def open_document(store: Store, models: Models, name: str, place: str | None = N
     """Open a finished document; see `keyhole.Library.open`."""
     lease = store.open(name)
     try:
-        return _opened(store, models, lease, place)
+        return opened_by(store, models, lease, place)
     except BaseException:
         lease.close()
         raise
 
 
-def _opened(store: Store, models: Models, lease: OpenDocument, place: str | None) -> Opened:
+def opened_by(store: Store, models: Models, lease: OpenDocument, place: str | None) -> Opened:
+    """The document of a lease, with a cache of its own."""
     document = lease.document
     loaded, recipe = models.get(document.model), Recipe.parse(document.method)
     _check_model(document, recipe, models)
@@ -131,7 +132,7 @@ def _opened(store: Store, models: Models, lease: OpenDocument, place: str | None
     where = _place(cache, recipe, document, place)
     if where != "disk":
         cache = KeyholeCache(loaded.model, placed(recipe, where))
-    said = lease.state if document.whole else lease.index(FORM, FORM_VERSION)
+    said = put_by(lease)
     if said is None:
         raise DamagedStoreError(
             f"{document.name!r} lacks how it was put to the model; remove and add it again"
@@ -140,6 +141,11 @@ def _opened(store: Store, models: Models, lease: OpenDocument, place: str | None
     text = said.tensor("text").numpy().tobytes().decode()
     ids = document.tokens.astype(np.int64)
     return Opened(document, loaded, recipe, cache, where, ids, text, said.facts, lease)
+
+
+def put_by(lease: OpenDocument) -> Entry | None:
+    """What says, by its facts, how a document is put to its model; None where that was lost."""
+    return lease.state if lease.document.whole else lease.index(FORM, FORM_VERSION)
 
 
 def _check_model(document: Document, recipe: Recipe, models: Models) -> None:

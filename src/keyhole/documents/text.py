@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import os
+import re
+import stat
 import sys
+from contextlib import suppress
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +15,9 @@ from pathlib import Path
 _HTML = (".html", ".htm", ".xhtml")
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
 _MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-_UNSEEN = {"script", "style", "head", "template", "noscript", "svg"}
+_UNSEEN = {"script", "style", "title", "template", "noscript", "svg"}
+_CHARSET = re.compile(rb"<meta[^>]*charset\s*=\s*[\"']?([\w-]+)", re.IGNORECASE)
+_NAMED_WITHIN = 4096  # bytes of a page in which its encoding is named
 _VOID = {"br", "hr", "img", "input", "link", "meta", "area", "base", "col", "embed", "source", "track", "wbr"}
 _BREAKS = {"p", "div", "br", "li", "tr", "table", "section", "article", "blockquote", "pre", "ul", "ol", "hr"}
 _BREAKS |= {f"h{level}" for level in range(1, 7)} | {"header", "footer", "main", "dt", "dd", "figcaption"}
@@ -33,14 +39,35 @@ def read_texts(files: list[str]) -> str:
     )
 
 
+def is_readable(file: str) -> bool:
+    """Whether there is a file or a pipe of this path; False, too, for what cannot be a path."""
+    path = os.path.expanduser(file)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise ValueError for half a character in a text, as there is where bytes are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} is not Unicode text: half a character at {error.start:,}; decode its bytes anew, "
+            "or leave that out"
+        ) from error
+
+
 def check_files(files: list[str]) -> None:
     """Raise ValueError for a file that is missing or of a kind that cannot be read here."""
     for file in files:
         if file == "-":
             continue
         path = Path(file).expanduser()
-        if not path.is_file():
-            what = "is a directory; give its files" if path.is_dir() else "does not exist"
+        if not is_readable(file):
+            what = "is a directory; give its files" if os.path.isdir(path) else "does not exist"
             raise ValueError(f"the file {str(path)!r} {what}")
         if path.suffix.lower() == ".pdf":
             _check_pdf(path)
@@ -55,7 +82,7 @@ def read_text_of(file: str) -> str:
         _check_pdf(Path(file))
         text = _pdf_text(name, data)
     else:
-        text = _decoded(name, data)
+        text = _declared(data) or _decoded(name, data)
         if suffix in _HTML or text.lstrip()[:15].lower().startswith(("<!doctype html", "<html")):
             text = html_text(text)
     if not text.strip():
@@ -80,21 +107,24 @@ class _Text(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
+        self._kept = 0  # open elements whose lines stay
         self._unseen: list[str] = []  # open elements whose text is not shown, innermost last
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
         if tag in _UNSEEN and tag not in _VOID:
             self._unseen.append(tag)
+        self._kept += tag == "pre"
         self._break(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._unseen:
             del self._unseen[self._unseen.index(tag) :]
+        self._kept = max(0, self._kept - (tag == "pre"))
         self._break(tag)
 
     def handle_data(self, data: str) -> None:
         if not self._unseen:
-            self.parts.append(data.replace("\n", " "))
+            self.parts.append(data if self._kept else data.replace("\n", " "))
 
     def _break(self, tag: str) -> None:
         if tag in _BREAKS:
@@ -127,6 +157,19 @@ def _decoded(name: str, data: bytes) -> str:
     if odd > len(text) // 1000:
         raise ValueError(f"{name} is binary or of an unknown encoding; give UTF-8 text")
     return text
+
+
+def _declared(data: bytes) -> str | None:
+    """A page in the encoding that it names, if that is neither UTF-8 nor a mark's; None otherwise."""
+    named = _CHARSET.search(data[:_NAMED_WITHIN])
+    if named is None or b"\0" in data:
+        return None
+    with suppress(LookupError, UnicodeDecodeError):
+        data.decode("utf-8")
+        return None
+    with suppress(LookupError, UnicodeDecodeError):
+        return data.decode(named[1].decode())
+    return None
 
 
 def _by(name: str, data: bytes, encoding: str) -> str:

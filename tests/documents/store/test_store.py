@@ -322,7 +322,7 @@ def test_bad_arguments_are_refused(root, store):
     with pytest.raises(ValueError, match="1,048,576"):
         Store(root, 1000)
     for name in ("", "a\nb"):
-        with pytest.raises(ValueError, match="printable"):
+        with pytest.raises(ValueError, match="control characters"):
             store.begin(name, [1], "f")
     with store.begin("a", [1, 2], "f") as writer:
         for seconds in (-1, float("inf")):

@@ -43,6 +43,7 @@ Not a goal: network file systems (flock and SQLite's WAL want a local one), prot
 write to the directory.
 """
 
+from keyhole.documents.store.beginning import check_ttl
 from keyhole.documents.store.entry import Entry, Location
 from keyhole.documents.store.keys import BLOCK, block_keys
 from keyhole.documents.store.leases import Match, OpenDocument
@@ -66,4 +67,5 @@ __all__ = [
     "Store",
     "Writer",
     "block_keys",
+    "check_ttl",
 ]

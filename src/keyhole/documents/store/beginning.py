@@ -10,6 +10,7 @@ from time import time
 
 import numpy as np
 
+from keyhole.core.names import check_name
 from keyhole.documents.store.backing import Backing, touch
 from keyhole.documents.store.change import Change
 from keyhole.documents.store.finding import Found, find
@@ -38,8 +39,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name or ttl that cannot be."""
-        if not self.name or not self.name.isprintable():
-            raise ValueError(f"a document's name must be printable text, not {self.name!r}")
+        check_name(self.name)
         check_ttl(self.ttl)
 
     @property

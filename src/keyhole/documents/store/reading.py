@@ -17,14 +17,15 @@ from keyhole.documents.store.records import described
 from keyhole.documents.store.rows import DocumentRow
 
 
-def open_document(backing: Backing, name: str) -> OpenDocument:
+def open_document(backing: Backing, name: str, *, counted: bool) -> OpenDocument:
     """See `Store.open`."""
     with backing.change() as change:
         row = finished(name, change.documents)
         chain = backing.chain(row, change.tree)
         lease = Lease(backing.place.leases, row.tail)
         indexes = change.tree.behind(row.tail)
-        touch(change, [*chain, *indexes], row)
+        if counted:
+            touch(change, [*chain, *indexes], row)
         documents = described(change.documents, change.tree)
         document = next(each for each in documents if (each.name, each.goal) == (name, row.goal))
     entries = [backing.entry(each) for each in chain]
@@ -72,7 +73,7 @@ def finished(name: str, documents: list[DocumentRow]) -> DocumentRow:
     raise unknown(name, [row.name for row in documents])
 
 
-def unknown(name: str, names: list[str]) -> UnknownDocumentError:
+def unknown(name: str, names: list[str], also: str = "") -> UnknownDocumentError:
     close = get_close_matches(name, names) or sorted(set(names))[:5]
     known = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; the store is empty"
-    return UnknownDocumentError(f"there is no document {name!r}{known}")
+    return UnknownDocumentError(f"there is no document {name!r}{also}{known}")

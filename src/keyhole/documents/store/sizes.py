@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from keyhole.core.errors import QuotaError
 from keyhole.documents.store.change import Change
+from keyhole.documents.store.finding import find
+from keyhole.documents.store.keys import token_array
 from keyhole.documents.store.leases import leased
 
 
@@ -59,9 +63,13 @@ def stats(change: Change) -> Stats:
     )
 
 
-def admit(change: Change, nbytes: int) -> None:
+def admit(change: Change, nbytes: int, tokens: Sequence[int] | np.ndarray, fingerprint: str) -> None:
     """See `Store.admit`."""
     kept = change.kept()
+    if len(tokens):
+        found = find(change.held, token_array(tokens), fingerprint)
+        kept |= {row.key for row in found.blocks}
+        nbytes -= nbytes * found.position // len(tokens)
     evictable = sum(row.nbytes for row in change.tree.entries.values() if row.key not in kept)
     garbage = sum(size for _, size in change.garbage())
     least = change.place.used() - evictable - garbage + change.overhead()

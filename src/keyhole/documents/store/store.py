@@ -80,13 +80,13 @@ class Store:
                 return found
         raise unknown(name, [each.name for each in held])
 
-    def open(self, name: str) -> OpenDocument:
-        """A finished document for reading; counts as a use.
+    def open(self, name: str, *, counted: bool = True) -> OpenDocument:
+        """A finished document for reading; counts as a use, or does not where it is only looked at.
 
         Raises:
             UnknownDocumentError: there is none of this name, or only an unfinished one (`begin` it).
         """
-        return open_document(self._backing, name)
+        return open_document(self._backing, name, counted=counted)
 
     def match(self, tokens: Sequence[int] | np.ndarray, fingerprint: str) -> Match:
         """The longest beginning of `tokens` that is stored; counts as a use."""
@@ -154,14 +154,16 @@ class Store:
         """
         return remove(self._backing, name)
 
-    def admit(self, nbytes: int) -> None:
+    def admit(self, nbytes: int, tokens: Sequence[int] | np.ndarray = (), fingerprint: str = "") -> None:
         """Refuse a document of `nbytes` bytes that could never be stored, before it is read.
+
+        With its tokens, what is stored already of their beginning is counted once.
 
         Raises:
             QuotaError: it is larger than the quota, less what is pinned and in use.
         """
         with self._backing.change() as change:
-            admit(change, nbytes)
+            admit(change, nbytes, tokens, fingerprint)
 
     def gc(self, usable: Callable[[Document], bool] | None = None) -> Collected:
         """Remove what nothing refers to, temporary files, expired documents and those not `usable`."""

@@ -41,7 +41,8 @@ class Answer:
         prompt_tokens: tokens of context and question.
         prompt_seconds: reading and indexing the context, and reading the question. Answers that share a
             context all have its time.
-        seconds: of the decode steps.
+        seconds: of the decode steps; the first is the call that reads a question to its end, where that gives
+            the first token.
         selects: from which context length on the method selects, and what that follows from; below it
             everything is read.
     """

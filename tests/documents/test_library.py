@@ -1,5 +1,8 @@
 """The verbs of a library: what is read again and what is not, interruptions, errors, drift of the prompt."""
 
+import functools
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from keyhole.core.errors import QuotaError, UnknownDocumentError
 from keyhole.documents import opening
 from keyhole.documents.library import Library
 from keyhole.documents.recipes import stored_recipe
+from keyhole.engines.transformers import served_layers, support
 from tests.documents.unsaved import BLOCK, QUESTION, TEXT, unsaved_answer
 
 METHOD = "pqcache(budget=0.1, dense_below=0, sinks=2, window=6)"
@@ -130,6 +134,63 @@ def test_exact_questions_read_everything(library, loaded):
     selected = ask(library)
     # The question's tokens are a step more, which is counted.
     assert selected.usage.steps > found.usage.steps
+
+
+def test_one_call_reads_a_short_question_and_gives_the_first_token(library, monkeypatch):
+    add(library)
+    with library.open("d") as opened:
+        kind, held = type(opened.model), len(opened.ids)
+        selecting = sum(layer.selects for layer in served_layers(opened.cache))
+    calls, forward = [], kind.forward
+
+    @functools.wraps(forward)
+    def counted(*given, **named):
+        calls.append(named["input_ids"].shape[1])
+        return forward(*given, **named)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    found = library.ask("d", QUESTION, max_new_tokens=1)
+    assert calls == [found.prompt_tokens - held]
+    assert found.usage.steps == selecting > 0
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Models that were run to see whether they can be served."""
+    seen, probe = [], support._probe
+    monkeypatch.setattr(support, "_probe", lambda model: seen.append(model) or probe(model))
+    return seen
+
+
+def _another_version(notes):
+    return notes | {"version": "another"}
+
+
+def _another_file(notes):
+    (path, said), *_ = notes["models"].items()
+    return notes | {"models": {path: said | {"files": said["files"][1:]}}}
+
+
+def _nothing_known(notes):
+    return notes | {"models": 3}
+
+
+def test_a_model_that_was_served_before_is_not_tried_again(library, tried):
+    add(library)
+    expected = ask(library).tokens
+    assert len(tried) == 1
+    assert ask(Library(library.path)).tokens == expected
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("changed", [_another_version, _another_file, _nothing_known])
+def test_a_model_of_which_nothing_fits_is_tried(library, tried, changed):
+    add(library)
+    expected = ask(library).tokens
+    notes = library.path.with_name("store.models.json")
+    notes.write_text(json.dumps(changed(json.loads(notes.read_text()))))
+    assert ask(Library(library.path)).tokens == expected
+    assert len(tried) == 2
 
 
 def test_a_conversation_goes_on_as_one_prompt(library):

@@ -36,9 +36,12 @@ def unsaved_answer(loaded, recipe, *, text=TEXT, question=QUESTION, limit=8, pie
         learn_masses(loaded, recipe, cache)  # a mass is learnt at the end of the text, not at the question
         request_of(cache).together = not exact
         cache.prompt_length = len(ids) + len(more)
-        prefill(loaded.model, _row(more[:-1]), cache, chunk=1024 if exact else TOGETHER)
+        parts = np.array_split(more, -(-len(more) // TOGETHER))
+        last = int(more[-1]) if exact else _row(parts[-1])
+        before = more[:-1] if exact else more[: -len(parts[-1])]
+        prefill(loaded.model, _row(before), cache, chunk=1024 if exact else TOGETHER)
         stops = stop_tokens(*loaded)
-        return tuple(one.id for one in decode(loaded.model, int(more[-1]), cache, limit=limit, stops=stops))
+        return tuple(one.id for one in decode(loaded.model, last, cache, limit=limit, stops=stops))
 
 
 def seal(cache):

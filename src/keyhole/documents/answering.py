@@ -60,4 +60,4 @@ def continued(opened: Opened, ids: np.ndarray, more: list[int], question: str, a
         request.prompt_length = prompt.length
     reader = Reader(opened.loaded, opened.recipe, asking.options, None if asking.exact else TOGETHER, None)
     with attach(opened.model, opened.recipe):
-        return reader.answer(question, prompt, cache, len(ids))
+        return reader.answer(question, prompt, cache, len(ids), together=not asking.exact)

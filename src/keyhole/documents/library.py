@@ -135,12 +135,12 @@ class Library:
         """Answer a question about a document; a file that is not stored yet is added first.
 
         Methods that select read by selection for the question's tokens, too, one selection for up to 32 of
-        them.
+        them. The call that reads the last of them gives the first token of the answer.
 
         Args:
             document: a name, or a file.
             place: as in `open`.
-            exact: let the question's tokens read the whole document.
+            exact: let the question's tokens read the whole document; its last one selects for itself.
             stream: called with pieces of the answer as they are generated.
             added: as in `add`, where the file is not stored yet.
         """

@@ -2,7 +2,7 @@
 
 Keys and values belong to a model's identity (`keyhole.engines.transformers.identity`), for which all weights
 are read. What it was is noted beside the store, with sizes and times of the files that the model was loaded
-from: as long as these stay, so does it.
+from: as long as these stay, so does it. That a model was served by this version is noted likewise.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from keyhole.core.files import write_text
 from keyhole.core.model_files import find_model
 from keyhole.core.version import __version__
 from keyhole.engines.transformers.fingerprint import fingerprint
+from keyhole.engines.transformers.support import passed_before
 from keyhole.generation.loading import Loaded, load_model
 from keyhole.models import default_model
 
@@ -35,20 +36,30 @@ class Models:
         self._notes = notes
         self._loaded: dict[str, Loaded] = {}
         self._identities: dict[str, str] = {}
-        self._given: set[str] = set()  # names of those that somebody loaded
+        self._from_files: set[str] = set()  # names whose model was loaded here
 
     def get(self, name: str) -> Loaded:
         """The model of a name, "" for the embedded one."""
         with _LOADING:
             if name not in self._loaded:
                 self._loaded[name] = load_model(name or default_model())
+                self._from_files.add(name)
+                if (self._noted(_files(name)) or {}).get("served"):
+                    passed_before(self._loaded[name].model)
             return self._loaded[name]
 
     def put(self, name: str, loaded: Loaded) -> None:
         """Serve a model that somebody loaded by a name, in place of another one of that name."""
         self._loaded[name] = loaded
-        self._given.add(name)
         self._identities.pop(name, None)
+        self._from_files.discard(name)
+
+    def served(self, name: str) -> None:
+        """Note that the model of a name can be served; a later process does not try it again."""
+        files = _files(name) if name in self._from_files else None
+        noted = self._noted(files)
+        if files is not None and noted is not None and not noted.get("served"):
+            self._note(files, {**noted, "served": True})
 
     def identity(self, name: str) -> str:
         """What tells the model from others."""
@@ -58,28 +69,35 @@ class Models:
 
     def _found(self, name: str) -> str:
         # Weights of a model in memory may be others than those of the files that it names.
-        files = None if name in self._given else _files(name)
-        known = self._read()
-        if files is not None and known.get("version") == _VERSION:
-            noted = known.get("models", {}).get(files["path"])
-            if noted is not None and noted["files"] == files["files"]:
-                return str(noted["identity"])
+        given = name in self._loaded and name not in self._from_files
+        files = None if given else _files(name)
+        noted = self._noted(files)
+        if noted is not None:
+            return str(noted["identity"])
         found = fingerprint(self.get(name).model)
         if files is not None:
-            self._note(known, files, found)
+            self._note(files, {"files": files["files"], "identity": found})
         return found
 
-    def _note(self, known: dict[str, Any], files: dict[str, Any], found: str) -> None:
-        models = known.get("models", {}) if known.get("version") == _VERSION else {}
-        models[files["path"]] = {"files": files["files"], "identity": found}
+    def _noted(self, files: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What is noted of the model of these files, as they are now."""
+        if files is None:
+            return None
+        noted = self._read()["models"].get(files["path"])
+        return noted if noted is not None and noted["files"] == files["files"] else None
+
+    def _note(self, files: dict[str, Any], said: dict[str, Any]) -> None:
+        models = self._read()["models"] | {files["path"]: said}
         with suppress(OSError):  # it is found again each time then
             write_text(self._notes, json.dumps({"version": _VERSION, "models": models}, indent=1))
 
     def _read(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
             held = json.loads(self._notes.read_text(encoding="utf-8"))
-            return held if isinstance(held, dict) else {}
-        return {}
+            known = isinstance(held, dict) and held.get("version") == _VERSION
+            if known and isinstance(held.get("models"), dict):
+                return held
+        return {"models": {}}
 
 
 def _files(name: str) -> dict[str, Any] | None:

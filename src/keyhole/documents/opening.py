@@ -129,6 +129,7 @@ def opened_by(store: Store, models: Models, lease: OpenDocument, place: str | No
     loaded, recipe = models.get(document.model), Recipe.parse(document.method)
     _check_model(document, recipe, models)
     cache = KeyholeCache(loaded.model, recipe)
+    models.served(document.model)
     where = _place(cache, recipe, document, place)
     if where != "disk":
         cache = KeyholeCache(loaded.model, placed(recipe, where))

@@ -67,7 +67,7 @@ def build_index(model: PreTrainedModel, cache: Cache) -> float:
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
-    last: int,
+    last: int | Tensor,
     cache: Cache,
     *,
     limit: int,
@@ -79,19 +79,23 @@ def decode(
     The prompt's last token is the first decode step, so every generated token comes from a selective read.
 
     Args:
+        last: one token, or the last tokens `[1, T]` of the prompt, which one call reads as a prompt's.
         limit: tokens at most.
         stops: token ids after which generation ends.
         pick: from the logits `[V]` to the next token; greedy by default.
     """
-    end_prompt(cache)
-    forward, choose, token = forward_of(model, cache), pick or greedy, last
+    if not isinstance(last, Tensor):
+        end_prompt(cache)
+    forward, choose = forward_of(model, cache), pick or greedy
+    asked = last if isinstance(last, Tensor) else torch.tensor([[last]])
     for _ in range(limit):
         started = time.perf_counter()
-        logits = forward(torch.tensor([[token]], device=model.device))
+        logits = forward(asked.to(model.device))
         token = choose(logits[0, -1])
         yield Token(token, token in stops, time.perf_counter() - started)
         if token in stops:
             return
+        asked = torch.tensor([[token]])
 
 
 def synchronize(device: torch.device) -> None:

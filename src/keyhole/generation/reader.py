@@ -41,7 +41,8 @@ class Answer:
         prompt_tokens: tokens of context and question.
         prompt_seconds: reading and indexing the context, and reading the question. Answers that share a
             context all have its time.
-        seconds: of the decode steps.
+        seconds: of the decode steps; the first is the call that reads a question to its end, where that gives
+            the first token.
         selects: from which context length on the method selects, and what that follows from; below it
             everything is read.
     """
@@ -120,20 +121,40 @@ class Reader:
         return seconds + build_index(self._model, cache)
 
     def answer(
-        self, question: str, prompt: Asked, cache: KeyholeCache, held: int, read: float = 0.0
+        self,
+        question: str,
+        prompt: Asked,
+        cache: KeyholeCache,
+        held: int,
+        read: float = 0.0,
+        *,
+        together: bool = False,
     ) -> Answer:
         """The answer to one question, in a cache that has the first `held` tokens of the prompt.
 
-        `read` is what reading them took, in seconds. The model must be attached.
+        The model must be attached.
+
+        Args:
+            read: what reading the first tokens took, in seconds.
+            together: the prompt's last token is read by the call of those before it, which gives the first
+                token of the answer, and not by a step of its own.
         """
         options = self._options
         behind = _all(prompt)[:, held:]
-        read += prefill(self._model, behind[:, :-1].to(self._model.device), cache, chunk=self._chunk)
+        parts = behind.tensor_split(-(-behind.shape[1] // self._chunk), dim=1)
+        last = parts[-1] if together else behind[:, -1:]
+        before = behind[:, : -last.shape[1]]
+        read += prefill(self._model, before.to(self._model.device), cache, chunk=self._chunk)
         writer = TextWriter(self._tokenizer, options.stop, options.stream)
         pick = sampler(options.temperature, options.seed, options.top_p)
         tokens: list[Token] = []
         steps = decode(
-            self._model, int(behind[0, -1]), cache, limit=options.limit, stops=self._stops, pick=pick
+            self._model,
+            last if together else int(last),
+            cache,
+            limit=options.limit,
+            stops=self._stops,
+            pick=pick,
         )
         for token in steps:
             tokens.append(token)

@@ -67,6 +67,10 @@ class MappedFile:
         return memory
 
     @cached_property
+    def _view(self) -> Any:
+        return memoryview(self.memory.numpy())  # type: ignore[arg-type]
+
+    @cached_property
     def sums(self) -> np.ndarray:
         """The checksum of each page after the head."""
         start, stop = self.header["sums"]
@@ -94,10 +98,13 @@ class MappedFile:
             _check_within(rows, count)
         if name in self._whole:
             return
-        pages = np.arange(first, last) if rows is None else _pages(start, size, rows)
-        pages = pages[~self.verified[pages]]
+        wanted = np.full(last - first, rows is None)
+        if rows is not None:
+            wanted[_pages(start, size, rows) - first] = True
+        wanted &= ~self.verified[first:last]
+        pages = first + np.flatnonzero(wanted)
         if pages.size:
-            self._verify(name, np.unique(pages))
+            self._verify(name, pages)
         if rows is None or (pages.size and self.verified[first:last].all()):
             self._whole.add(name)
 
@@ -112,11 +119,12 @@ class MappedFile:
         return found
 
     def _verify(self, name: str, pages: np.ndarray) -> None:
-        view: Any = memoryview(self.memory.numpy())  # type: ignore[arg-type]
-        for page in pages.tolist():
-            at = self.head + page * PAGE
-            if zlib.crc32(view[at : at + PAGE]) != self.sums[page]:
-                raise self.damaged(f"bytes {at} to {at + PAGE}, of {name}, do not match their checksum")
+        view, crc32, places = self._view, zlib.crc32, (self.head + pages * PAGE).tolist()
+        found = np.array([crc32(view[at : at + PAGE]) for at in places], self.sums.dtype)
+        wrong = np.flatnonzero(found != self.sums[pages])
+        if wrong.size:
+            at = places[wrong[0]]
+            raise self.damaged(f"bytes {at} to {at + PAGE}, of {name}, do not match their checksum")
         self.verified[pages] = True
 
     def check_all(self) -> dict[str, Any]:

@@ -18,11 +18,13 @@ class ModelAdapter:
 
     Attributes:
         supported: whether the model passed the checks of `support`.
+        probed: whether it is known from an earlier process that it passes the one that runs it.
         switch: weak reference to what serves the model's caches, while that is in place (`registration`).
     """
 
     def __init__(self) -> None:
         self.supported = False
+        self.probed = False
         self.switch: Callable[[], Any] = lambda: None
         self._memo: dict[Hashable, Any] = {}
 

@@ -40,10 +40,18 @@ def check_supported(model: PreTrainedModel) -> None:
         return
     _check_architecture(model)
     check_has_weights(model)
-    if can_serve_layers(model):
+    if can_serve_layers(model) and not adapter.probed:
         with switched(model):
             _probe(model)
     adapter.supported = True
+
+
+def passed_before(model: PreTrainedModel) -> None:
+    """Say that a model of the same files passed `check_supported`, by the same code: it is not run for that.
+
+    The run reads all weights of a model that was just loaded.
+    """
+    adapter_of(model).probed = True
 
 
 def checked_recipe(model: PreTrainedModel, method: str | Method | Recipe | None) -> Recipe | None:

@@ -143,21 +143,18 @@ class StoredBuffer(Buffer):
 
     def _fetch(self, places: np.ndarray) -> None:
         """Read what is missing of `places`, head times stored rows plus row."""
-        missing = np.unique(places[~self._there.reshape(-1)[places]])
-        if not len(missing):
-            return
-        heads, rows = np.divmod(missing, self._stored)
-        block_of = np.searchsorted(self._starts, rows, side="right") - 1
-        order = np.argsort(block_of, kind="stable")
-        bounds = np.searchsorted(block_of[order], np.arange(len(self.blocks) + 1))
-        for block in np.unique(block_of).tolist():
-            chosen = order[bounds[block] : bounds[block + 1]]
-            at_heads, at_rows = torch.from_numpy(heads[chosen]), torch.from_numpy(rows[chosen])
-            inside = at_rows - int(self._starts[block])
-            self._data[at_heads, at_rows] = self.blocks[block].some(at_heads, inside)
-        self._there[heads, rows] = True
-        self._fetched += len(missing)
-        self.read_rows += len(missing)
+        wanted = np.zeros(self._there.shape, bool)
+        wanted.reshape(-1)[places] = True
+        wanted &= ~self._there
+        starts = self._starts[:-1][self._starts[:-1] < self._stored]
+        for block in np.flatnonzero(np.logical_or.reduceat(wanted.any(0), starts)).tolist():
+            begin = int(starts[block])
+            inside = np.nonzero(wanted[:, begin : begin + self.blocks[block].length])
+            heads, rows = (torch.from_numpy(each) for each in inside)
+            self._data[heads, rows + begin] = self.blocks[block].some(heads, rows)
+            self._there[:, begin : begin + self.blocks[block].length][inside] = True
+            self._fetched += len(rows)
+            self.read_rows += len(rows)
 
     def _fetch_whole(self, start: int) -> None:
         for block, (begin, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False)):

@@ -18,6 +18,10 @@ Four tables and two plots, made by `docs/gen/results.py` from [all rows](../benc
 cold CPU caches. Every operation is checked against its reference before it is timed. **Kernels for GPUs have not been run on a
 GPU**, so there is no table for them.
 
+Rows are of the defaults that methods had when they were measured: `quest(page=16, box_dtype=auto)`, `a2ats(ranges=1)`, `shadowkv(chunk=8,
+rank=160)`, and `delta` and `mpcache` as in their papers. Today's defaults read finer units and take longer; [where they pay](../how-to/tune.md)
+is measured with today's.
+
 **dense** is the best dense call: for one layer torch's sdpa with the query heads of a KV head folded into rows, so that K and V are
 read once per KV head; for a whole step Keyhole's own dense attention. **stock** is what transformers does without Keyhole: sdpa with
 `enable_gqa` for one layer, its sdpa attention for a step. The ratio is the baseline's time divided by Keyhole's: above 1 is faster.

@@ -14,7 +14,8 @@ SINKS, WINDOW, LENGTH = 2, 6, 160
 class Together:
     """A layer that selects, whose newest tokens asked together."""
 
-    def __init__(self, method, *, asked=5, softcap=None, sink_logits=None, heads=4, kv_heads=2, size=16):
+    def __init__(self, method, *, asked=5, ends=None, softcap=None, sink_logits=None):
+        heads, kv_heads, size = 4, 2, 16
         self.random = torch.Generator().manual_seed(3)
         layers = Recipe.parse(method).layers(3)
         self.layer = next(one for one in layers if one.selector is not None and not one.selector.reads_all)
@@ -31,6 +32,7 @@ class Together:
         keys, values = self._draw(kv_heads, asked), self._draw(kv_heads, asked)
         self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
         self.selected = self._watch()
+        self.request.prompt_length = ends
         self.out = self._call(keys, values, self.query, together=True)
 
     def _draw(self, heads, tokens):
@@ -89,6 +91,14 @@ def test_queries_share_what_their_mean_elects(name):
     assert usage.tokens == LENGTH + found.asked
     always = SINKS + WINDOW + found.asked - 1
     assert usage.read == pytest.approx(float(selection.counts.float().mean()) + always)
+
+
+@pytest.mark.parametrize(("ends", "last"), [(LENGTH + 5, True), (LENGTH + 6, False), (None, False)])
+def test_the_last_token_of_a_prompt_elects_for_those_before_it(ends, last):
+    found = Together("oracle(budget=24, sinks=2, window=6)", ends=ends)
+    step, _ = found.selected[0]
+    torch.testing.assert_close(step.query, found.query[:, :, -1] if last else found.query.mean(2))
+    torch.testing.assert_close(found.out, found.expected(), rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

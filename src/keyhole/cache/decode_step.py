@@ -95,7 +95,7 @@ class StepReader:
         seen: Visible,
         context: tuple[int, ...] | None = None,
     ) -> Read:
-        """Attend `queries [B, H, Q, D]` of the newest tokens to one selection, which their mean query picks.
+        """Attend `queries [B, H, Q, D]` of the newest tokens to one selection, which `electing` picks.
 
         Each also reads the sinks, the window before the first of them, and those of them that came before it.
 
@@ -104,12 +104,12 @@ class StepReader:
         """
         count = queries.shape[2]
         parts = self.index(storage, seen, context, together=count)
-        anchors, mean = [], mean_query(queries)
+        anchors, asked = [], self.electing(queries, storage)
         for place in range(count):
             visible = parts.always_counts - (count - 1 - place)
             anchors.append(storage.attend(queries[:, :, place], parts.always, visible, logits))
-        anchor = storage.attend(mean, parts.always, parts.always_counts, logits)
-        step = Step(mean, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
+        anchor = storage.attend(asked, parts.always, parts.always_counts, logits)
+        step = Step(asked, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = _shown(self.selector.select(step), parts)
         # To a storage they are so many more query heads of each group.
         found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
@@ -117,6 +117,15 @@ class StepReader:
         found = Part(found.out.unflatten(1, shape[1:]).transpose(1, 2), found.lse.view(shape).transpose(1, 2))
         own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
         return Read(merge(own, found), selection, parts, self.selector.bytes_read(step))
+
+    def electing(self, queries: Tensor, storage: Storage) -> Tensor:
+        """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of the newest tokens of one call.
+
+        It is their mean; of a call that ends the prompt the last, since the first answer comes of that one.
+        """
+        if self.request.prompt_length == storage.length:
+            return queries[:, :, -1]
+        return queries.float().mean(2).to(queries.dtype)
 
     @torch.no_grad()
     def watch(self, query: Tensor, storage: Storage, logits: Logits, seen: Visible) -> None:
@@ -154,11 +163,6 @@ class StepReader:
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
-
-
-def mean_query(queries: Tensor) -> Tensor:
-    """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of one call."""
-    return queries.float().mean(2).to(queries.dtype)
 
 
 def _shown(selection: Selection, parts: Regions) -> Selection:

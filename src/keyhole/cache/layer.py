@@ -15,7 +15,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits
 from keyhole.cache.base import Observation, Observer
-from keyhole.cache.decode_step import StepBudget, StepReader, mean_query
+from keyhole.cache.decode_step import StepBudget, StepReader
 from keyhole.cache.prompted import SHOWN, Prompted, PromptQueries
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
@@ -143,7 +143,7 @@ class LayerCache:
         whole = self._wants_all(reader) or reader.wants_all(before + 1, self.length, self._batch)
         if not plain or whole:
             if plain and self.leads:
-                reader.watch(mean_query(query), self.storage, logits, seen)
+                reader.watch(reader.electing(query, self.storage), self.storage, logits, seen)
             return self._attend_prompt(query, logits, seen)
         return self._read_together(reader, query, logits, seen)
 

@@ -19,7 +19,7 @@ SmolLM2-135M-Instruct (30 layers, 9 query and 3 KV heads of 64, trained to 8,192
 After a prefix of shipped text, the next {tokens} tokens of {texts} texts by teacher forcing: KL(full attention || method) in
 nats, a mean over all tokens, with its 95% interval by bootstrap over texts; **top-1** is how often both agree on the most probable token. Every method selects
 at any length here (`dense_below=0`), with its defaults; methods that need a calibrated file run without one. Made by `docs/gen/real_model.py` from the
-[rows](real-model/), which hold each token's KL. To make a row again:
+rows beside this page (`real-model/*.json`), which hold each token's KL. To make a row again:
 
 ```
 keyhole compare --model smollm2 --tasks kl --context {context} --tokens {tokens} --texts {texts} --methods pqcache --budgets 0.1

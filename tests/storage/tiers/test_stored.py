@@ -111,3 +111,15 @@ def test_batches_and_other_rows_are_refused():
         buffer.reorder(torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="do not continue"):
         buffer.append(rows.double())
+
+
+def test_what_came_behind_the_stored_rows_stays_when_those_go():
+    """Rows as large as a page, so that all of what goes is given back to the system."""
+    rows = torch.randn(1, HEADS, 6, 1024, generator=torch.Generator().manual_seed(0))
+    buffer = StoredBuffer([Block(rows[0])], rows[0, :, :0], most=4096, spare=4)
+    more = torch.randn(1, HEADS, 3, 1024, generator=torch.Generator().manual_seed(1))
+    buffer.append(more)
+    for wanted in (torch.arange(4), torch.tensor([0, 5])):
+        held = buffer.reading(wanted.expand(1, HEADS, -1))
+        torch.testing.assert_close(held[:, :, wanted], rows[:, :, wanted])
+        torch.testing.assert_close(held[:, :, 6:], more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,19 +17,19 @@ _HEAD = """\
 # A real model
 
 SmolLM2-135M-Instruct (30 layers, 9 query and 3 KV heads of 64, trained to 8,192 tokens), weights dequantised from Q4_1, float32.
-After a prefix of shipped text, the next {tokens} tokens of {texts} texts by teacher forcing: KL(full attention || method) in
+After a prefix of shipped text, the next {tokens} tokens of each text by teacher forcing: KL(full attention || method) in
 nats, a mean over all tokens, with its 95% interval by bootstrap over texts; **top-1** is how often both agree on the most probable token. Every method selects
-at any length here (`dense_below=0`), with its defaults; methods that need a calibrated file run without one. Made by `docs/gen/real_model.py` from the
+at any length here (`dense_below=0`), with its defaults. `a2ats` and `chess` are also measured with what `keyhole calibrate` makes by default, `sale` computes the prompt only. Made by `docs/gen/real_model.py` from the
 rows beside this page (`real-model/*.json`), which hold each token's KL. To make a row again:
 
 ```
-keyhole compare --model smollm2 --tasks kl --context {context} --tokens {tokens} --texts {texts} --methods pqcache --budgets 0.1
+keyhole compare --model smollm2 --tasks kl --context {context} --tokens {tokens} --methods pqcache --budgets 0.1
 ```
 
 ![KL against bytes read and held](real-model.png)
 """
 _BUDGETS = """
-## After {context} tokens, by budget
+## After {context} tokens of {texts} texts
 
 Full attention: perplexity {perplexity:.1f}, {read:.0f} MiB read per token, {held:.0f} MiB held. `-`: not measured.
 
@@ -36,7 +37,7 @@ Full attention: perplexity {perplexity:.1f}, {read:.0f} MiB read per token, {hel
 |---|{rule}---|---|---|
 """
 _MASS = """
-## Attention mass after {context} tokens
+### Attention mass, {texts} texts
 
 `mass=0.95` asks for the fewest tokens estimated to hold 95% of the softmax. **Reached** is the share of (layer, KV head, step) that hold it by exact count.
 
@@ -46,20 +47,28 @@ _MASS = """
 
 
 def page(rows: Sequence[DivergenceRow]) -> str:
-    """The page of rows whose settings differ in the context only."""
-    contexts = sorted({row.settings.context for row in rows})
-    settings = rows[0].settings
-    text = _HEAD.format(tokens=settings.tokens, texts=len(settings.texts), context=contexts[0])
-    for context in contexts:
-        here = [row for row in rows if row.settings.context == context and row.complete]
-        text += _by_budget(here, context) + _by_mass(here, context)
+    """The page: a section for each context and number of texts, those with most texts first."""
+    groups = sorted({(row.settings.context, -len(row.settings.texts)) for row in rows})
+    text = _HEAD.format(tokens=rows[0].settings.tokens, context=groups[0][0])
+    for context, texts in groups:
+        here = [row for row in rows if _group(row) == (context, texts) and row.complete]
+        text += _by_budget(here) + _others(here) + _by_mass(here)
     return text
 
 
-def _by_budget(rows: Sequence[DivergenceRow], context: int) -> str:
+def _group(row: DivergenceRow) -> tuple[int, int]:
+    return row.settings.context, -len(row.settings.texts)
+
+
+def _settings(rows: Sequence[DivergenceRow]) -> dict[str, str]:
+    one = rows[0].settings
+    return {"context": f"{one.context:,}", "texts": str(len(one.texts))}
+
+
+def _by_budget(rows: Sequence[DivergenceRow]) -> str:
     dense = next(row.summary for row in rows if row.method == "dense")
     head = _BUDGETS.format(
-        context=f"{context:,}",
+        **_settings(rows),
         perplexity=dense.perplexity_dense,
         read=dense.kv_bytes_read_per_token / 2**20,
         held=dense.kv_bytes_device / 2**20,
@@ -92,7 +101,14 @@ def _line(method: str, by_budget: dict[str, DivergenceRow]) -> str:
     return _row([f"`{method}`", *cells, *rest])
 
 
-def _by_mass(rows: Sequence[DivergenceRow], context: int) -> str:
+def _others(rows: Sequence[DivergenceRow]) -> str:
+    """Methods without a budget: those that compute prompts, place or activate."""
+    found = [row for row in rows if row.budget == "full" and row.method != "dense"]
+    lines = [_row([f"`{row.method}`", _kl(row), f"{row.summary.top1:.1%}"]) for row in found]
+    return "\n| without a budget | KL | top-1 |\n|---|---|---|\n" + "".join(lines) if lines else ""
+
+
+def _by_mass(rows: Sequence[DivergenceRow]) -> str:
     found = [row for row in rows if row.budget == MASS]
     if not found:
         return ""
@@ -105,7 +121,7 @@ def _by_mass(rows: Sequence[DivergenceRow], context: int) -> str:
         ]
         reached = "-" if one.mass_reached is None else f"{one.mass_reached:.1%}"
         lines.append(_row([f"`{row.method}`", reached, *masses, f"{one.read_fraction:.1%}", _kl(row)]))
-    return _MASS.format(context=f"{context:,}") + "".join(lines)
+    return _MASS.format(**_settings(rows)) + "".join(lines)
 
 
 def _kl(row: DivergenceRow) -> str:
@@ -130,8 +146,14 @@ def main() -> None:
     files = sorted((RESULTS / "real-model").glob("*.json"))
     rows = merge([read_rows(file) for file in files])
     (RESULTS / "real-model.md").write_text(page(rows), encoding="utf-8")
-    least = min(row.settings.context for row in rows)
-    draw([row for row in rows if row.settings.context == least and row.complete], RESULTS / "real-model.png")
+    groups = Counter(map(_group, rows))
+    most = max(groups, key=lambda group: groups[group])
+    shown = [
+        row
+        for row in rows
+        if _group(row) == most and row.complete and (row.budget in BUDGETS or row.method == "dense")
+    ]
+    draw(shown, RESULTS / "real-model.png")
 
 
 if __name__ == "__main__":

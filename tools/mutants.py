@@ -122,6 +122,12 @@ def run(path: Path, place: int, which: int, package: str) -> int:
     return int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *TESTS[package]]))
 
 
+def _pass(package: str) -> bool:
+    """Whether the tests of a package pass as it is: otherwise they would notice anything."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS[package]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
 def _verdict(command: list[str], seconds: int) -> str:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds, check=False)
@@ -140,6 +146,10 @@ def main() -> int:
     if asked.one:
         package, path, place, which = asked.one
         return run(Path(path), int(place), int(which), package)
+    failing = [package for package in TESTS if not _pass(package)]
+    if failing:
+        print(f"tests of {', '.join(failing)} fail without a mutant; mend these first")
+        return 1
     draw, verdicts = random.Random(asked.seed), Counter[str]()
     for number in range(asked.count):
         package = list(TESTS)[number % len(TESTS)]

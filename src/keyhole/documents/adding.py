@@ -49,14 +49,7 @@ class Adding:
 def as_before(opened: Opened) -> Adding:
     """An open document, to be added as it was."""
     one = opened.document
-    return Adding(
-        one.name,
-        opened.text,
-        one.model,
-        opened.recipe,
-        opened.chat,
-        one.source,
-    )
+    return Adding(one.name, opened.text, one.model, opened.recipe, opened.chat, one.source)
 
 
 def add_document(store: Store, models: Models, adding: Adding, progress: Progress | None = None) -> Document:

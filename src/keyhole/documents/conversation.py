@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from keyhole.core.closing import Closing
 from keyhole.documents.answering import Asking, continued
 from keyhole.documents.form import behind
 from keyhole.documents.opening import Opened
@@ -16,7 +15,7 @@ from keyhole.generation.reader import Answer
 _END = "\x01end\x01"  # no template and no text has it
 
 
-class Conversation:
+class Conversation(Closing):
     """Questions and answers behind a document, each behind those before it.
 
     The document stays as it is at the beginning, also when it is removed or replaced meanwhile.
@@ -83,11 +82,3 @@ class Conversation:
     def close(self) -> None:
         """Let go of the document."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from keyhole.core.closing import Closing
 from keyhole.core.errors import DamagedStoreError, SpecError
 from keyhole.documents.form import difference, form_of, identity_of
 from keyhole.documents.index import INDEX_VERSION, restore_whole, resume
@@ -39,7 +39,7 @@ class Drift(NamedTuple):
 
 
 @dataclass
-class Opened:
+class Opened(Closing):
     """A document at the end of its text: `cache` is continued by `model`, inside `keyhole.attach(model)`.
 
     Attributes:
@@ -103,14 +103,6 @@ class Opened:
     def close(self) -> None:
         """Let the store do with the document as it likes."""
         self.lease.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_document(store: Store, models: Models, name: str, place: str | None = None) -> Opened:

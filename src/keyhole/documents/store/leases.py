@@ -8,15 +8,15 @@ import weakref
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from keyhole.core.closing import Closing
 from keyhole.core.files import hold, release
 from keyhole.documents.store.entry import Entry
 from keyhole.documents.store.records import Document
 
 if TYPE_CHECKING:
-    from typing import Self
+    pass
 
 
 class Lease:
@@ -49,7 +49,7 @@ def _give_back(path: Path, handle: int, process: int) -> None:
         release(handle)
 
 
-class Leased:
+class Leased(Closing):
     """A lease until `close`, the end of its `with` block, of the object, or of the process."""
 
     def __init__(self, lease: Lease | None) -> None:
@@ -60,14 +60,6 @@ class Leased:
         if self._lease is not None:
             self._lease.give_back()
             self._lease = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Match(Leased):

@@ -12,7 +12,7 @@ from keyhole.documents.adding import Adding, add_document, as_before, check_as_s
 from keyhole.documents.answering import Asking, answer
 from keyhole.documents.conversation import Conversation
 from keyhole.documents.meant import find_document
-from keyhole.documents.models import Models
+from keyhole.documents.models import Models, model_name
 from keyhole.documents.opening import Opened, open_document, opened_by, put_by
 from keyhole.documents.paths import STDIN, default_store, name_of, source_of
 from keyhole.documents.reading import Progress
@@ -34,6 +34,9 @@ class Library:
         quota: bytes that the store may take; by default a tenth of what is free on its disk.
         notice: called with what a user should know, as text.
 
+    Attributes:
+        models: those by which documents are read, by name.
+
     Raises:
         ValueError: the path or the quota cannot be used.
     """
@@ -47,7 +50,7 @@ class Library:
     ) -> None:
         self.path = Path(path).expanduser() if path is not None else default_store()
         self.store = Store(self.path, quota)
-        self._models = Models(self.store.path.with_name(f"{self.store.path.name}.models.json"))
+        self.models = Models(self.store.path.with_name(f"{self.store.path.name}.models.json"))
         self._notice = notice or (lambda _: None)
 
     def add(
@@ -102,7 +105,7 @@ class Library:
         adding = Adding(
             called, text, known, recipe, chat, source, beyond_range, pinned, ttl, named=name is not None
         )
-        return add_document(self.store, self._models, adding, progress)
+        return add_document(self.store, self.models, adding, progress)
 
     def open(self, name: str, *, place: str | None = None) -> Opened:
         """A document's cache, to be continued by its model; close it, or use it in a with-block.
@@ -114,7 +117,7 @@ class Library:
         Raises:
             UnknownDocumentError: there is no finished document of that name.
         """
-        return open_document(self.store, self._models, name, place)
+        return open_document(self.store, self.models, name, place)
 
     def ask(
         self,
@@ -191,12 +194,9 @@ class Library:
             if tokenizer is None:
                 raise ValueError("a loaded model needs its tokenizer; give `tokenizer`")
             named = str(model.name_or_path or type(model).__name__)
-            self._models.put(named, Loaded(model, tokenizer))
+            self.models.put(named, Loaded(model, tokenizer))
             return named
-        if model is None:
-            return ""
-        path = Path(model).expanduser()
-        return str(path.absolute()) if path.exists() else str(model)
+        return model_name(model)
 
     def _added(self, document: str | Path, progress: Progress | None, added: dict[str, Any]) -> str:
         """The name of a document; a file that is not stored as it is now is read for that."""
@@ -222,7 +222,7 @@ class Library:
 
     def _again(self, opened: Opened, place: str | None) -> Opened:
         """An open document as it was at its beginning."""
-        return opened_by(self.store, self._models, opened.lease, place)
+        return opened_by(self.store, self.models, opened.lease, place)
 
     def _opened(self, name: str, place: str | None, progress: Progress | None) -> Opened:
         """A document, read again first where it would be put to the model otherwise now."""
@@ -235,7 +235,7 @@ class Library:
             return opened
         self._notice(f"read again from token {drift.token:,}: {drift.said}")
         opened.close()
-        add_document(self.store, self._models, as_before(opened), progress)
+        add_document(self.store, self.models, as_before(opened), progress)
         return self.open(name, place=place)
 
 

@@ -54,6 +54,11 @@ class Models:
         self._identities.pop(name, None)
         self._from_files.discard(name)
 
+    def holds(self, name: str, loaded: Loaded) -> bool:
+        """Whether this very model is served by a name."""
+        found = self._loaded.get(name)
+        return found is not None and found.model is loaded.model
+
     def served(self, name: str) -> None:
         """Note that the model of a name can be served; a later process does not try it again."""
         files = _files(name) if name in self._from_files else None
@@ -98,6 +103,14 @@ class Models:
             if known and isinstance(held.get("models"), dict):
                 return held
         return {"models": {}}
+
+
+def model_name(model: str | Path | None) -> str:
+    """The name of a model that is loaded by `model`, the same from every working directory."""
+    if model is None:
+        return ""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.exists() else str(model)
 
 
 def _files(name: str) -> dict[str, Any] | None:

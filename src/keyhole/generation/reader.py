@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
@@ -89,8 +90,7 @@ class Reader:
     ) -> None:
         self._model, self._tokenizer = loaded
         self._recipe, self._options, self._progress = recipe, options, progress
-        small = self._model.device.type == "cpu" and not recipe.drops
-        self._chunk = chunk or (_CPU_CHUNK if small else CHUNK)
+        self._chunk = chunk or chunk_of(self._model, recipe)
         self._stops = stop_tokens(*loaded)
 
     def answers(self, questions: list[tuple[str, Asked]], question_aware: bool) -> Iterator[Answer]:
@@ -177,6 +177,11 @@ class Reader:
             seconds=sum(token.seconds for token in tokens),
             selects=_selects(cache),
         )
+
+
+def chunk_of(model: PreTrainedModel, recipe: Recipe) -> int:
+    """Prompt tokens that are computed at once where nothing else is said."""
+    return _CPU_CHUNK if model.device.type == "cpu" and not recipe.drops else CHUNK
 
 
 def _all(prompt: Asked) -> Tensor:

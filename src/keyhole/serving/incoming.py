@@ -1,0 +1,131 @@
+"""Whether a request can be served, before anything of it runs."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from keyhole.core.errors import SpecError
+from keyhole.documents.form import asked
+from keyhole.documents.store import Document
+from keyhole.engines.transformers.cache import check_method
+from keyhole.generation.answers import options_of
+from keyhole.generation.prompt import within_range
+from keyhole.methods import Method, Recipe
+from keyhole.serving.requests import Request, TooLongError
+
+MOST_LOGPROBS = 20
+
+
+class Checks:
+    """What requests are held against. Any thread may ask.
+
+    Args:
+        recipe: the server's; which weights a step reads is the same for all requests.
+        context: tokens of prompt and answer at most; None is the model's range.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, context: int | None
+    ) -> None:
+        self._model, self._tokenizer, self._recipe, self._context = model, tokenizer, recipe, context
+        self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[attr-defined]
+        self._passed = {str(recipe)}
+        self._lock = Lock()
+
+    def recipe(self, request: Request, document: Document | None) -> Recipe:
+        """The recipe that answers a request, which can be served.
+
+        Raises:
+            ValueError: it cannot; the message says why and what can be done.
+            TooLongError: prompt and answer are longer than may be.
+        """
+        self._check_options(request)
+        self._check_tokens(request, document)
+        recipe = self._wanted(request, document)
+        self.check_recipe(recipe)
+        self._check_length(recipe, request)
+        return recipe
+
+    def _check_options(self, request: Request) -> None:
+        options_of(
+            request.max_tokens,
+            request.temperature,
+            request.top_p,
+            request.seed,
+            request.stop,
+            None,
+            None,
+        )
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"logprobs {request.logprobs} is out of range; give 0 to {MOST_LOGPROBS}")
+
+    def _check_tokens(self, request: Request, document: Document | None) -> None:
+        if not request.prompt:
+            raise ValueError("the prompt has no tokens; give some text")
+        wrong = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        if wrong is not None:
+            raise ValueError(f"token id {wrong} is out of range; give 0 to {self._vocabulary - 1}")
+        if document is not None:
+            _check_beginning(request.prompt, document)
+
+    def _wanted(self, request: Request, document: Document | None) -> Recipe:
+        if document is not None:
+            if request.recipe is not None and str(request.recipe) != document.method:
+                raise ValueError(
+                    f"{document.name!r} was read by {document.method}; leave the method out, or add the text "
+                    f"under another name by {request.recipe}"
+                )
+            return Recipe.parse(document.method)
+        recipe = request.recipe or self._recipe
+        if any(type(stage).for_text is not Method.for_text for stage in recipe.stages):
+            with self._lock:
+                recipe = recipe.for_text(str(self._tokenizer.decode(request.prompt)))
+        return recipe
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise ValueError for a recipe by which this server cannot answer."""
+        if _activated(recipe) != _activated(self._recipe):
+            raise ValueError(
+                f"{recipe} reads other weights than {self._recipe}, by which this server was started; leave "
+                "the method out, or start a server for it"
+            )
+        if str(recipe) not in self._passed:
+            check_method(recipe, self._model)
+            self._passed.add(str(recipe))
+
+    def _check_length(self, recipe: Recipe, request: Request) -> None:
+        tokens = len(request.prompt) + request.max_tokens
+        if self._context is not None and tokens > self._context:
+            raise TooLongError(
+                f"the prompt has {len(request.prompt):,} tokens and the answer up to {request.max_tokens:,}; "
+                f"the server takes {self._context:,} together: shorten the prompt by "
+                f"{tokens - self._context:,} tokens, or lower max_tokens"
+            )
+        try:
+            prompt = asked(np.asarray(request.prompt[:-1]), [request.prompt[-1]])
+            within_range(self._model, recipe, prompt, request.max_tokens)
+        except SpecError as error:
+            raise TooLongError(str(error)) from error
+
+
+def _activated(recipe: Recipe) -> list[str]:
+    """The stages that say which weights are read."""
+    return [str(stage) for stage in recipe.stages if type(stage).feedforward is not Method.feedforward]
+
+
+def _check_beginning(prompt: tuple[int, ...], document: Document) -> None:
+    ids = document.tokens.tolist()
+    if list(prompt[: len(ids)]) != ids:
+        at = next(
+            (place for place, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b),
+            len(prompt),
+        )
+        raise ValueError(
+            f"the prompt does not begin with the document {document.name!r}: token {at:,} differs; make it "
+            "by the document's own form"
+        )
+    if len(prompt) == len(ids):
+        raise ValueError(f"nothing follows the document {document.name!r} in the prompt; ask something")

@@ -1,0 +1,261 @@
+"""One model, many requests: what a server, or a program with several users, calls.
+
+Each answer is what the request gets alone: every call of the model is of one request and of the same tokens
+whatever else runs. What a busy machine changes is when it is made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from keyhole.core.closing import Closing
+from keyhole.core.errors import UnknownDocumentError
+from keyhole.documents.adding import Adding
+from keyhole.documents.form import form_of
+from keyhole.documents.library import Library
+from keyhole.documents.paths import name_of
+from keyhole.documents.recipes import stored_recipe
+from keyhole.documents.store import BLOCK, Document, check_ttl
+from keyhole.documents.text import check_text
+from keyhole.engines.transformers import attach
+from keyhole.generation.loading import Loaded
+from keyhole.methods import Method, Recipe
+from keyhole.serving.adding import AddingDocument
+from keyhole.serving.answering import Answering, Bench
+from keyhole.serving.conversations import document_prompt
+from keyhole.serving.incoming import Checks
+from keyhole.serving.jobs import Job
+from keyhole.serving.measuring import Counts
+from keyhole.serving.memory import Needs, default_memory
+from keyhole.serving.recording import Recorder
+from keyhole.serving.requests import NewDocument, Request, TooLongError
+from keyhole.serving.shelf import Shelf
+from keyhole.serving.tickets import Ticket
+from keyhole.serving.worker import Worker
+
+
+@dataclass(frozen=True)
+class State:
+    """What goes on; counts never decrease.
+
+    Attributes:
+        alive: whether requests are answered.
+        waiting: requests in the queue; at most `queue`, and those that are about to get a slot.
+        running: requests that are read or answered, at most `slots`; `reading` of them are read.
+        held_bytes: what running requests hold at most; `memory` is the limit.
+        finished: requests that ended, by "stop", "length", "added" or the kind of their failure.
+        refused: requests that were turned away because too many waited.
+        tokens: by "prompt" (computed), "cached", "written" and "completion".
+        chunk_seconds: mean seconds of computing 256 prompt tokens; 0.0 before any.
+    """
+
+    alive: bool
+    waiting: int
+    running: int
+    reading: int
+    held_bytes: int
+    memory: int
+    slots: int
+    queue: int
+    finished: dict[str, int]
+    refused: int
+    tokens: dict[str, int]
+    chunk_seconds: float
+
+
+class Scheduler(Closing):
+    """Answers requests by one model, which nothing else may call meanwhile.
+
+    Args:
+        model: the name of the model in the library (`keyhole.documents.models.model_name`).
+        library: where documents are, and beginnings of prompts are kept; without it nothing is stored.
+        recipe: the method of requests that name none.
+        slots: requests that are read or answered at once.
+        max_context: tokens of a prompt and its answer; by default the model's range.
+        queue: requests that may wait beyond those.
+        memory: bytes that all requests hold together; by default half of what is free.
+        store_prompts: whether whole blocks of new prompts are stored.
+        recorder: makes the record of a request with `Request.record`.
+
+    Raises:
+        ValueError: a number is out of range.
+        SpecError: the method cannot be read.
+        UnsupportedModelError: the model cannot be served, with the reason.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        model: str = "",
+        library: Library | None = None,
+        recipe: str | Method | Recipe = "pqcache",
+        slots: int = 32,
+        max_context: int | None = None,
+        queue: int = 128,
+        memory: int | None = None,
+        store_prompts: bool = True,
+        recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        _check_numbers(slots=slots, queue=queue, max_context=max_context, memory=memory)
+        self.loaded, self.library, self.max_context = loaded, library, max_context
+        self.recipe = Recipe.parse(recipe)
+        self._model = model
+        # Tokenizers cannot be used by two threads at once.
+        own = Loaded(loaded.model, copy.deepcopy(loaded.tokenizer))
+        self._tokenizer, self._tokenizing = copy.deepcopy(loaded.tokenizer), Lock()
+        self._counts = Counts()
+        self._needs = Needs(loaded.model)
+        self._needs.of(self.recipe, 1)  # refuses a model, or a method, that cannot be served
+        self._checks = Checks(loaded.model, self._tokenizer, self.recipe, max_context)
+        self._shelf = None if library is None else _shelf(library, model, loaded, store_prompts)
+        self._bench = Bench(own, self._shelf, self._counts, recorder)
+        self._worker = Worker(
+            slots=slots,
+            queue=queue,
+            memory=default_memory(loaded.model.device) if memory is None else memory,
+            chunk=BLOCK,
+            inside=lambda: attach(loaded.model, self.recipe),
+        )
+
+    def submit(self, request: Request) -> Ticket:
+        """Let a request be answered. With a document it is looked up on the disk, which takes a moment.
+
+        Raises:
+            OverloadedError: as many requests wait as may, or the scheduler stops.
+            UnknownDocumentError: there is no such document.
+            TooLongError: prompt and answer are longer, or hold more memory, than may be.
+            ValueError: something else that can never be served.
+        """
+        self._worker.check_room()
+        document = None if request.document is None else self._document(request.document)
+        with self._tokenizing:
+            recipe = self._checks.recipe(request, document)
+        tokens = len(request.prompt) + request.max_tokens
+        needs = self._fitting(recipe, tokens, "lower max_tokens, or shorten the prompt")
+        ticket = Ticket(self._worker.wake)
+        held = 0 if document is None else len(document.tokens)
+        return self._submitted(Answering(ticket, request, recipe, self._bench, needs=needs, held=held))
+
+    def submit_document(self, new: NewDocument) -> Ticket:
+        """Let a document be read and stored. Its text is tokenised first, which takes a moment.
+
+        Raises:
+            OverloadedError, TooLongError, ValueError: as `submit`; also where there is no library.
+        """
+        self._worker.check_room()
+        shelf = self._needed()
+        recipe = stored_recipe(new.recipe or self.recipe, new.kv_dtype)
+        name = name_of(new.name, None)
+        if not new.text.strip():
+            raise ValueError("the document is empty; give some text")
+        check_text("the document", new.text)
+        check_ttl(new.ttl)
+        self._checks.check_recipe(recipe)
+        with self._tokenizing:
+            tokens = len(form_of(self._tokenizer, new.text, new.chat).ids)
+        needs = self._fitting(recipe, tokens, "divide the document")
+        adding = Adding(
+            name, new.text, self._model, recipe, new.chat, new.source, new.beyond_range, new.pinned, new.ttl
+        )
+        ticket = Ticket(self._worker.wake)
+        return self._submitted(
+            AddingDocument(ticket, adding, shelf, self._counts, needs=needs, tokens=tokens)
+        )
+
+    def document_prompt(self, name: str, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation behind a stored document, for a `Request` with that document.
+
+        The document stands at the head of the first user message, as for `keyhole.Library.chat`; a system
+        message is put in front of the first question. One message gives the ids of `keyhole.Library.ask`.
+
+        Args:
+            messages: with "role" and "content", of user and assistant in turn, the last one the user's.
+
+        Raises:
+            UnknownDocumentError: there is no such document.
+            ValueError: the messages, or the tokenizer, do not fit it.
+        """
+        library = self._needed().library
+        with self._tokenizing:
+            return document_prompt(library.store, self._tokenizer, name, messages)
+
+    def state(self) -> State:
+        """What goes on now."""
+        worker = self._worker
+        with worker.lock:
+            running = list(worker.running)
+            return State(
+                alive=worker.alive,
+                waiting=len(worker.waiting),
+                running=len(running),
+                reading=sum(1 for job in running if job.unread),
+                held_bytes=worker.held,
+                memory=worker.memory,
+                slots=worker.slots,
+                queue=worker.queue,
+                finished=dict(worker.ended),
+                refused=worker.refused,
+                tokens=self._counts.tokens,
+                chunk_seconds=self._counts.chunk_seconds,
+            )
+
+    def close(self, *, drain: bool = True, patience: float = 30.0) -> bool:
+        """Take no new requests, and end.
+
+        Args:
+            drain: let those that wait or run go on for at most `patience` seconds. What is left then fails.
+
+        Returns:
+            Whether none failed because of it.
+        """
+        finished = self._worker.close(drain=drain, patience=patience)
+        if self._shelf is not None:
+            self._shelf.close()
+        return finished
+
+    def _submitted(self, job: Job) -> Ticket:
+        self._worker.submit(job)
+        return job.ticket
+
+    def _needed(self) -> Shelf:
+        if self._shelf is None:
+            raise ValueError("this server keeps no documents; start it with a store")
+        return self._shelf
+
+    def _document(self, name: str) -> Document:
+        found = self._needed().library.document(name)
+        if not found.finished:
+            raise UnknownDocumentError(f"{name!r} is not read to its end; add it again to go on")
+        if found.model != self._model:
+            raise ValueError(
+                f"{name!r} was read by {found.model or 'the embedded model'}, which this server does not "
+                "serve; add its text again"
+            )
+        return found
+
+    def _fitting(self, recipe: Recipe, tokens: int, way_out: str) -> int:
+        needs, memory = self._needs.of(recipe, tokens), self._worker.memory
+        if needs > memory:
+            raise TooLongError(
+                f"{tokens:,} tokens would hold up to {needs:,} bytes by {recipe}, and the server has "
+                f"{memory:,}; {way_out}"
+            )
+        return needs
+
+
+def _shelf(library: Library, model: str, loaded: Loaded, keeping: bool) -> Shelf:
+    if not library.models.holds(model, loaded):
+        library.models.put(model, loaded)
+    return Shelf(library, model, keeping=keeping)
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        least = 0 if name == "queue" else 1
+        if number is not None and number < least:
+            raise ValueError(f"{name} {number} is out of range; give at least {least}")

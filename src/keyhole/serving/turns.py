@@ -36,7 +36,9 @@ class Turns(Generic[Job]):
 
     def __init__(self, chunk: int) -> None:
         self._chunk = chunk
-        self._jobs: list[Job] = []  # in order of arrival, but a long prompt that was served goes to the end
+        self._jobs: list[Job] = []  # in order of arrival
+        self._served: dict[Job, int] = {}  # the turn in which a long prompt was last served
+        self._turn = 1
         self._steps: deque[Job] = deque()  # those which are still to decode a step in this turn
         self._short = chunk  # tokens of short prompts that this turn still has room for
         self._long = True  # whether a long prompt is still to be served
@@ -54,6 +56,7 @@ class Turns(Generic[Job]):
     def remove(self, job: Job) -> None:
         """Let it take part no more."""
         self._jobs.remove(job)
+        self._served.pop(job, None)
         if job in self._steps:
             self._steps.remove(job)
 
@@ -63,7 +66,7 @@ class Turns(Generic[Job]):
             return None
         found = self._in_turn()
         if found is None:
-            self._short, self._long = self._chunk, True
+            self._short, self._long, self._turn = self._chunk, True, self._turn + 1
             self._steps.extend(job for job in self._jobs if not job.unread)
             found = self._in_turn()
         return found
@@ -78,9 +81,9 @@ class Turns(Generic[Job]):
             return self._steps.popleft()
         if self._long:
             self._long = False
-            found = next((job for job in self._jobs if job.unread > self._chunk), None)
-            if found is not None:
-                self._jobs.remove(found)
-                self._jobs.append(found)
+            long = [job for job in self._jobs if job.unread > self._chunk]
+            if long:
+                found = min(long, key=lambda job: self._served.get(job, 0))
+                self._served[found] = self._turn
                 return found
         return None

@@ -1,5 +1,7 @@
 """Whose turn it is: nobody starves, short prompts go first, long ones one after another."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,9 +49,9 @@ def test_few_prompt_tokens_are_read_between_two_steps_of_an_answer(arrivals):
     log = run(Turns(CHUNK), log := [], made(arrivals, log))
     for number in range(len(arrivals)):
         places = [place for place, entry in enumerate(log) if entry == (number, 0)]
-        for first, second in zip(places, places[1:], strict=False):
+        for first, second in pairwise(places):
             between = log[first + 1 : second]
-            # Of two turns: short prompts, the last of which may go beyond the room, and a piece of a long one.
+            # Of two turns: short prompts, the last of which may be too many, and a piece of a long one.
             assert sum(tokens for _, tokens in between) <= 2 * (2 * CHUNK + CHUNK)
             for other in {name for name, _ in between}:
                 assert between.count((other, 0)) <= 2
@@ -87,10 +89,10 @@ def test_short_prompts_that_keep_coming_do_not_stop_a_long_one_nor_an_answer(cou
     turns.add(Fake(1, 30, log=log, name="answer"))
     shorts = [(at, Fake(CHUNK, 1, log=log, name=f"s{at}.{n}")) for at in range(40) for n in range(count)]
     run(turns, log, shorts, most=30_000)
-    # A turn has one short prompt of this size, a step of each answer that there is, and a piece of the long one.
+    # A turn has one short prompt of this size, a step of each answer, and a piece of the long one.
     assert max(place for place, (name, _) in enumerate(log) if name == "long") < 40
     steps = [place for place, entry in enumerate(log) if entry == ("answer", 0)]
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 6
+    assert max(b - a for a, b in pairwise(steps)) <= 6
 
 
 def test_nothing_is_next_where_there_is_nothing():

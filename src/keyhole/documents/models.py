@@ -54,6 +54,12 @@ class Models:
         self._identities.pop(name, None)
         self._from_files.discard(name)
 
+    def beside(self, name: str, loaded: Loaded) -> Models:
+        """Other models with the same notes: the model of a name, with a tokenizer of its own."""
+        others = Models(self._notes)
+        others._loaded[name], others._identities[name] = loaded, self.identity(name)
+        return others
+
     def holds(self, name: str, loaded: Loaded) -> bool:
         """Whether this very model is served by a name."""
         found = self._loaded.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from keyhole.core.errors import StoreError
 from keyhole.documents.adding import Adding, add_document
@@ -27,7 +27,7 @@ class AddingDocument(Job):
         self._done: int | None = None
         self.outcome = "added"
 
-    def work(self) -> Iterator[None]:
+    def work(self) -> Generator[None]:
         return in_turns(self._add)
 
     def _add(self, pause: Callable[[], None]) -> None:
@@ -37,8 +37,7 @@ class AddingDocument(Job):
             self._count(done, total)
             pause()
 
-        library = self._shelf.library
-        self._document = add_document(library.store, library.models, self._adding, advance)
+        self._document = add_document(self._shelf.store, self._shelf.models, self._adding, advance)
 
     def _count(self, done: int, total: int) -> None:
         if self._done is None:

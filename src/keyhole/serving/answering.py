@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Answering(Job):
         self._pieces = Pieces(bench.loaded.tokenizer, request.stop, request.logprobs)
         self.outcome: Reason = "length"
 
-    def work(self) -> Iterator[None]:
+    def work(self) -> Generator[None]:
         self._reading = reading = self._start()
         total, done = len(self._request.prompt), reading.cached
         self._bench.counts.add("cached", done)
@@ -129,7 +129,9 @@ class Answering(Job):
         reading.end(report)
 
     def failure(self, error: Exception) -> Failed:
-        return failed_by(error)
+        failed = failed_by(error)
+        cannot_open = self._reading is None and self._request.document and isinstance(error, ValueError)
+        return Failed(failed.error, "document") if cannot_open else failed
 
     def _recorded(self) -> Any:
         recorder, self._recorder = self._recorder, None

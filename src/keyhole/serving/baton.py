@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from threading import Semaphore, Thread
 
 
@@ -10,7 +10,7 @@ class _Stopped(BaseException):
     """The work is to end where it is."""
 
 
-def in_turns(work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+def in_turns(work: Callable[[Callable[[], None]], None]) -> Generator[None]:
     """Pieces of `work`, each up to where it calls what it is given; only then, or at its end, it is left.
 
     Either the work runs or its caller does, never both. What it raises is raised here. Closing the iterator

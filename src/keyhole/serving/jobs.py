@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from keyhole.core.closing import Closing
 from keyhole.serving.requests import Failed
@@ -23,7 +23,7 @@ class Job(Closing):
     def __init__(self, ticket: Ticket, needs: int, unread: int) -> None:
         self.ticket, self.needs, self.unread = ticket, needs, unread
         self.outcome: str = "done"
-        self._work: Iterator[None] | None = None
+        self._work: Generator[None] | None = None
 
     def advance(self) -> bool:
         """Do the next piece; returns whether it was the last one."""
@@ -36,7 +36,7 @@ class Job(Closing):
         return False
 
     @abstractmethod
-    def work(self) -> Iterator[None]:
+    def work(self) -> Generator[None]:
         """All of it, one piece up to each `yield`."""
 
     @abstractmethod
@@ -49,6 +49,5 @@ class Job(Closing):
 
     def close(self) -> None:
         """Let go of what is held."""
-        work, self._work = self._work, iter(())
-        if work is not None and hasattr(work, "close"):
-            work.close()
+        if self._work is not None:
+            self._work.close()

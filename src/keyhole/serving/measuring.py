@@ -56,8 +56,16 @@ def usage_of(cache: KeyholeCache, *, prompt: int, cached: int, completion: int) 
         share=total.read / total.tokens if total.tokens else 1.0,
         bytes_read=total.bytes,
         bytes_held=cache.footprint._asdict(),
-        missed_mass=max(0.0, 1.0 - total.mass / total.steps) if total.steps else 0.0,
+        missed_mass=_missed(cache),
     )
+
+
+def _missed(cache: KeyholeCache) -> float | None:
+    """The mean of the mass that was not read; None where tokens were dropped, of which nobody knows."""
+    total = cache.usage
+    if cache.recipe.drops:
+        return None
+    return max(0.0, 1.0 - total.mass / total.steps) if total.steps else 0.0
 
 
 def failed_by(error: Exception) -> Failed:

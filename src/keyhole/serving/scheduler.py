@@ -112,7 +112,7 @@ class Scheduler(Closing):
         self._needs = Needs(loaded.model)
         self._needs.of(self.recipe, 1)  # refuses a model, or a method, that cannot be served
         self._checks = Checks(loaded.model, self._tokenizer, self.recipe, max_context)
-        self._shelf = None if library is None else _shelf(library, model, loaded, store_prompts)
+        self._shelf = None if library is None else _shelf(library, model, loaded, own, store_prompts)
         self._bench = Bench(own, self._shelf, self._counts, recorder)
         self._worker = Worker(
             slots=slots,
@@ -180,9 +180,9 @@ class Scheduler(Closing):
             UnknownDocumentError: there is no such document.
             ValueError: the messages, or the tokenizer, do not fit it.
         """
-        library = self._needed().library
+        store = self._needed().store
         with self._tokenizing:
-            return document_prompt(library.store, self._tokenizer, name, messages)
+            return document_prompt(store, self._tokenizer, name, messages)
 
     def state(self) -> State:
         """What goes on now."""
@@ -228,7 +228,7 @@ class Scheduler(Closing):
         return self._shelf
 
     def _document(self, name: str) -> Document:
-        found = self._needed().library.document(name)
+        found = self._needed().store.document(name)
         if not found.finished:
             raise UnknownDocumentError(f"{name!r} is not read to its end; add it again to go on")
         if found.model != self._model:
@@ -248,10 +248,10 @@ class Scheduler(Closing):
         return needs
 
 
-def _shelf(library: Library, model: str, loaded: Loaded, keeping: bool) -> Shelf:
+def _shelf(library: Library, model: str, loaded: Loaded, own: Loaded, keeping: bool) -> Shelf:
     if not library.models.holds(model, loaded):
         library.models.put(model, loaded)
-    return Shelf(library, model, keeping=keeping)
+    return Shelf(library.store, library.models.beside(model, own), model, keeping=keeping)
 
 
 def _check_numbers(**numbers: int | None) -> None:

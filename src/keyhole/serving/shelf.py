@@ -14,10 +14,10 @@ from torch import Tensor
 from keyhole.cache.prompted import SHOWN
 from keyhole.core.errors import StoreError
 from keyhole.documents.layers import block_tensors, load_blocks, wants_every_query, whole_because
-from keyhole.documents.library import Library
+from keyhole.documents.models import Models
 from keyhole.documents.opening import Opened, open_document
 from keyhole.documents.recipes import fingerprint_of, stored_recipe
-from keyhole.documents.store import BLOCK, Writer, block_keys
+from keyhole.documents.store import BLOCK, Store, Writer, block_keys
 from keyhole.engines.transformers import KeyholeCache
 from keyhole.engines.transformers.devices import input_device
 from keyhole.methods import Recipe
@@ -41,13 +41,13 @@ class Shelf:
     """The store of one model's prompts and documents. What is kept is written by a thread of its own.
 
     Args:
-        model: the name of the model among those of the library.
+        model: the name by which `models` has the model.
         keeping: whether new prompts are kept.
     """
 
-    def __init__(self, library: Library, model: str, *, keeping: bool) -> None:
-        self.library, self.model, self.keeping = library, model, keeping
-        self._store, self._identity = library.store, library.models.identity(model)
+    def __init__(self, store: Store, models: Models, model: str, *, keeping: bool) -> None:
+        self.store, self.models, self.model, self.keeping = store, models, model, keeping
+        self._identity = models.identity(model)
         self._tasks: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock, self.waiting = Lock(), 0
         self._thread = Thread(target=self._run, name="keyhole-keeping", daemon=True)
@@ -55,7 +55,7 @@ class Shelf:
 
     def open(self, name: str) -> Opened:
         """See `keyhole.Library.open`."""
-        return open_document(self._store, self.library.models, name)
+        return open_document(self.store, self.models, name)
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Of the blocks of a recipe."""
@@ -69,9 +69,11 @@ class Shelf:
         most = max(len(ids) - SHOWN, 0) // BLOCK * BLOCK
         if not most:
             return 0
-        with self._store.match(ids[:most], self.fingerprint(cache.recipe)) as found:
+        with self.store.match(ids[:most], self.fingerprint(cache.recipe)) as found:
             blocks = tuple(block for block in found.blocks if len(block.tokens) == BLOCK)
             load_blocks(cache, blocks, input_device(cache.model))
+            # Whoever wonders why a prompt is read again looks at the first token that differs.
+            _log.info("of a prompt of %d tokens, the first %d are stored", len(ids) + 1, found.length)
         return len(blocks) * BLOCK
 
     def keep(self, recipe: Recipe, ids: np.ndarray, held: int) -> Keeping | None:
@@ -85,7 +87,7 @@ class Shelf:
         """A writer of a prompt's beginning."""
         name = f"prompt {block_keys(ids, fingerprint)[-1][:16]}"
         said: dict[str, Any] = {"method": str(recipe), "model": self.model, "source": PROMPT, "ttl": _TTL}
-        return self._store.begin(name, ids, fingerprint, waiting=_busy, **said)
+        return self.store.begin(name, ids, fingerprint, waiting=_busy, **said)
 
     def later(self, task: Callable[[], object], nbytes: int = 0) -> bool:
         """Do something in the thread, after all that is to be done there; False where too much waits."""

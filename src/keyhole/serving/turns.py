@@ -10,6 +10,7 @@ advances every n turns.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -46,7 +47,7 @@ class Turns(Generic[Job]):
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Job]:
         return iter(tuple(self._jobs))
 
     def add(self, job: Job) -> None:

@@ -32,6 +32,7 @@ class Choice:
 
     Attributes:
         text: its words, without calls of tools.
+        spans: for each of `logprobs`, where in the text its piece begins and ends.
         first: when its first piece came, by `time.perf_counter`.
         opened: whether a stream has shown who speaks.
     """
@@ -40,6 +41,7 @@ class Choice:
     reader: CallReader
     text: str = ""
     logprobs: list[Logprob] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
     finished: Finished | None = None
     first: float | None = None
     opened: bool = False
@@ -54,6 +56,8 @@ class Choice:
         if isinstance(each, Piece):
             self.first = self.first or time.perf_counter()
             self.logprobs += each.logprobs
+            span = (len(self.text), len(self.text) + len(each.text))
+            self.spans += [span] * len(each.logprobs)
             words = self.reader.put(each.text)
         elif isinstance(each, Finished):
             self.finished = each

@@ -144,7 +144,7 @@ def _item(choice: Choice, text: str, logprobs: Any, reason: str | None) -> dict[
 def _pieces(
     spelled: Spelled | None, choice: Choice, words: str, logprobs: Sequence[Logprob]
 ) -> list[dict[str, Any]]:
-    shown = None if spelled is None else spelled.completion(logprobs, len(choice.text) - len(words))
+    shown = None if spelled is None else spelled.completion(logprobs, choice.spans[-len(logprobs) :])
     return [_item(choice, words, shown, None)]
 
 
@@ -153,5 +153,5 @@ def _last(choice: Choice) -> list[dict[str, Any]]:
 
 
 def _whole_item(spelled: Spelled | None, choice: Choice) -> dict[str, Any]:
-    shown = None if spelled is None else spelled.completion(choice.logprobs, 0)
+    shown = None if spelled is None else spelled.completion(choice.logprobs, choice.spans)
     return _item(choice, choice.text, shown, choice.reason)

@@ -27,14 +27,16 @@ class Spelled:
             for each in logprobs
         ]
 
-    def completion(self, logprobs: Sequence[Logprob], offset: int) -> dict[str, list[Any]]:
+    def completion(
+        self, logprobs: Sequence[Logprob], spans: Sequence[tuple[int, int]]
+    ) -> dict[str, list[Any]]:
         """`logprobs` of a completion, or of a piece of it.
 
         Args:
-            offset: characters of the text before.
+            spans: where in the text the piece of each token begins and ends.
         """
         tokens = [token_text(self._tokenizer, each.token) for each in logprobs]
-        offsets = [offset + sum(map(len, tokens[:at])) for at in range(len(tokens))]
+        offsets = _offsets(tokens, spans)
         tops = [
             {token_text(self._tokenizer, token): _finite(value) for token, value in each.top}
             for each in logprobs
@@ -48,6 +50,17 @@ class Spelled:
             "logprob": _finite(logprob),
             "bytes": token_bytes(self._tokenizer, token),
         }
+
+
+def _offsets(tokens: list[str], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where tokens begin; several that make one character are of one piece, and stay within it."""
+    offsets: list[int] = []
+    at, last = 0, None
+    for token, span in zip(tokens, spans, strict=True):
+        at = span[0] if span != last else at
+        offsets.append(min(at, span[1]))
+        at, last = at + len(token), span
+    return offsets
 
 
 def _finite(logprob: float) -> float:

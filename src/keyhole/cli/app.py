@@ -18,6 +18,7 @@ from keyhole.cli import (
     generate,
     lm_eval,
     methods,
+    serve,
     train,
     tune,
 )
@@ -62,7 +63,7 @@ def root(
 for command in (add.add, ask.ask, ask.chat, documents.remove):
     app.command()(command)
 app.add_typer(documents.app)
-for command in (compare.compare, generate.generate, methods.methods, train.train, tune.tune):
+for command in (compare.compare, generate.generate, methods.methods, serve.serve, train.train, tune.tune):
     app.command()(command)
 app.command("eval")(eval.eval_)
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)

@@ -23,7 +23,7 @@ _KV_DTYPES = ("full", "int8", "int4")
 _PLACES = ("disk", "host", "device")
 
 
-def _size(value: str | None) -> str | None:
+def size(value: str | None) -> str | None:
     if value is not None and bytes_of(value) < 1:
         raise typer.BadParameter(f"{value} is not in the range: at least 1 byte.")
     return value
@@ -55,7 +55,7 @@ Where = Annotated[
 Quota = Annotated[
     str | None,
     typer.Option(
-        callback=_size, help="Size the store may take, as 20GB.", show_default="a tenth of the free disk"
+        callback=size, help="Size the store may take, as 20GB.", show_default="a tenth of the free disk"
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the document.", show_default="that of the file")]

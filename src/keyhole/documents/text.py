@@ -70,16 +70,25 @@ def check_files(files: list[str]) -> None:
             what = "is a directory; give its files" if os.path.isdir(path) else "does not exist"
             raise ValueError(f"the file {str(path)!r} {what}")
         if path.suffix.lower() == ".pdf":
-            _check_pdf(path)
+            _check_pdf(repr(str(path)))
 
 
 def read_text_of(file: str) -> str:
     """The text of one file; "-" is stdin."""
     check_files([file])
     name, data = _bytes(file)
-    suffix = Path(file).suffix.lower()
+    return text_of(name, Path(file).suffix.lower(), data)
+
+
+def text_of(name: str, suffix: str, data: bytes) -> str:
+    """The text of a file's bytes.
+
+    Args:
+        name: of the file, in messages.
+        suffix: of its name, in lower case.
+    """
     if suffix == ".pdf" or data.startswith(b"%PDF-"):
-        _check_pdf(Path(file))
+        _check_pdf(name)
         text = _pdf_text(name, data)
     else:
         text = _declared(data) or _decoded(name, data)
@@ -179,9 +188,9 @@ def _by(name: str, data: bytes, encoding: str) -> str:
         raise ValueError(f"{name} begins as {encoding} text and is none: {error.reason}") from error
 
 
-def _check_pdf(path: Path) -> None:
+def _check_pdf(name: str) -> None:
     if find_spec("pypdf") is None:
-        raise ValueError(f"{str(path)!r} is a PDF, which needs pypdf; pip install 'keyhole[pdf]'")
+        raise ValueError(f"{name} is a PDF, which needs pypdf; pip install 'keyhole[pdf]'")
 
 
 def _pdf_text(name: str, data: bytes) -> str:

@@ -1,0 +1,69 @@
+"""What the routes need of a scheduler: the part of `keyhole.serving.scheduler.Scheduler` that they use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from keyhole.serving.requests import Event, NewDocument, Request
+
+if TYPE_CHECKING:
+    from keyhole.documents.library import Library
+    from keyhole.generation.loading import Loaded
+    from keyhole.methods import Recipe
+
+
+class Ticket(Protocol):
+    """A submitted request."""
+
+    def events(self) -> AsyncGenerator[Event, None]: ...
+
+    def cancel(self) -> None: ...
+
+
+class State(Protocol):
+    """What `/health` and `/metrics` say; counters never decrease."""
+
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def reading(self) -> int: ...
+    @property
+    def held_bytes(self) -> int: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def queue(self) -> int: ...
+    @property
+    def finished(self) -> Mapping[str, int]: ...
+    @property
+    def refused(self) -> int: ...
+    @property
+    def tokens(self) -> Mapping[str, int]: ...
+
+
+class Scheduler(Protocol):
+    """Serves requests; its methods may be called from any thread."""
+
+    @property
+    def loaded(self) -> Loaded: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def max_context(self) -> int | None: ...
+    @property
+    def library(self) -> Library | None: ...
+
+    def submit(self, request: Request) -> Ticket: ...
+
+    def submit_document(self, new: NewDocument) -> Ticket: ...
+
+    def document_prompt(self, name: str, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]: ...
+
+    def state(self) -> State: ...

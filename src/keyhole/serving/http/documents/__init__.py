@@ -1,0 +1,1 @@
+"""`/v1/documents`: stored documents as named objects."""

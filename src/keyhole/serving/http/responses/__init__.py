@@ -1,0 +1,1 @@
+"""`/v1/responses`: input items, the response object, and its stream of events."""

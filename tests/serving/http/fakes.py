@@ -1,0 +1,155 @@
+"""A scheduler without a model: it answers what a test wants, at the pace that it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+from keyhole.documents.form import behind
+from keyhole.methods import Recipe
+from keyhole.serving.requests import (
+    Added,
+    Failed,
+    Finished,
+    Logprob,
+    OverloadedError,
+    Piece,
+    Progress,
+    Queued,
+    ServedUsage,
+    Started,
+)
+from tests.evaluation.small_text import byte_tokenizer
+
+TEXT = "Grüße, 世界! 🌊 The tide is full."
+
+
+class FakeTicket:
+    """Events of a list; with `held` it waits before the last one until it is cancelled."""
+
+    def __init__(self, events, held, over):
+        self._events, self._held, self._over = events, held, over
+        self._stop = threading.Event()
+
+    async def events(self):
+        try:
+            for each in self._events:
+                if self._held and isinstance(each, (Finished, Added)):
+                    while not self._stop.is_set():
+                        await asyncio.sleep(0.01)
+                    self._over("stopped")
+                    yield Failed("the request was cancelled", "stopped")
+                    return
+                yield each
+            last = self._events[-1]
+            self._over(last.reason if isinstance(last, Finished) else getattr(last, "kind", "added"))
+        finally:
+            self._stop.set()
+
+    def cancel(self):
+        self._stop.set()
+
+
+class FakeScheduler:
+    """Answers every prompt by `text`, a character a piece.
+
+    Attributes:
+        requests: what was submitted.
+        ends: how tickets ended.
+        error: raised by `submit`.
+        failure: reported in place of the end of an answer.
+        held: answers do not end until they are cancelled.
+    """
+
+    max_context = 4096
+    recipe = Recipe.parse("pqcache(budget=0.1)")
+
+    def __init__(self, library=None, chat_template=None):
+        tokenizer = byte_tokenizer().__class__(tokenizer_object=byte_tokenizer().backend_tokenizer)
+        tokenizer.chat_template = chat_template
+        self.loaded = SimpleNamespace(model=None, tokenizer=tokenizer)
+        self.library, self.text, self.alive = library, TEXT, True
+        self.requests, self.ends, self.documents = [], Counter(), []
+        self.error = self.failure = None
+        self.held = False
+
+    def submit(self, request):
+        if self.error is not None:
+            raise self.error
+        self.requests.append(request)
+        return FakeTicket(self._answer(request), self.held, lambda end: self.ends.update([end]))
+
+    def submit_document(self, new):
+        if self.error is not None:
+            raise self.error
+        self.documents.append(new)
+        found = self.library.add(
+            text=new.text,
+            name=new.name,
+            method=new.recipe or self.recipe,
+            model="smollm2" if new.name == "elsewhere" else None,
+            pinned=new.pinned,
+            ttl=new.ttl,
+        )
+        events = [Queued(1), Started(0), Progress(1, 2), self.failure or Added(found)]
+        return FakeTicket(events, self.held, lambda end: self.ends.update([end]))
+
+    def document_prompt(self, name, messages):
+        document = self.library.document(name)
+        more = "\n".join(message["content"] for message in messages)
+        return (*document.tokens.tolist(), *behind(self.loaded.tokenizer, "", more))
+
+    def state(self):
+        return SimpleNamespace(
+            alive=self.alive,
+            waiting=1,
+            running=2,
+            reading=1,
+            held_bytes=3,
+            memory=4,
+            slots=5,
+            queue=6,
+            finished=dict(self.ends),
+            refused=7,
+            tokens={"prompt": 8, "cached": 9, "written": 10, "completion": 11},
+        )
+
+    def _answer(self, request):
+        pieces = [Piece(char, tuple(self._ids(char))) for char in self.text]
+        count, kept = 0, []
+        for piece in pieces:
+            if count + len(piece.tokens) > request.max_tokens:
+                break
+            count += len(piece.tokens)
+            kept.append(piece)
+        if request.logprobs is not None:
+            kept = [Piece(p.text, p.tokens, tuple(self._logprob(t, request) for t in p.tokens)) for p in kept]
+        end = Finished("stop" if len(kept) == len(pieces) else "length", self._usage(request, count))
+        return [Queued(2), Queued(1), Started(4), Progress(3, 9), *kept, self.failure or end]
+
+    def _logprob(self, token, request):
+        return Logprob(token, -0.5, tuple((token + n, -0.5 - n) for n in range(request.logprobs)))
+
+    def _ids(self, text):
+        return self.loaded.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _usage(self, request, count):
+        return ServedUsage(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=4,
+            cache_write_tokens=2,
+            completion_tokens=count,
+            method=str(request.recipe or self.recipe),
+            tokens_read=10.0,
+            tokens_in_context=40.0,
+            share=0.25,
+            bytes_read=1000.0,
+            bytes_held={"device": 7, "host": 0, "disk": 1},
+            missed_mass=0.05,
+        )
+
+
+def overloaded():
+    return OverloadedError("32 requests wait already", 7)

@@ -1,9 +1,9 @@
 """Sets of positions as few bytes.
 
 A set is coded as runs: for each run the varint `gap << 1 | longer`, gap being the positions left out since
-the run before, and where `longer` is set the varint `length - 2`. Where a bitmap (least significant bit first) is
-shorter, it is that. In front stands the varint `bytes << 1 | is_bitmap`, so that a set below M takes at most
-`ceil(M / 8)` bytes and those of its length.
+the run before, and where `longer` is set the varint `length - 2`. Where a bitmap, least significant bit
+first, is shorter, it is that. In front stands the varint `bytes << 1 | is_bitmap`, so that a set below M
+takes at most `ceil(M / 8)` bytes and those of its length.
 """
 
 from __future__ import annotations

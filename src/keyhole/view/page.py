@@ -1,7 +1,7 @@
 """The page that shows records, as one file that loads nothing.
 
 Its parts are plain ES modules, a style sheet and HTML in `static/`. They are joined here: modules become one
-script without imports, and the Content Security Policy allows that script and that style by their hashes alone.
+script without imports, and the Content Security Policy allows that script and that style alone, by hash.
 """
 
 from __future__ import annotations

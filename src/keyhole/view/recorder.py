@@ -43,7 +43,7 @@ class Recorder:
     Args:
         exact: also compute what share of attention was missed, and which tokens had most of it.
         row: of the batch.
-        limit: positions up to which single tokens are recorded; longer prompts in blocks of 2, 4, 8... tokens.
+        limit: positions up to which single tokens are recorded; longer prompts in blocks of 2, 4, 8...
 
     Attributes:
         records: one for each answer, in order.
@@ -162,7 +162,7 @@ def _tier(held: Footprint) -> str:
 
 
 def _strongest(layers: list[Reads], length: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """Positions with the most attention, mean over layers and heads, where it was read and where it was not."""
+    """Positions with the most attention, mean over layers and heads, where it was read and where not."""
     read, absent, heads = np.zeros(length), np.zeros(length), 0
     for layer in layers:
         assert layer.attention is not None

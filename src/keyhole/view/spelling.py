@@ -60,7 +60,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _shared(tokenizer: Any, ids: list[int], start: int, stop: int) -> np.ndarray:
-    """Spans of `ids` between two characters of the text, by what they are decoded to; the last has the rest."""
+    """Spans of `ids` between two characters of the text, by what they decode to; the last has the rest."""
     _, spans = decoded(tokenizer, ids)
     spans = np.minimum(spans + start, stop)
     if len(spans):

@@ -17,19 +17,19 @@ export class Minimap {
     const { clientWidth: width, clientHeight: height } = this.node;
     if (!height) return;
     const context = sized(this.node, width, height), tokens = strengths.length;
-    const rows = Math.max(1, Math.floor(height)), sums = new Float32Array(rows), most = new Uint8Array(rows), seen = new Uint32Array(rows);
-    for (let token = 0; token < tokens; token++) {
-      const row = Math.floor(token / tokens * rows), strength = strengths[token];
-      seen[row]++;
-      if (strength === 7) { sums[row] += 2; continue; }
-      sums[row] += strength;
-      if (strength > most[row]) most[row] = strength;
-    }
-    context.fillStyle = cssColour("--read");
+    const rows = Math.max(1, Math.floor(height)), always = cssColour("--always"), read = cssColour("--read");
     for (let row = 0; row < rows; row++) {
-      // Few tokens to a row: fill between rows that have one.
-      const from = seen[row] ? row : row - 1;
-      context.globalAlpha = Math.min(1, (seen[from] ? sums[from] / seen[from] / 6 : 0) * 0.5 + (most[from] / 6) ** 2 * 0.8);
+      const from = Math.floor(row / rows * tokens), to = Math.max(from + 1, Math.floor((row + 1) / rows * tokens));
+      let sum = 0, most = 0, fixed = 0;
+      for (let token = from; token < to; token++) {
+        const strength = strengths[token];
+        if (strength === 7) { fixed++; continue; }
+        sum += strength;
+        most = Math.max(most, strength);
+      }
+      // One token that all heads read shows among many that few did.
+      context.globalAlpha = fixed > (to - from) / 2 ? 1 : Math.min(1, sum / (to - from) / 6 * 0.6 + (most / 6) ** 3 * 0.9);
+      context.fillStyle = fixed > (to - from) / 2 ? always : read;
       context.fillRect(0, row, width, 1);
     }
     context.globalAlpha = 1;

@@ -41,14 +41,14 @@ export class DocumentPane {
     this.needle = null;
     this.paragraphs = [];
     this.near = new Set();
-    this.node = element("div", { class: "document", tabindex: "0", role: "region", "aria-label": "Prompt and answer, with what was read marked" });
+    this.node = element("div", { class: "pane", tabindex: "0", role: "region", "aria-label": "Prompt and answer, with what was read marked" });
     this.observer = new IntersectionObserver(entries => this.seen(entries), { root: this.node, rootMargin: NEAR });
     for (const [part, start, stop] of partsOf(record)) this.addPart(part, start, stop);
     this.node.addEventListener("mouseup", () => this.selected(onSelect));
   }
 
   addPart(part, start, stop) {
-    const section = element("section", { class: `part ${part}`, "aria-label": part });
+    const section = element("section", { class: `part part-${part}`, "aria-label": part });
     section.append(element("h3", { class: "part-name" }, part === "before" ? "prompt" : part));
     const starts = breaks(this.record, start, stop);
     for (let at = 0; at + 1 < starts.length; at++) {

@@ -42,4 +42,4 @@ try {
 } catch (error) {
   failed(error);
 }
-document.documentElement.dataset.ready = "true";
+requestAnimationFrame(() => setTimeout(() => { document.documentElement.dataset.ready = performance.now(); }));

@@ -39,6 +39,7 @@ def page(records: Sequence[Record | bytes] | None = None, server: bool = False) 
     policy += ["connect-src 'self'"] if server else []
     policy += ["base-uri 'none'", "form-action 'none'"]
     parts = {"policy": "; ".join(policy), "style": style, "script": script}
+    parts["server"] = " data-server" if server else ""
     parts["records"] = "\n".join(map(_data, held))
     return re.sub(r"@(\w+)@", lambda found: parts[found[1]], _read("page.html")).encode("utf-8", "replace")
 

@@ -16,10 +16,12 @@ def spell(tokenizer: Any, ids: Sequence[int], written: str | None) -> tuple[str,
 
     With a fast tokenizer that is `written`, the text the ids were made of, by its offsets. Ids that it would
     not make of it, at a seam of two parts or a special token in front, are decoded to find their share of the
-    characters between their neighbours. Without, all of the ids are decoded.
+    characters between their neighbours. Without, all of the ids are decoded. Where `written` is not known, it
+    is taken to be what all of the ids decode to.
     """
-    if written is None or not tokenizer.is_fast:
+    if not tokenizer.is_fast:
         return decoded(tokenizer, ids)
+    written = _decode(tokenizer, list(ids)) if written is None else written
     found = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     own, theirs = np.asarray(ids), np.asarray(found.input_ids)
     offsets = np.asarray(found.offset_mapping, np.int64).reshape(-1, 2)

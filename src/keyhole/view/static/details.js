@@ -46,7 +46,7 @@ export class Details {
   }
 
   select(name, values, key) {
-    const node = element("select", {}, element("option", { value: "" }, "all"));
+    const node = element("select", { "aria-label": name }, element("option", { value: "" }, "all"));
     values.forEach((value, place) => node.append(element("option", { value: place }, String(value))));
     node.addEventListener("change", () => this.onFilter({ ...this.filter, [key]: node.value === "" ? null : Number(node.value) }));
     return { node: element("label", {}, `${name} `, node), set: value => { node.value = value === null ? "" : value; } };

@@ -1,8 +1,9 @@
+import { Chat } from "./chat.js";
 import { RunRecord } from "./codec.js";
 import { element } from "./elements.js";
 import { Run } from "./run.js";
 
-// The records that came with the page, side by side.
+// The records that came with the page, side by side; of a server also those of what it is asked.
 
 const THEMES = ["", "light", "dark"];
 const runs = [];
@@ -19,6 +20,13 @@ export function showRecords(held) {
     other.beside = one;
   }
   for (const run of runs) run.refresh();
+}
+
+function startChat() {
+  const chat = new Chat(showRecords);
+  document.getElementById("chat").replaceChildren(chat.node);
+  if (!runs.length) document.getElementById("runs").replaceChildren(element("p", { class: "failed" }, "What an answer reads is shown here."));
+  chat.refresh();
 }
 
 function failed(error) {
@@ -39,6 +47,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { fo
 try {
   const held = [...document.querySelectorAll("script.record")].map(node => JSON.parse(node.textContent));
   if (held.length) showRecords(held);
+  if ("server" in document.body.dataset) startChat();
 } catch (error) {
   failed(error);
 }

@@ -195,6 +195,8 @@ def check_capturable(layer: LayerCache, position: DecodePosition) -> None:
 def _varying(layer: LayerCache, position: DecodePosition) -> str:
     """What has no fixed size; empty if all has."""
     storage, selector, reading = layer.storage, layer.selector, layer.reading
+    if layer.request.listener is not None:
+        return "what it reads is recorded, and a replayed graph calls no Python"
     if type(layer) is not LayerCache:
         return "it drops tokens, so that slots move"
     if not isinstance(storage, CapturableStorage):

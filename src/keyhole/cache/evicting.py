@@ -122,6 +122,10 @@ class EvictingLayer(LayerCache):
         # reads by selection where the budget of any row asks for it.
         return self.kept.uneven or reader.wants_all(self.storage.length, min(self.kept.context), self._batch)
 
+    def text_positions(self, seen: Visible) -> Tensor:  # noqa: ARG002
+        padding = torch.tensor(self.kept.padding).view(-1, 1, 1)
+        return (self.kept.positions.cpu().long() - padding).clamp(min=-1)
+
     def _record_all(self, seen: Visible) -> None:  # noqa: ARG002
         context = sum(self.kept.context) / len(self.kept.context)
         self.usage.record_everything(context, self.kept.average, self.storage.token_bytes)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from keyhole.attention import Logits, add_sink_logits
 from keyhole.cache.base import Observation, Observer
-from keyhole.cache.decode_step import StepBudget, StepReader
+from keyhole.cache.decode_step import Read, StepBudget, StepReader
+from keyhole.cache.listening import LayerRead
 from keyhole.cache.prompted import SHOWN, Prompted, PromptQueries
 from keyhole.cache.request import Request
 from keyhole.cache.usage import Usage
@@ -152,6 +153,7 @@ class LayerCache:
         read = reader.read_together(query, self.storage, logits, seen, self._context)
         self.usage.record_selection(read, self.storage.token_bytes)
         self.usage.record_lookups(self.storage.lookups)
+        self._tell(query, logits, seen, read)
         return add_sink_logits(read.part, logits).out.transpose(1, 2)
 
     def _attend_prompt(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
@@ -159,6 +161,7 @@ class LayerCache:
         sparse = not self.prefill.any_mask and seen.causal and max(seen.padding) < self.storage.length
         prefill = self.prefill if sparse or self.prefill.any_mask else DensePrefill()
         out = prefill.attend(query, self.storage, logits, seen.mask)
+        self._tell(query, logits, seen)
         self.see(Prompted(query.detach(), logits))
         return out
 
@@ -233,6 +236,7 @@ class LayerCache:
         self._record_all(seen)
         if self._reader is not None and self.leads:
             self._reader.watch(query.squeeze(2), self.storage, logits, seen)
+        self._tell(query, logits, seen)
         return self._attend_all(query, logits, seen.mask)
 
     def _record_all(self, seen: Visible) -> None:
@@ -251,12 +255,23 @@ class LayerCache:
         self.usage.record_lookups(self.storage.lookups)
         for observer in self._observers:
             observer(Observation(query, self.storage, read, logits))
+        self._tell(query.unsqueeze(2), logits, seen, read)
         return add_sink_logits(read.part, logits).out
 
     @property
     def _context(self) -> tuple[int, ...] | None:
         """Tokens each batch row has seen, where that is not what it holds."""
         return None
+
+    def _tell(self, query: Tensor, logits: Logits, seen: Visible, read: Read | None = None) -> None:
+        if self.request.listener is not None:
+            self.request.listener(LayerRead(self, query.detach(), logits, seen, read))
+
+    def text_positions(self, seen: Visible) -> Tensor:
+        """Where the token of each slot is in its row's text, int64 `[B, 1 or Hkv, N]`; negative: no token."""
+        padding = torch.tensor(seen.padding).view(-1, 1, 1)
+        positions = torch.arange(self.storage.length) - padding
+        return positions if seen.hidden is None else positions.masked_fill(seen.hidden.cpu().unsqueeze(1), -1)
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Call `observer` after each step that reads a selection, until what is returned is called."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keyhole.cache.listening import ReadListener
 from keyhole.cache.position import DecodePosition
 from keyhole.core.layout import Constants, Regions, regions
 from keyhole.core.masks import Visible, boolean
@@ -34,12 +35,14 @@ class Request:
             by the caller, and not saved.
         position: where the step is, on the device, while steps are of fixed size; else None, and Python
             numbers say it.
+        listener: told what each layer reads; None in copies.
     """
 
     def __init__(self) -> None:
         self.prompt_length: int | None = None
         self.together = False
         self.position: DecodePosition | None = None
+        self.listener: ReadListener | None = None
         self._generated: bool | None = None  # the call that is being served; None is by its size
         self._may_end = True  # a single token may be the last piece of the prompt
         self._in_pieces = True  # several tokens came at once
@@ -129,7 +132,7 @@ class Request:
 
     def __getstate__(self) -> dict[str, Any]:
         # What is held of a mask is of use to the running step only, and cannot be copied.
-        return self.__dict__ | {"_visible": None, "_converted": None}
+        return self.__dict__ | {"_visible": None, "_converted": None, "listener": None}
 
 
 def _nothing() -> None:

@@ -21,6 +21,7 @@ from keyhole.cli import (
     serve,
     train,
     tune,
+    view,
 )
 from keyhole.cli.errors import guarded
 from keyhole.core.version import __version__
@@ -63,7 +64,15 @@ def root(
 for command in (add.add, ask.ask, ask.chat, documents.remove):
     app.command()(command)
 app.add_typer(documents.app)
-for command in (compare.compare, generate.generate, methods.methods, serve.serve, train.train, tune.tune):
+for command in (
+    compare.compare,
+    generate.generate,
+    methods.methods,
+    serve.serve,
+    train.train,
+    tune.tune,
+    view.view,
+):
     app.command()(command)
 app.command("eval")(eval.eval_)
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)

@@ -13,6 +13,7 @@ from keyhole.cli.console import reading_progress
 from keyhole.cli.early import check_method
 from keyhole.cli.inputs import find_source
 from keyhole.cli.spent import print_spent
+from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
 from keyhole.documents.text import check_files
 
 Document = Annotated[str, typer.Argument(help="Name of a stored document, or a file, which is added first.")]
@@ -35,17 +36,22 @@ def ask(
     seed: asking.Seed = 0,
     store: asking.Where = None,
     quota: asking.Quota = None,
+    view: View = None,
+    record: RecordFile = None,
+    exact_mass: ExactMass = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer a question about a document. The answer goes to stdout, statistics to stderr."""
     if not question.strip():
         raise ValueError("the question is empty; give some text")
+    wanted = Wanted(view, record, exact_mass)
     added = _added(document, store, model, method, kv_dtype)
     with asking.resumable("the same command"), reading_progress(quiet) as report:
         report("loading", 0, None)
         asking.set_threads(threads)
         library = asking.library_at(store, quota, quiet=quiet)
+        recorder = wanted.recorder()
         found = library.ask(
             document,
             question,
@@ -56,9 +62,11 @@ def ask(
             seed=seed,
             stream=_writing(report),
             progress=report,
+            recorder=recorder,
             **added,
         )
     _write("\n")
+    wanted.write(recorder)
     if not quiet:
         print_spent(found)
 

@@ -12,6 +12,7 @@ from keyhole.cli.console import progress
 from keyhole.cli.early import check_method, within
 from keyhole.cli.inputs import find_source, load, read_text
 from keyhole.cli.spent import print_chosen, print_spent
+from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
 
 _MOST = 2**31 - 1
 
@@ -60,6 +61,9 @@ def generate(
             show_default="1,024 on a CPU, 8,192 on a GPU or for methods that drop tokens",
         ),
     ] = None,
+    view: View = None,
+    record: RecordFile = None,
+    exact_mass: ExactMass = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
@@ -67,11 +71,13 @@ def generate(
     check_method(method)
     text = _text(prompt, prompt_file)
     find_source(model)
+    wanted = Wanted(view, record, exact_mass)
     with progress(quiet) as report:
         report("loading", 0, None)
         from keyhole.generation import generate as answer
 
         loaded = load(model, threads)
+        recorder = wanted.recorder()
         found = answer(
             loaded.model,
             loaded.tokenizer,
@@ -90,8 +96,10 @@ def generate(
             chunk=chunk,
             stream=_write,
             progress=report,
+            recorder=recorder,
         )
     _write("\n")
+    wanted.write(recorder)
     if not quiet:
         if beyond_range:
             print_chosen(found, method)

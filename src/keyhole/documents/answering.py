@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from keyhole.cache.usage import Usage
-from keyhole.documents.form import asked, behind
+from keyhole.documents.form import asked, behind, form_of
 from keyhole.documents.opening import Opened
 from keyhole.engines.transformers import attach, served_layers
 from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.answers import options_of
-from keyhole.generation.prompt import within_range
-from keyhole.generation.reader import Answer, Options, Reader
+from keyhole.generation.prompt import Written, within_range, written_as
+from keyhole.generation.reader import Answer, AnswerRecorder, Options, Reader
 
 TOGETHER = 32  # tokens of a question that share a selection
 
@@ -37,20 +37,33 @@ class Asking:
         stream: Callable[[str], object] | None,
         *,
         exact: bool,
+        recorder: AnswerRecorder | None = None,
     ) -> Asking:
         """Raises ValueError for what is out of range."""
-        return cls(options_of(limit, temperature, top_p, seed, stop, None, stream), exact)
+        return cls(options_of(limit, temperature, top_p, seed, stop, None, stream, recorder), exact)
 
 
 def answer(opened: Opened, ids: np.ndarray, question: str, asking: Asking) -> Answer:
     """The answer to a question behind `ids`, which the opened cache holds all of."""
-    more = behind(opened.tokenizer, opened.text, question + opened.tail)
-    return continued(opened, ids, more, question, asking)
+    said = question + opened.tail
+    more = behind(opened.tokenizer, opened.text, said)
+    written = None
+    if asking.options.recorder is not None:
+        head = form_of(opened.tokenizer, opened.text, opened.chat, ids=opened.ids).head
+        written = written_as(head + said, opened.text)
+    return continued(opened, ids, more, question, asking, written)
 
 
-def continued(opened: Opened, ids: np.ndarray, more: list[int], question: str, asking: Asking) -> Answer:
-    """The answer that follows the tokens `more` behind `ids`."""
-    cache, prompt = opened.cache, asked(ids, more)
+def continued(
+    opened: Opened,
+    ids: np.ndarray,
+    more: list[int],
+    question: str,
+    asking: Asking,
+    written: Written | None = None,
+) -> Answer:
+    """The answer that follows the tokens `more` behind `ids`; both are `written`, where that is known."""
+    cache, prompt = opened.cache, asked(ids, more)._replace(written=written)
     for layer in served_layers(cache):
         layer.usage = Usage()  # that of this answer
     within_range(opened.model, opened.recipe, prompt, asking.options.limit)

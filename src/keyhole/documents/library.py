@@ -20,7 +20,7 @@ from keyhole.documents.recipes import stored_recipe
 from keyhole.documents.store import Collected, Document, Report, Stats, Store, check_ttl
 from keyhole.documents.text import check_text, read_texts
 from keyhole.generation.loading import Loaded
-from keyhole.generation.reader import Answer
+from keyhole.generation.reader import Answer, AnswerRecorder
 from keyhole.methods import Method, Recipe
 
 Files = str | Path | Sequence[str | Path]
@@ -133,6 +133,7 @@ class Library:
         stop: str | Sequence[str] = (),
         stream: Callable[[str], object] | None = None,
         progress: Progress | None = None,
+        recorder: AnswerRecorder | None = None,
         **added: Any,
     ) -> Answer:
         """Answer a question about a document; a file that is not stored yet is added first.
@@ -145,9 +146,12 @@ class Library:
             place: as in `open`.
             exact: let the question's tokens read the whole document; its last one selects for itself.
             stream: called with pieces of the answer as they are generated.
+            recorder: a `keyhole.view.Recorder`, which makes a record of what was read.
             added: as in `add`, where the file is not stored yet.
         """
-        asking = Asking.of(max_new_tokens, temperature, top_p, seed, stop, stream, exact=exact)
+        asking = Asking.of(
+            max_new_tokens, temperature, top_p, seed, stop, stream, exact=exact, recorder=recorder
+        )
         name = self._added(document, progress, added)
         with self._opened(name, place, progress) as opened:
             return answer(opened, opened.ids, question, asking)

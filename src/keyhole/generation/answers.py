@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.generation.loading import Loaded, load_model
 from keyhole.generation.prompt import Asked, PromptForm, wants_chat, within_range
-from keyhole.generation.reader import Answer, Options, Progress, Reader
+from keyhole.generation.reader import Answer, AnswerRecorder, Options, Progress, Reader
 from keyhole.generation.sampling import check_sampling
 from keyhole.generation.text import check_stop
 from keyhole.methods.base import Method
@@ -36,6 +36,7 @@ def generate(
     chunk: int | None = ...,
     stream: Callable[[str], object] | None = ...,
     progress: Progress | None = ...,
+    recorder: AnswerRecorder | None = ...,
 ) -> Answer: ...
 
 
@@ -58,6 +59,7 @@ def generate(
     chunk: int | None = ...,
     stream: Callable[[str], object] | None = ...,
     progress: Progress | None = ...,
+    recorder: AnswerRecorder | None = ...,
 ) -> list[Answer]: ...
 
 
@@ -79,6 +81,7 @@ def generate(
     chunk: int | None = None,
     stream: Callable[[str], object] | None = None,
     progress: Progress | None = None,
+    recorder: AnswerRecorder | None = None,
 ) -> Answer | list[Answer]:
     """Answer questions about a context that is read once.
 
@@ -104,6 +107,7 @@ def generate(
             tokens.
         stream: called with pieces of text as they are generated.
         progress: called while the prompt is read.
+        recorder: a `keyhole.view.Recorder`, which makes a record of what was read for each answer.
 
     Returns:
         An `Answer`, or a list of them where `questions` is a sequence.
@@ -115,7 +119,7 @@ def generate(
         UnsupportedModelError: the model cannot be served, with the reason.
     """
     recipe = Recipe.parse(method)
-    options = options_of(max_new_tokens, temperature, top_p, seed, stop, chunk, stream)
+    options = options_of(max_new_tokens, temperature, top_p, seed, stop, chunk, stream, recorder)
     asked = [questions] if isinstance(questions, str) else list(questions)
     loaded = _loaded(model, tokenizer)
     form = PromptForm(loaded.tokenizer, context, chat=wants_chat(loaded.tokenizer, chat))
@@ -140,13 +144,14 @@ def options_of(
     stop: str | Sequence[str],
     chunk: int | None,
     stream: Callable[[str], object] | None,
+    recorder: AnswerRecorder | None = None,
 ) -> Options:
     check_sampling(temperature, seed, top_p)
     if limit < 1:
         raise ValueError(f"max_new_tokens {limit} is out of range; give at least 1")
     if chunk is not None and chunk < 2:
         raise ValueError(f"chunk {chunk} is out of range; give at least 2 tokens")
-    return Options(limit, temperature, top_p, seed, check_stop(stop), stream)
+    return Options(limit, temperature, top_p, seed, check_stop(stop), stream, recorder)
 
 
 def _loaded(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> Loaded:

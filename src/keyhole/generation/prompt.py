@@ -17,11 +17,22 @@ from keyhole.methods.recipe import Recipe
 _MARK = "\x01question\x01"  # no template and no document has it
 
 
+class Written(NamedTuple):
+    """A prompt as the text that its tokens were made of, and where the document is in it, in characters."""
+
+    text: str
+    document: tuple[int, int]
+
+
 class Asked(NamedTuple):
-    """A prompt in two parts: token ids `context [1, T]`, and `question [1, Q]` behind it, Q at least 1."""
+    """A prompt in two parts: token ids `context [1, T]`, and `question [1, Q]` behind it, Q at least 1.
+
+    `written` is known where a recorder may ask for it.
+    """
 
     context: Tensor
     question: Tensor
+    written: Written | None = None
 
     @property
     def length(self) -> int:
@@ -48,7 +59,7 @@ class PromptForm:
             ids = self._encode(self._whole, special=True)
             if len(ids) < 2:
                 raise ValueError(f"the prompt has {len(ids)} tokens; give at least 2")
-            return _asked(ids[:-1], ids[-1:])
+            return _asked(ids[:-1], ids[-1:], written_as(self._whole, self._whole))
         head, whole = self._ids, self._encode(self._head + question + self._tail, special=self._special)
         if whole[: len(head)] == head:
             behind = whole[len(head) :]
@@ -57,7 +68,8 @@ class PromptForm:
             behind = self._encode(question + self._tail, special=False)
         if not behind:
             raise ValueError(f"the question {question!r} has no tokens; give some text")
-        return _asked(head, behind)
+        text = self._head + question + self._tail
+        return _asked(head, behind, written_as(text, self._whole))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
@@ -104,8 +116,16 @@ def within_range(
     return found
 
 
-def _asked(context: list[int], question: list[int]) -> Asked:
-    return Asked(torch.tensor([context], dtype=torch.long), torch.tensor([question], dtype=torch.long))
+def written_as(text: str, document: str) -> Written:
+    """The text of a prompt in which a document stands, without the white space at its end."""
+    document = document.rstrip()
+    begin = max(text.find(document), 0)
+    return Written(text, (begin, begin + len(document)))
+
+
+def _asked(context: list[int], question: list[int], written: Written) -> Asked:
+    tensors = (torch.tensor([ids], dtype=torch.long) for ids in (context, question))
+    return Asked(*tensors, written)
 
 
 def around_question(tokenizer: PreTrainedTokenizerBase, context: str) -> tuple[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.cache.usage import Usage
 from keyhole.core.break_even import ALWAYS, BreakEven
@@ -70,6 +72,24 @@ class Answer:
         return self.usage.read / self.usage.tokens if self.usage.tokens else 1.0
 
 
+class AnswerRecorder(Protocol):
+    """Follows answers as they come, see `keyhole.view.Recorder`."""
+
+    def begin(
+        self, cache: KeyholeCache, tokenizer: PreTrainedTokenizerBase, prompt: Asked, question: str
+    ) -> None:
+        """The question's tokens, and then the answer, will be appended to a cache."""
+        ...
+
+    def generated(self, token: Token) -> None:
+        """The last call gave a token."""
+        ...
+
+    def end(self) -> None:
+        """The answer is over, or was interrupted."""
+        ...
+
+
 @dataclass(frozen=True)
 class Options:
     """How answers are decoded."""
@@ -80,6 +100,7 @@ class Options:
     seed: int
     stop: tuple[str, ...]
     stream: Callable[[str], object] | None
+    recorder: AnswerRecorder | None = None
 
 
 class Reader:
@@ -144,25 +165,10 @@ class Reader:
         parts = behind.tensor_split(-(-behind.shape[1] // self._chunk), dim=1)
         last = parts[-1] if together else behind[:, -1:]
         before = behind[:, : -last.shape[1]]
-        read += prefill(self._model, before.to(self._model.device), cache, chunk=self._chunk)
         writer = TextWriter(self._tokenizer, options.stop, options.stream)
-        pick = sampler(options.temperature, options.seed, options.top_p)
-        tokens: list[Token] = []
-        steps = decode(
-            self._model,
-            last if together else int(last),
-            cache,
-            limit=options.limit,
-            stops=self._stops,
-            pick=pick,
-        )
-        for token in steps:
-            tokens.append(token)
-            if not token.ends:
-                writer.put(token.id)
-            if writer.stopped:
-                break
-        writer.end()
+        with self._recorded(cache, prompt, question):
+            read += prefill(self._model, before.to(self._model.device), cache, chunk=self._chunk)
+            tokens = self._decoded(cache, last if together else int(last), writer)
         return Answer(
             question=question,
             text=writer.text,
@@ -177,6 +183,33 @@ class Reader:
             seconds=sum(token.seconds for token in tokens),
             selects=_selects(cache),
         )
+
+    def _decoded(self, cache: KeyholeCache, last: int | Tensor, writer: TextWriter) -> list[Token]:
+        options = self._options
+        pick = sampler(options.temperature, options.seed, options.top_p)
+        tokens: list[Token] = []
+        for token in decode(self._model, last, cache, limit=options.limit, stops=self._stops, pick=pick):
+            tokens.append(token)
+            if options.recorder is not None:
+                options.recorder.generated(token)
+            if not token.ends:
+                writer.put(token.id)
+            if writer.stopped:
+                break
+        writer.end()
+        return tokens
+
+    @contextmanager
+    def _recorded(self, cache: KeyholeCache, prompt: Asked, question: str) -> Iterator[None]:
+        recorder = self._options.recorder
+        if recorder is None:
+            yield
+            return
+        recorder.begin(cache, self._tokenizer, prompt, question)
+        try:
+            yield
+        finally:
+            recorder.end()
 
 
 def chunk_of(model: PreTrainedModel, recipe: Recipe) -> int:

@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 from keyhole import kernels
 from keyhole.bench import shapes
 from keyhole.cli import app
+from keyhole.cli.inputs import SHIPPED
 
 SMALL = ["--tokens", "500", "--query-heads", "4", "--kv-heads", "2", "--head-dim", "32", "--rounds", "1"]
 SMALL += ["--threads", "1"]
 PQ = ["--method", "pqcache(subspaces=4, bits=4, iterations=1)"]
+EMBEDDED = str(SHIPPED)
 READ = ["--read-tokens", "100"]
 
 
@@ -36,6 +38,7 @@ def bench(*words):
         (["gemv", "--rows", "50", "--columns", "20", "--active", "0.2,0.4", "--rounds", "1"], 8),
         (["step", "--shape", "tiny", "--tokens", "300", "--rounds", "1", *PQ, "--method", "all"], None),
         (["prompt", "--shape", "tiny", "--tokens", "30", "--rounds", "1"], 1),
+        (["prompt", "--model", EMBEDDED, "--tokens", "90", "--rounds", "1", *PQ, "--method", "sale"], 2),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -83,6 +86,9 @@ def test_a_wrong_operation_ends_with_1_and_no_file(monkeypatch, tmp_path):
         (["gemv", "--active", "some"], "--active 'some'"),
         (["step", "--shape", "tinny"], "did you mean tiny"),
         (["step", "--shape", "Llama-3.1-8B", "--tokens", "1000000000"], "GiB are free"),
+        (["prompt", "--text", "some.txt"], "--text has an effect only together with --model"),
+        (["prompt", "--model", EMBEDDED, "--layers", "1"], "--layers has an effect not together with"),
+        (["prompt", "--model", EMBEDDED, "--tokens", "999999"], "tokens, not 999999"),
         (["report", "missing.json"], "cannot read missing.json"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",

@@ -3,13 +3,16 @@
 import pytest
 
 from keyhole.bench import step as step_module
+from keyhole.bench.checks import CheckFailedError
 from keyhole.bench.models import weight_bytes
-from keyhole.bench.prompt import prompt
+from keyhole.bench.prompt import prompt, random_prompt
 from keyhole.bench.shapes import SHAPES, cut, shape_named
 from keyhole.bench.step import step
+from keyhole.prefill import DensePrefill
 
 from .test_operations import checked_rows
 
+_attend = DensePrefill.attend
 PQ = "pqcache(subspaces=4, bits=4, iterations=1)"
 SIZES = {"tokens": 300, "dtype": "float32", "read_tokens": 50, "rounds": 2}
 
@@ -52,16 +55,35 @@ def test_bytes_of_a_step_are_weights_and_what_is_read(tiny, flusher, made):
     assert weights < result.timed[0].candidate.bytes < weights + cache
 
 
-def test_untied_embeddings_are_not_counted(tiny, flusher, made):
-    prompt(tiny, PQ, tokens=20, dtype="float32", rounds=1, flusher=flusher)
+def test_untied_embeddings_are_not_counted(tiny):
     untied = type(tiny)(**{**vars(tiny), "tied": False})
-    prompt(untied, PQ, tokens=20, dtype="float32", rounds=1, flusher=flusher)
-    assert weight_bytes(made[0]) == weight_bytes(made[1])
+    models = [random_prompt(shape, 20, "float32", 0)[0] for shape in (tiny, untied)]
+    assert weight_bytes(models[0]) == weight_bytes(models[1])
 
 
 def test_prompt(tiny, flusher):
-    rows = checked_rows(prompt(tiny, PQ, tokens=90, dtype="float32", rounds=2, flusher=flusher))
-    assert [row["baseline"] for row in rows] == ["transformers sdpa"]
+    model, ids = random_prompt(tiny, 90, "float32", 0)
+    result = prompt(model, ids, [PQ, "dense"], rounds=2, flusher=flusher, note="random weights")[0]
+    rows = checked_rows([result])
+    assert [row["baseline"] for row in rows] == ["transformers sdpa"] * 2
+    assert rows[0]["bytes"] == weight_bytes(model) + 2 * 2 * 2 * 16 * 90 * 4
+    assert not [note for note in result.notes if "KL" in note]
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_prompt_that_is_not_computed_exactly_says_how_far_off_it_is(tiny, flusher):
+    model, ids = random_prompt(tiny, 300, "float32", 0)
+    sparse = [f"sale(tau={tau}, sinks=0, window=0, means=false, dense_below=0)" for tau in (0.5, 1e-30)]
+    notes = prompt(model, ids, sparse, rounds=1, flusher=flusher, note="random weights")[0].notes
+    far, near = (float(note.split("KL ")[1].split()[0]) for note in notes if "KL" in note)
+    assert far > near == 0
+
+
+def test_a_prompt_with_other_logits_is_not_timed(tiny, flusher, monkeypatch):
+    model, ids = random_prompt(tiny, 90, "float32", 0)
+    monkeypatch.setattr(DensePrefill, "attend", lambda *args: -_attend(*args))
+    with pytest.raises(CheckFailedError, match="the prompt's last logits by dense"):
+        prompt(model, ids, ["dense"], rounds=1, flusher=flusher, note="random weights")
 
 
 @pytest.mark.parametrize("family", sorted({shape.family for shape in SHAPES.values()}))

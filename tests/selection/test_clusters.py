@@ -103,6 +103,19 @@ def test_points_lie_in_their_boxes(alpha):
         assert (bound + 1e-5 >= held[name] @ query).all()
 
 
+@pytest.mark.parametrize("share", [0.99, 1.0])
+def test_coarse_clusters_are_only_held_where_they_rule_some_out(share):
+    """Nearly all of them rule out as little, and cost a point and a product each."""
+    keys, query = draw(2, 2, 96, 8), draw(2, 4, 8, seed=1)
+    selector = built(keys, [0, 3], fine=2, coarse=12, share=share)
+    selection, read = select(selector, query, keys, [0, 3], 90, 30)
+    levels = {"fine": 48} | ({"coarse": 8} if share < 1 else {})
+    assert {name: points.shape[2] for name, points in selector.state().items() if name != "first"} == levels
+    assert read == (45 + levels.get("coarse", 0)) * 8 * 4  # 90 tokens are before the window
+    both = select(built(keys, [0, 3], fine=2, coarse=12, share=0.99), query, keys, [0, 3], 90, 30)[0]
+    assert torch.equal(selection.slots, both.slots)
+
+
 def test_a_group_asks_by_the_sum_of_its_queries():
     keys, query = draw(1, 2, 90, 8), draw(1, 8, 8, seed=1)
     summed = query.unflatten(1, (2, 4)).sum(2)

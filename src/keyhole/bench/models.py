@@ -72,14 +72,16 @@ def keyhole_cache(
     return cache
 
 
-def forward(model: PreTrainedModel, tokens: Tensor, cache: Callable[[], Cache]) -> Callable[[], Tensor]:
-    """A call of the model on `tokens [1, T]` that returns the logits `[V]` of the last one."""
+def forward(
+    model: PreTrainedModel, tokens: Tensor, cache: Callable[[], Cache], *, predictions: int = 1
+) -> Callable[[], Tensor]:
+    """A call of the model on `tokens [1, T]` that returns the logits `[predictions, V]` of the last ones."""
 
     name = cache_argument(model)
 
     def run() -> Tensor:
-        out = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{name: cache()})
-        return out.logits[0, -1]
+        out = model(input_ids=tokens, use_cache=True, logits_to_keep=predictions, **{name: cache()})
+        return out.logits[0]
 
     return run
 

@@ -34,19 +34,20 @@ class MPCache(RetrievalMethod):
     paper: ClassVar[str] = "MPCache, arXiv 2501.06807"
     summary: ClassVar[str] = "evicts what the prompt's end ignores, reads the best clusters of the rest"
     facts: ClassVar[Facts] = Facts(
-        stored="Kept keys and values, and their positions. A representative vector per coarse and fine "
-        "cluster, in the dtype of the keys; with `share`, in the first layer of each pair. Until the prompt "
-        "is complete, the queries of its newest fifth.",
+        stored="Kept keys and values, and their positions. A representative vector per fine cluster and, "
+        "with `survivors` below 1, per coarse cluster, in the dtype of the keys; with `share`, in the first "
+        "layer of each pair. Until the prompt is complete, the queries of its newest fifth.",
         select="Dot products of the group's summed query with each cluster's representative, and a ranking "
-        "of N / coarse and N / fine clusters. With `share`, none in the second layer of a pair.",
+        "of N / fine clusters; with `survivors` below 1, one of N / coarse before it. With `share`, none in "
+        "the second layer of a pair.",
         best_for="Secure computation, where comparisons and gathers are expensive: few of both, and counts "
         "that do not depend on the text. Otherwise, a cheap index over an already small cache.",
         weak_at="Dropped tokens are lost to later questions. Clusters of dissimilar keys are poorly "
         "represented.",
         kept="(D + Dv) * e + 4",
-        index="D * e / coarse + D * e / fine",
-        scan="D * e * N / coarse + D * e * N / fine",
-        products="D * N / coarse + D * N / fine",
+        index="D * e / fine + (survivors < 1) * D * e / coarse",
+        scan="D * e * N / fine + (survivors < 1) * D * e * N / coarse",
+        products="D * N / fine + (survivors < 1) * D * N / coarse",
         differs=(
             Differs("budget", "0.2 of what is kept", ALIKE),
             Differs("sinks", "the first cluster", ALIKE),
@@ -96,13 +97,15 @@ class MPCache(RetrievalMethod):
         16,
         ge=1,
         unit="tokens",
-        help="Tokens per coarse cluster, by which fine ones are pre-selected; a multiple of `fine`.",
+        help="Tokens per coarse cluster, by which fine ones are pre-selected; clusters are indexed when so "
+        "many tokens are there. A multiple of `fine`.",
     )
     survivors: float = options.number(
         1.0,
         ge=0,
         le=1,
-        help="Fraction of coarse clusters whose fine clusters are ranked; more if the budget requires it.",
+        help="Fraction of coarse clusters whose fine clusters are ranked; more if the budget requires it. 1 "
+        "ranks all fine clusters, without coarse ones.",
     )
     alpha: float = options.number(
         0.6,

@@ -41,7 +41,7 @@ class Sale(Method):
         "kernels or Triton, with soft-capped or sink logits, and where tokens were evicted.",
         differs=(
             Differs("thresholds", "always calibrated", "works without; `keyhole calibrate sale` finds them"),
-            Differs("tau", "0.008 and less, by head", "one for all heads; a third of the error of 0.008"),
+            Differs("tau", "0.008 and less, by head", "one for all heads; half of the error of 0.008"),
             Differs("tile", "32", "keys are read in place, so short runs are cheap; fewer keys are read"),
             Differs("pooled", "false", "fewer keys are read at the same error"),
             Differs("rows", "64", "kernels process 16 queries at a time anyway; fewer keys are read"),
@@ -54,7 +54,7 @@ class Sale(Method):
         help="Directory written by `keyhole calibrate sale` for this model."
     )
     tau: float = options.number(
-        0.001,
+        0.002,
         ge=0,
         help="Threshold for all heads, without calibrated ones: keys that may receive more than this share "
         "of attention from a query of the tile are read. 0 reads everything.",

@@ -3,12 +3,13 @@
 from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
-from keyhole.selection.clusters import ClusterSelector, FollowingClusters
+from keyhole.selection.clusters import ClusterSelector
 from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
 from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
+from keyhole.selection.following import FollowingClusters
 from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.product import ProductSelector
 from keyhole.selection.shared import SharedPageSelector

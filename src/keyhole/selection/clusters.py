@@ -16,7 +16,7 @@ from torch import Tensor
 from keyhole.core.layout import Regions
 from keyhole.kernels import exact_scores
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.selection.base import Selection, Selector, Step, Unindexed
+from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.boxes import box_ends
 from keyhole.selection.picking.pages import page_count, ranked, spans
 from keyhole.selection.picking.rank import group_shares
@@ -34,7 +34,8 @@ class ClusterSelector(Selector):
     among its keys: a point in its box, so its score is one product, and the sum of the scores of a group's
     query heads is the score of their sum. Coarse clusters are indexed when all their tokens are there; what
     came since is read before anything else, and so is the first cluster. How many clusters are read, at both
-    levels, depends on lengths alone.
+    levels, depends on lengths alone. With a `share` of 1 there is one level: coarse clusters are neither
+    stored nor scored.
 
     Args:
         fine: slots of a fine cluster.
@@ -46,7 +47,9 @@ class ClusterSelector(Selector):
     def __init__(self, fine: int, coarse: int, share: float, alpha: float) -> None:
         self.fine, self.coarse, self.share, self.alpha = fine, coarse, share, alpha
         self.board = Board()
-        self._points: list[GrowingBuffer] = []  # `[B, Hkv, C, D]`, then `[B, Hkv, P, D]`
+        # By level; their points `[B, Hkv, C, D]` and `[B, Hkv, P, D]`.
+        self._sizes = {"fine": fine} if share >= 1 else {"coarse": coarse, "fine": fine}
+        self._points: dict[str, GrowingBuffer] = {}
         self._first: Tensor | None = None  # int32 `[B]`
 
     @property
@@ -55,8 +58,11 @@ class ClusterSelector(Selector):
 
     def build(self, keys: Tensor, regions: Regions) -> None:
         # A copy: layers are given one tensor, and what each states is to be saved apart.
-        self._points, self._first, self.length = [GrowingBuffer(), GrowingBuffer()], regions.first.clone(), 0
+        self._points, self._first, self.length = self._empty(), regions.first.clone(), 0
         self.append(keys)
+
+    def _empty(self) -> dict[str, GrowingBuffer]:
+        return {level: GrowingBuffer() for level in self._sizes}
 
     def append(self, keys: Tensor) -> None:
         whole = keys[:, :, : keys.shape[2] // self.coarse * self.coarse]
@@ -66,8 +72,8 @@ class ClusterSelector(Selector):
     def _add(self, keys: Tensor) -> None:
         slots = torch.arange(self.length, self.length + keys.shape[2], device=keys.device)
         counted = slots >= self._starts().view(-1, 1)
-        for points, size in zip(self._points, (self.coarse, self.fine), strict=True):
-            greatest, least = box_ends(keys, counted, 0, size)
+        for level, points in self._points.items():
+            greatest, least = box_ends(keys, counted, 0, self._sizes[level])
             point = self.alpha * greatest.float() + (1 - self.alpha) * least.float()
             points.append(point.to(keys.dtype))
         self.length += keys.shape[2]
@@ -81,21 +87,25 @@ class ClusterSelector(Selector):
 
         All fine ones are scored: reading them in a row is faster than gathering those that are wanted.
         """
-        above, below = (
-            self._scores(step, points.view(), size)
-            for points, size in zip(self._points, (self.coarse, self.fine), strict=True)
-        )
+        below = self._scores(step, "fine")
+        scores = self._forced(below, step.regions, self.fine)
+        if "coarse" in self._sizes:
+            scores = scores.masked_fill(~self._survivors(step, below.shape[-1]), -torch.inf)
+        return Ranking(scores, *self._shares(below, step), step.regions.length)
+
+    def _survivors(self, step: Step, count: int) -> Tensor:
+        """Which of `count` fine clusters are in one of the best coarse ones, bool `[B, Hkv, P]`."""
+        above = self._scores(step, "coarse")
         examined = self._examined(step).view(-1, 1, 1)
         order = ranked(self._forced(above, step.regions, self.coarse), self._most(step))
         within = torch.arange(order.shape[-1], device=order.device) < examined
         survives = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, within.expand(order.shape))
-        survives = survives.repeat_interleave(self.coarse // self.fine, -1)[..., : below.shape[-1]]
-        scores = self._forced(below, step.regions, self.fine).masked_fill(~survives, -torch.inf)
-        return Ranking(scores, *self._shares(below, step), step.regions.length)
+        return survives.repeat_interleave(self.coarse // self.fine, -1)[..., :count]
 
-    def _scores(self, step: Step, points: Tensor, size: int) -> Tensor:
-        """Float32 `[B, Hkv, C]`, of clusters of a size, by their `points`; 0 where none is known yet."""
-        heads, count = points.shape[1], page_count(step.regions, size)
+    def _scores(self, step: Step, level: str) -> Tensor:
+        """Float32 `[B, Hkv, C]`, of the clusters of a level, by their points; 0 where none is known yet."""
+        points = self._points[level].view()
+        heads, count = points.shape[1], page_count(step.regions, self._sizes[level])
         query = step.query.unflatten(1, (heads, -1)).float().sum(2).flatten(0, 1).unsqueeze(1)
         products = exact_scores(query, points.flatten(0, 1), 0, min(count, points.shape[2]))
         return F.pad(products, (0, count - products.shape[-1])).squeeze(1).unflatten(0, (-1, heads))
@@ -135,18 +145,18 @@ class ClusterSelector(Selector):
         return scores.masked_fill(sizes.unsqueeze(1) == 0, -torch.inf)
 
     def bytes_read(self, step: Step) -> int:
-        counts = (page_count(step.regions, size) for size in (self.coarse, self.fine))
-        return sum(counts) * self._points[0].view()[0, 0, 0].nbytes
+        counts = (page_count(step.regions, size) for size in self._sizes.values())
+        return sum(counts) * self._points["fine"].view()[0, 0, 0].nbytes
 
     def crop(self, length: int) -> None:
         self.length = min(self.length, length // self.coarse * self.coarse)
-        for points, size in zip(self._points, (self.coarse, self.fine), strict=False):
-            points.crop(self.length // size)
+        for level, points in self._points.items():
+            points.crop(self.length // self._sizes[level])
         self.board.pin(None)
 
     def reorder(self, rows: Tensor) -> None:
         if self._first is not None:
-            for points in self._points:
+            for points in self._points.values():
                 points.reorder(rows)
             self._first = self._first.index_select(0, rows.to(self._first.device))
         self.board.pin(None)
@@ -154,46 +164,21 @@ class ClusterSelector(Selector):
     def state(self) -> dict[str, Tensor]:
         if self.length == 0:
             return {}
-        coarse, fine = (points.view() for points in self._points)
-        return {"coarse": coarse, "fine": fine, "first": self._starts()}
+        return {level: points.view() for level, points in self._points.items()} | {"first": self._starts()}
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
-        self._points, self._first = [GrowingBuffer(), GrowingBuffer()], state.get("first")
-        for points, name in zip(self._points, ("coarse", "fine"), strict=True):
+        self._points, self._first = self._empty(), state.get("first")
+        for level, points in self._points.items():
             if state:
-                points.append(state[name])
+                points.append(state[level])
 
     @property
     def nbytes(self) -> int:
-        return sum(points.nbytes for points in self._points)
+        return sum(points.nbytes for points in self._points.values())
 
     def _starts(self) -> Tensor:
         """The first slot of each batch row that counts, int32 `[B]`."""
         if self._first is None:
             raise ValueError("no cluster is known yet; call build first")
         return self._first
-
-
-class FollowingClusters(Unindexed):
-    """Reads the clusters that the layer it follows has picked in the same step."""
-
-    def __init__(self, leader: ClusterSelector) -> None:
-        self.leader = leader
-
-    @property
-    def minimum(self) -> int:
-        return self.leader.minimum
-
-    def select(self, step: Step) -> Selection:
-        picked = self.leader.board.pick(step, self.leader.fine)
-        heads = step.storage.keys(step.storage.length - 1).shape[1]
-        if picked.slots.shape[1] != heads:
-            raise ValueError(
-                f"a layer of {heads} KV heads cannot share the tokens of one with {picked.slots.shape[1]}; "
-                "give share=false"
-            )
-        return picked
-
-    def bytes_read(self, step: Step) -> int:  # noqa: ARG002
-        return 0

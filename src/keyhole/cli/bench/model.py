@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from keyhole.cli.bench import options
+from keyhole.cli.bench.reading import read
 from keyhole.cli.bench.run import Run
 from keyhole.cli.options import Quiet, Threads
 
@@ -48,7 +49,9 @@ def step(
 def prompt(
     context: typer.Context,
     shape: options.Shape = options.SHAPE,
-    method: options.Method = options.METHOD,
+    model: options.Weights = None,
+    text: options.Text = None,
+    method: options.Methods = [options.METHOD],  # noqa: B006 - typer copies it
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     dtype: options.Dtype = "float32",
     layers: options.Layers = 0,
@@ -58,17 +61,30 @@ def prompt(
     json_file: options.Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """A whole model's prompt, against transformers; weights are random."""
+    """A whole model's prompt, against transformers; weights are random, or a model's on real text."""
     from keyhole.bench.prompt import prompt as measure
+    from keyhole.bench.prompt import random_prompt
     from keyhole.bench.shapes import cut, shape_named
 
-    taken = cut(shape_named(shape), layers)
-    run = Run(context, rounds, threads, json_file, quiet)
-    run(
-        lambda flusher: measure(
-            taken, method, tokens=tokens, dtype=dtype, rounds=rounds, flusher=flusher, seed=seed
-        )
-    )
+    _refuse(context, ("text",) if model is None else ("shape", "dtype", "layers", "seed"), model)
+    methods, run = named(method), Run(context, rounds, threads, json_file, quiet)
+    if model is None:
+        taken = cut(shape_named(shape), layers)
+        weights, ids = random_prompt(taken, tokens, dtype, seed)
+        note = f"random weights, {taken.layers} layers"
+    else:
+        weights, ids = read(model, text, tokens, threads)
+        note = f"{model}; a text of {'the package' if text is None else 'your own'}"
+    run(lambda flusher: measure(weights, ids, methods, rounds=rounds, flusher=flusher, note=note))
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], model: str | None) -> None:
+    """Raises ValueError where one of these options was given, which would have no effect."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            how = "only together with --model" if model is None else "not together with --model"
+            raise ValueError(f"--{name} has an effect {how}; change one of the two")
 
 
 def named(given: list[str], *, selecting: bool = False) -> list[str]:

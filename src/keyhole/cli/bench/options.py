@@ -28,6 +28,17 @@ ReadTokens = Annotated[
 ]
 Impl = Annotated[str, typer.Option(help="Implementation: auto, native or reference.")]
 Shape = Annotated[str, typer.Option(help="Public model whose shape to use.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Hugging Face directory, hub name, GGUF file, or smollm2: its weights, on real text.",
+        show_default="random weights",
+    ),
+]
+Text = Annotated[
+    Path | None, typer.Option(help="Text file to read.", show_default="the texts of the package")
+]
 Layers = Annotated[int, typer.Option(min=0, help="Limit the number of layers; 0 for all.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds; the median is reported.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the synthetic data.")]

@@ -28,6 +28,13 @@ class Renumbering(RetrievalMethod):
         "same budget.",
     )
     chunk: int = options.integer(512, ge=1, unit="tokens", help="Queries per chunk of `sparse_prefill`.")
+    voters: int = options.integer(
+        32,
+        ge=1,
+        unit="runs",
+        help="Runs of neighbouring queries of a chunk that vote, each by its mean; in a chunk of no more "
+        "queries each one votes.",
+    )
     renumber: bool = options.flag(
         False,
         help="Renumber the tokens that are read to consecutive positions, for contexts beyond the model's "
@@ -80,6 +87,7 @@ class Renumbering(RetrievalMethod):
                 self.budget,
                 self.sinks,
                 self.window,
+                voters=self.voters,
                 scoring=self.scoring(info, place),
                 renumber=info.rope(place) if self.renumber else None,
             )

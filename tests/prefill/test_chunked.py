@@ -27,7 +27,7 @@ def filled(tokens, *, batch=1, seed=0):
     return storage, 3 * torch.randn(batch, 6, tokens, 8, generator=generator)
 
 
-def chunked(budget, *, per_head=False, renumber=False, distance=None, voters=1):
+def chunked(budget, *, per_head=False, renumber=False, distance=None, voters=0):
     return ChunkedPrefill(
         Vote(per_head=per_head, scaled=True),
         CHUNK,
@@ -50,7 +50,7 @@ def expected(
     queries=None,
     renumber=False,
     distance=None,
-    voters=1,
+    voters=0,
 ):
     """Query by query: sinks, what its chunk's mean queries elect, the window before the chunk up to itself.
 
@@ -87,11 +87,17 @@ def expected(
 
 
 def _means(query, unused, voters):
-    """Of each run of the chunk's queries `[H, C, D]` the mean `[H, D]`, but for the first `unused`."""
+    """What votes for a chunk `[H, C, D]`, each `[H, D]`, but for the first `unused` queries.
+
+    Up to `voters` means of runs, and each of the `voters` newest queries.
+    """
     chunk = query.shape[1]
-    runs = [[] for _ in range(min(voters, chunk))]
+    early = chunk - voters if voters else chunk
+    runs = [[] for _ in range(min(voters or 1, max(early, 0)))]
+    runs += [[] for _ in range(max(early, 0), chunk)]
     for place in range(max(unused, 0), chunk):
-        runs[place * len(runs) // chunk].append(place)
+        at = place * min(voters or 1, early) // early if place < early else len(runs) - chunk + place
+        runs[at].append(place)
     return [query[:, run or range(unused, chunk)].mean(1) for run in runs]
 
 
@@ -160,7 +166,7 @@ def test_padding_is_neither_read_nor_part_of_the_mean():
 
 
 @pytest.mark.parametrize("distance", [None, 9])
-@pytest.mark.parametrize("voters", [2, 3, 8, 100])
+@pytest.mark.parametrize("voters", [1, 2, 3, 5, 8, 100])
 def test_runs_of_a_chunk_vote(voters, distance):
     storage, query = filled(61, batch=3)
     padding = [0, 11, 42]
@@ -182,7 +188,7 @@ def test_what_one_query_of_a_chunk_asks_for_is_elected():
     storage.values()[:, :, 20] = 1000.0
     query[:, :, 3] = query[:, ::3, 3].repeat_interleave(3, 1)
     query[:, :, 4:] = -query[:, :, 3:4]
-    found = [chunked(1, voters=v).attend(query, storage, Logits(SCALE), None)[:, :, 3] for v in (1, CHUNK)]
+    found = [chunked(1, voters=v).attend(query, storage, Logits(SCALE), None)[:, :, 3] for v in (0, CHUNK)]
     assert float(found[0].max()) < 500 < float(found[1].min())
 
 

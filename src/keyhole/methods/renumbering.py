@@ -30,10 +30,10 @@ class Renumbering(RetrievalMethod):
     chunk: int = options.integer(512, ge=1, unit="tokens", help="Queries per chunk of `sparse_prefill`.")
     voters: int = options.integer(
         32,
-        ge=1,
-        unit="runs",
-        help="Runs of neighbouring queries of a chunk that vote, each by its mean; in a chunk of no more "
-        "queries each one votes.",
+        ge=0,
+        unit="queries",
+        help="So many of the newest queries of a chunk vote, and those before them by the means of as many "
+        "runs; 0 is one vote by the mean of all.",
     )
     renumber: bool = options.flag(
         False,

@@ -50,7 +50,8 @@ class ChunkedPrefill(Prefill):
         sinks: first tokens of a sequence that are always read.
         window: tokens before the chunk that are always read.
         scoring: elect as if the chunk began so far behind every key; None takes keys as they are.
-        voters: runs of a chunk's queries that vote, each by its mean, fewer where it has fewer queries.
+        voters: so many of a chunk's newest queries vote, and those before them by the means of as many runs;
+            0 is one vote by the mean of all.
         renumber: the layer's rotation, to move what a chunk reads to positions without gaps; None leaves it.
     """
 
@@ -64,7 +65,7 @@ class ChunkedPrefill(Prefill):
         sinks: int,
         window: int,
         *,
-        voters: int = 1,
+        voters: int = 0,
         scoring: FixedDistance | None = None,
         renumber: Rope | None = None,
     ) -> None:
@@ -115,17 +116,17 @@ class ChunkedPrefill(Prefill):
         return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
 
     def _step(self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions) -> Step:
-        """A step by the means of the chunk's runs; to the vote they are so many more heads of each group."""
-        means = _mean_queries(query, where, self.voters)
-        voting = means.flatten(1, 2)
+        """A step by all that vote; to the vote they are so many more heads of each group."""
+        means = _voting(query, where, self.voters)
+        queries = means.flatten(1, 2)
         # Not as the storage attends in decode steps: the chunk is read as one.
         keys, values = storage.keys(), storage.values()
-        anchor = attend_slots(voting, keys, values, where.always, where.always_counts, logits)
+        anchor = attend_slots(queries, keys, values, where.always, where.always_counts, logits)
         lse = logits.with_sinks(anchor.lse.unflatten(1, means.shape[1:3]).transpose(1, 2)).transpose(1, 2)
         if self.scoring is not None:
             padding, begin = torch.tensor(where.padding, device=query.device), where.length - query.shape[2]
-            voting = self.scoring.query(voting, begin, padding).to(query.dtype)
-        return Step(voting, scored, where, lse.flatten(1), logits, self.budget)
+            queries = self.scoring.query(queries, begin, padding).to(query.dtype)
+        return Step(queries, scored, where, lse.flatten(1), logits, self.budget)
 
     def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
@@ -151,17 +152,19 @@ def _chunks(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int]]:
         begin = stop
 
 
-def _mean_queries(query: Tensor, where: Regions, runs: int) -> Tensor:
-    """`[B, H, V, D]`, means over up to so many runs, about equally long, of the newest `[B, H, C, D]`.
+def _voting(query: Tensor, where: Regions, voters: int) -> Tensor:
+    """What votes for the newest queries `[B, H, C, D]`: means of runs of them, `[B, H, V, D]`.
 
     Padding does not count. A run of nothing else has the mean of the whole chunk.
     """
     chunk, device = query.shape[2], query.device
-    runs = min(runs, chunk)
+    early = max(chunk - voters, 0) if voters else chunk
+    runs = min(max(voters, 1), early)
     places = torch.arange(chunk, device=device)
+    run = torch.where(places < early, places * runs // max(early, 1), runs + places - early)
     slots = places + where.length - chunk
     real = (slots >= torch.tensor(where.padding, device=device).view(-1, 1)).unsqueeze(1)
-    own = real & (places * runs // chunk == torch.arange(runs, device=device).unsqueeze(1))
+    own = real & (run == torch.arange(runs + chunk - early, device=device).unsqueeze(1))
     counted = torch.where(own.any(-1, keepdim=True), own, real).float()
     total = torch.einsum("bhcd,bvc->bhvd", query.float(), counted)
     return (total / counted.sum(-1).clamp(min=1)[:, None, :, None]).to(query.dtype)

@@ -10,6 +10,7 @@ import torch
 
 from keyhole.engines.transformers.sizes import position_range
 from keyhole.evaluation.stretch import Held, Stretch, hold, stretch
+from keyhole.evaluation.texts import text_named, texts
 from keyhole.generation import load_model
 from keyhole.methods import Recipe
 from keyhole.methods.beyond import beyond_recipe
@@ -24,7 +25,7 @@ def main() -> None:
     model.to(getattr(torch, asked.dtype))
     limit = position_range(model)
     assert limit is not None, "the model's configuration states no range"
-    text = asked.text.read_text(encoding="utf-8", errors="ignore")[asked.skip :]
+    text = _text(asked.text)[asked.skip :]
     for tokens in map(int, asked.tokens.split(",")):
         whole = stretch(tokenizer, text[: 12 * tokens], tokens, asked.following)
         within = Stretch(whole.tokens[:, -(limit - _ROOM) :], whole.following)
@@ -43,7 +44,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--text", type=Path, required=True, help="A long text file.")
+    parser.add_argument("--text", default="all", help="A text file, or shipped texts joined by +, or all.")
     parser.add_argument("--skip", type=int, default=0, help="Characters of it to leave out first.")
     parser.add_argument("--tokens", default="12288,24576")
     parser.add_argument("--following", type=int, default=32, help="Tokens whose loss is measured.")
@@ -55,8 +56,15 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _text(asked: str) -> str:
+    if Path(asked).is_file():
+        return Path(asked).read_text(encoding="utf-8", errors="ignore")
+    named = texts() if asked == "all" else [text_named(name) for name in asked.split("+")]
+    return "\n\n".join(text.text for text in named)
+
+
 def _write(asked: argparse.Namespace, method: str, tokens: int, held: Held) -> None:
-    line = {"text": asked.text.name, "tokens": tokens, "dtype": asked.dtype, "method": method}
+    line = {"text": Path(asked.text).name, "tokens": tokens, "dtype": asked.dtype, "method": method}
     line |= {"loss": round(held.loss, 4), **held._asdict()}
     print(json.dumps(line), flush=True)
     if asked.json is not None:

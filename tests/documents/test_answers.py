@@ -57,6 +57,14 @@ def test_quantised_forms(library, loaded, name, kv_dtype):
 
 
 @pytest.mark.parametrize("name", ["pqcache", "quest", "tokenselect"])
+def test_tokens_of_a_question_share_no_selection_beyond_the_range(library, loaded, name):
+    """They are read as a prompt's chunk, by what each of them asks for."""
+    options = "renumber=true, sparse_prefill=true, chunk=64, window=16, sinks=4, distance=16"
+    recipe = stored_recipe(f"{name}(budget=40, {options}, dense_below=0)")
+    assert answered(library, recipe) == unsaved_answer(loaded, recipe, exact=True)
+
+
+@pytest.mark.parametrize("name", ["pqcache", "quest", "tokenselect"])
 def test_mass_budgets(library, loaded, name):
     recipe = stored_recipe(small(name, "mass=0.9"))
     assert answered(library, recipe) == unsaved_answer(loaded, recipe)

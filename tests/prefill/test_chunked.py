@@ -27,20 +27,32 @@ def filled(tokens, *, batch=1, seed=0):
     return storage, 3 * torch.randn(batch, 6, tokens, 8, generator=generator)
 
 
-def chunked(budget, *, per_head=False, renumber=False, distance=None):
+def chunked(budget, *, per_head=False, renumber=False, distance=None, voters=0):
     return ChunkedPrefill(
         Vote(per_head=per_head, scaled=True),
         CHUNK,
         Budget.parse(budget),
         SINKS,
         WINDOW,
+        voters=voters,
         scoring=None if distance is None else FixedDistance(PlainRope(), distance),
         renumber=PlainRope() if renumber else None,
     )
 
 
-def expected(storage, query, padding, budget, *, per_head=False, queries=None, renumber=False, distance=None):
-    """Query by query: sinks, what its chunk's mean query elects, the window before the chunk up to itself.
+def expected(
+    storage,
+    query,
+    padding,
+    budget,
+    *,
+    per_head=False,
+    queries=None,
+    renumber=False,
+    distance=None,
+    voters=0,
+):
+    """Query by query: sinks, what its chunk's mean queries elect, the window before the chunk up to itself.
 
     Where there is a distance, the chunk's queries are moved to it and what follows, and keys to position 0.
     """
@@ -53,12 +65,14 @@ def expected(storage, query, padding, budget, *, per_head=False, queries=None, r
         for slot in range(max(start, length - queries), length):
             begin = max(slot // CHUNK * CHUNK, length - queries)
             end = min((slot // CHUNK + 1) * CHUNK, length)
-            mean = q[:, max(begin, start) - length + queries : end - length + queries].mean(1)
+            means = _means(q[:, begin - length + queries : end - length + queries], start - begin, voters)
             if distance is not None:
                 shift = distance - (begin - start)
-                mean = np.array([oracles_positions.rotated(head, shift) for head in mean])
+                means = [
+                    np.array([oracles_positions.rotated(head, shift) for head in mean]) for mean in means
+                ]
             early, middle, late = oracles.regions(start, end, SINKS, WINDOW + end - begin)
-            chosen = _elected(mean, scored, middle, budget, per_head)
+            chosen = _elected(means, scored, middle, budget, per_head)
             read = [early + sorted(chosen[head]) + late for head in range(2)]
             at = slot - length + queries
             if renumber:
@@ -72,11 +86,28 @@ def expected(storage, query, padding, budget, *, per_head=False, queries=None, r
     return np.stack(rows)
 
 
-def _elected(query, keys, middle, budget, per_head):
+def _means(query, unused, voters):
+    """What votes for a chunk `[H, C, D]`, each `[H, D]`, but for the first `unused` queries.
+
+    Up to `voters` means of runs, and each of the `voters` newest queries.
+    """
+    chunk = query.shape[1]
+    early = chunk - voters if voters else chunk
+    runs = [[] for _ in range(min(voters or 1, max(early, 0)))]
+    runs += [[] for _ in range(max(early, 0), chunk)]
+    for place in range(max(unused, 0), chunk):
+        at = place * min(voters or 1, early) // early if place < early else len(runs) - chunk + place
+        runs[at].append(place)
+    return [query[:, run or range(unused, chunk)].mean(1) for run in runs]
+
+
+def _elected(queries, keys, middle, budget, per_head):
     if not middle:
         return [[], []]
-    votes = oracles_pages.soft_votes(query, keys, middle[0], middle[-1] + 1, scale=SCALE)
-    votes = votes.reshape(2, len(query) // 2, -1).sum(1)
+    votes = sum(
+        oracles_pages.soft_votes(query, keys, middle[0], middle[-1] + 1, scale=SCALE) for query in queries
+    )
+    votes = votes.reshape(2, len(votes) // 2, -1).sum(1)
     votes = votes if per_head else votes.sum(0, keepdims=True).repeat(2, 0)
     return [[middle[n] for n in oracles.top_k(head, budget)] for head in votes]
 
@@ -132,6 +163,33 @@ def test_padding_is_neither_read_nor_part_of_the_mean():
     wanted = expected(storage, query, padding, 6)
     for row, unused in enumerate(padding):
         np.testing.assert_allclose(out[row, :, unused:], wanted[row, :, unused:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("distance", [None, 9])
+@pytest.mark.parametrize("voters", [1, 2, 3, 5, 8, 100])
+def test_runs_of_a_chunk_vote(voters, distance):
+    storage, query = filled(61, batch=3)
+    padding = [0, 11, 42]
+    slots = torch.arange(61)
+    mask = (slots <= slots.view(-1, 1)) & (slots >= torch.tensor(padding).view(-1, 1, 1, 1))
+    for row, unused in enumerate(padding):
+        query[row, :, :unused] *= 1e3
+    out = chunked(6, voters=voters, distance=distance).attend(query, storage, Logits(SCALE), mask)
+    wanted = expected(storage, query, padding, 6, voters=voters, distance=distance)
+    for row, unused in enumerate(padding):
+        np.testing.assert_allclose(out[row, :, unused:], wanted[row, :, unused:], rtol=1e-3, atol=1e-3)
+
+
+def test_what_one_query_of_a_chunk_asks_for_is_elected():
+    """Its mean with the others, which ask for the contrary, would not elect it."""
+    storage, _ = filled(64)
+    query = torch.randn(1, 6, CHUNK, 8, generator=torch.Generator().manual_seed(1))
+    storage.keys()[:, :, 20] = 9 * query[:, ::3, 3]
+    storage.values()[:, :, 20] = 1000.0
+    query[:, :, 3] = query[:, ::3, 3].repeat_interleave(3, 1)
+    query[:, :, 4:] = -query[:, :, 3:4]
+    found = [chunked(1, voters=v).attend(query, storage, Logits(SCALE), None)[:, :, 3] for v in (0, CHUNK)]
+    assert float(found[0].max()) < 500 < float(found[1].min())
 
 
 def test_the_first_query_of_a_chunk_sees_the_window():

@@ -15,6 +15,7 @@ from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.answers import options_of
 from keyhole.generation.prompt import Written, within_range, written_as
 from keyhole.generation.reader import Answer, AnswerRecorder, Options, Reader
+from keyhole.methods.beyond import renumbers
 
 TOGETHER = 32  # tokens of a question that share a selection
 
@@ -67,10 +68,12 @@ def continued(
     for layer in served_layers(cache):
         layer.usage = Usage()  # that of this answer
     within_range(opened.model, opened.recipe, prompt, asking.options.limit)
+    # Beyond a model's range one query's selection loses what the others ask for; prompts elect by many.
+    shares = not asking.exact and not renumbers(opened.recipe)
     request = request_of(cache)
     if request is not None:
-        request.together = not asking.exact
+        request.together = shares
         request.prompt_length = prompt.length
-    reader = Reader(opened.loaded, opened.recipe, asking.options, None if asking.exact else TOGETHER, None)
+    reader = Reader(opened.loaded, opened.recipe, asking.options, TOGETHER if shares else None, None)
     with attach(opened.model, opened.recipe):
-        return reader.answer(question, prompt, cache, len(ids), together=not asking.exact)
+        return reader.answer(question, prompt, cache, len(ids), together=shares)

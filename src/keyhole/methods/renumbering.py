@@ -28,6 +28,13 @@ class Renumbering(RetrievalMethod):
         "same budget.",
     )
     chunk: int = options.integer(512, ge=1, unit="tokens", help="Queries per chunk of `sparse_prefill`.")
+    voters: int = options.integer(
+        32,
+        ge=0,
+        unit="queries",
+        help="So many of the newest queries of a chunk vote, and those before them by the means of as many "
+        "runs; 0 is one vote by the mean of all.",
+    )
     renumber: bool = options.flag(
         False,
         help="Renumber the tokens that are read to consecutive positions, for contexts beyond the model's "
@@ -80,6 +87,7 @@ class Renumbering(RetrievalMethod):
                 self.budget,
                 self.sinks,
                 self.window,
+                voters=self.voters,
                 scoring=self.scoring(info, place),
                 renumber=info.rope(place) if self.renumber else None,
             )

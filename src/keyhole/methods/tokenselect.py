@@ -19,8 +19,9 @@ class TokenSelect(Renumbering):
     Token-Level KV Cache Selection", 2025.
 
     The paper has `tokenselect(budget=2048, sinks=128, window=512, distance=512, renumber=true,
-    scaled_vote=false, sparse_prefill=true)`. It renumbers positions and scores at a constant distance because
-    its contexts exceed the models' range; within the range, true positions are what the model was trained on.
+    scaled_vote=false, sparse_prefill=true, voters=0)`. It renumbers positions and scores at a constant
+    distance because its contexts exceed the models' range; within the range, true positions are what the
+    model was trained on.
     """
 
     name: ClassVar[str] = "tokenselect"
@@ -51,6 +52,7 @@ class TokenSelect(Renumbering):
                 "reuse", "0.9; off in the released code", "reused selections miss tokens that left the window"
             ),
             Differs("sparse_prefill", "true", "prompts are computed exactly by default"),
+            Differs("voters", "0", "the mean of a chunk's queries hides what a question's few ask for"),
             Differs("renumber", "true", "models are trained on true positions, within their range"),
             Differs("distance", "512, the window", "as for `renumber`"),
         ),

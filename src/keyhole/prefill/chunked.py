@@ -37,19 +37,21 @@ class _Read(NamedTuple):
 
 
 class ChunkedPrefill(Prefill):
-    """Queries of one chunk read the sinks, what their mean query elects, and a window.
+    """Queries of one chunk read the sinks, what they elect together, and a window.
 
     Chunks begin at multiples of `chunk` slots, so the pieces in which a prompt arrives do not matter when
     they do, too. The window reaches `window` tokens back from the first query of a chunk. As long as the
     budget allows all that competes, attention is exact; so it is where heads see different slots.
 
     Args:
-        vote: how a chunk's mean query elects.
+        vote: how a chunk elects.
         chunk: queries of a chunk.
         budget: tokens read beside sinks, window and the chunk itself.
         sinks: first tokens of a sequence that are always read.
         window: tokens before the chunk that are always read.
         scoring: elect as if the chunk began so far behind every key; None takes keys as they are.
+        voters: so many of a chunk's newest queries vote, and those before them by the means of as many runs;
+            0 is one vote by the mean of all.
         renumber: the layer's rotation, to move what a chunk reads to positions without gaps; None leaves it.
     """
 
@@ -63,11 +65,12 @@ class ChunkedPrefill(Prefill):
         sinks: int,
         window: int,
         *,
+        voters: int = 0,
         scoring: FixedDistance | None = None,
         renumber: Rope | None = None,
     ) -> None:
         self.vote, self.chunk, self.budget, self.sinks, self.window = vote, chunk, budget, sinks, window
-        self.scoring, self.renumber = scoring, renumber
+        self.voters, self.scoring, self.renumber = voters, scoring, renumber
 
     @torch.no_grad()
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
@@ -103,15 +106,7 @@ class ChunkedPrefill(Prefill):
         self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
     ) -> _Read:
         """What the chunk `query [B, H, C, D]` reads."""
-        mean = _mean_query(query, where)
-        # Not as the storage attends in decode steps: the chunk is read as one.
-        keys, values = storage.keys(), storage.values()
-        anchor = attend_slots(mean, keys, values, where.always, where.always_counts, logits)
-        step = Step(mean, scored, where, logits.with_sinks(anchor.lse), logits, self.budget)
-        if self.scoring is not None:
-            padding, begin = torch.tensor(where.padding, device=mean.device), where.length - query.shape[2]
-            step = step._replace(query=self.scoring.query(mean, begin, padding).to(mean.dtype))
-        elected = self.vote.elect(step)
+        elected = self.vote.elect(self._step(query, storage, scored, logits, where))
         always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
         always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)
         pairs = ((always, always_counts), (elected.slots, elected.counts))
@@ -119,6 +114,19 @@ class ChunkedPrefill(Prefill):
         moves = [closing_moves(slots, elected.counts, where) for slots, _ in pairs]
         slots = torch.cat([always, elected.slots], -1).long()
         return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
+
+    def _step(self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions) -> Step:
+        """A step by all that vote; to the vote they are so many more heads of each group."""
+        means = _voting(query, where, self.voters)
+        queries = means.flatten(1, 2)
+        # Not as the storage attends in decode steps: the chunk is read as one.
+        keys, values = storage.keys(), storage.values()
+        anchor = attend_slots(queries, keys, values, where.always, where.always_counts, logits)
+        lse = logits.with_sinks(anchor.lse.unflatten(1, means.shape[1:3]).transpose(1, 2)).transpose(1, 2)
+        if self.scoring is not None:
+            padding, begin = torch.tensor(where.padding, device=query.device), where.length - query.shape[2]
+            queries = self.scoring.query(queries, begin, padding).to(query.dtype)
+        return Step(queries, scored, where, lse.flatten(1), logits, self.budget)
 
     def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
@@ -144,9 +152,19 @@ def _chunks(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int]]:
         begin = stop
 
 
-def _mean_query(query: Tensor, where: Regions) -> Tensor:
-    """`[B, H, D]`, over the newest queries `[B, H, C, D]` that are not padding."""
-    slots = torch.arange(where.length - query.shape[2], where.length, device=query.device)
-    real = (slots >= torch.tensor(where.padding, device=query.device).view(-1, 1)).float()
-    total = torch.einsum("bhcd,bc->bhd", query.float(), real)
-    return (total / real.sum(-1).clamp(min=1).view(-1, 1, 1)).to(query.dtype)
+def _voting(query: Tensor, where: Regions, voters: int) -> Tensor:
+    """What votes for the newest queries `[B, H, C, D]`: means of runs of them, `[B, H, V, D]`.
+
+    Padding does not count. A run of nothing else has the mean of the whole chunk.
+    """
+    chunk, device = query.shape[2], query.device
+    early = max(chunk - voters, 0) if voters else chunk
+    runs = min(max(voters, 1), early)
+    places = torch.arange(chunk, device=device)
+    run = torch.where(places < early, places * runs // max(early, 1), runs + places - early)
+    slots = places + where.length - chunk
+    real = (slots >= torch.tensor(where.padding, device=device).view(-1, 1)).unsqueeze(1)
+    own = real & (run == torch.arange(runs + chunk - early, device=device).unsqueeze(1))
+    counted = torch.where(own.any(-1, keepdim=True), own, real).float()
+    total = torch.einsum("bhcd,bvc->bhvd", query.float(), counted)
+    return (total / counted.sum(-1).clamp(min=1)[:, None, :, None]).to(query.dtype)

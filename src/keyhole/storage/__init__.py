@@ -5,6 +5,7 @@ from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
 from keyhole.storage.merging import Merge
+from keyhole.storage.paged import PagedStorage, Pages, split_pages
 from keyhole.storage.pinned import PinnedStorage
 from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
@@ -26,6 +27,8 @@ __all__ = [
     "Lookups",
     "LowRankStorage",
     "Merge",
+    "PagedStorage",
+    "Pages",
     "PinnedStorage",
     "PooledStorage",
     "RenumberedStorage",
@@ -34,4 +37,5 @@ __all__ = [
     "kept_rows",
     "make_rows",
     "make_storage",
+    "split_pages",
 ]

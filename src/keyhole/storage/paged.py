@@ -1,0 +1,190 @@
+"""Keys and values of one request in blocks of a pool that an inference engine owns.
+
+Legend: H query heads, Hkv KV heads, T tokens, D head size, W numbers of a token in a page.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from keyhole import kernels
+from keyhole.attention import Logits, Part
+from keyhole.storage.base import Footprint, Storage
+from keyhole.storage.chosen import Chosen
+from keyhole.storage.merging import Merge
+
+
+class Pages(NamedTuple):
+    """Views of an engine's pages.
+
+    Attributes:
+        keys: `[blocks, block size, Hkv, D]`.
+        values: `[blocks, block size, Hkv, Dv]`.
+        rest: what else a page has room for: `[blocks, Hkv, block size, W - D - Dv]`, of planar pages
+            `[blocks, Hkv, block size * (W - D - Dv)]`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rest: Tensor
+
+
+def split_pages(
+    pages: Tensor, head_size: int, head_size_v: int | None = None, *, planar: bool = False
+) -> Pages:
+    """Keys and values in `pages [blocks, Hkv, block size, W]`, vLLM's logical layout, without a copy.
+
+    Args:
+        planar: a page has, for each head, all keys, then all values, then the rest, so that rows are aligned
+            and keys alone can be streamed; else each token's row has these three, as FlashAttention reads it.
+
+    Raises:
+        ValueError: W is too small, or a head's page is not contiguous, which planar ones must be.
+    """
+    values_size = head_size if head_size_v is None else head_size_v
+    blocks, heads, size, width = pages.shape
+    sizes = (head_size, values_size, width - head_size - values_size)
+    if sizes[2] < 0:
+        raise ValueError(
+            f"pages {list(pages.shape)} have {width} numbers a token, too few for a key of {head_size} and a "
+            f"value of {values_size}"
+        )
+    if not planar:
+        keys, values, rest = pages.split(sizes, dim=-1)
+        return Pages(keys.transpose(1, 2), values.transpose(1, 2), rest)
+    if pages.stride()[2:] != (width, 1):
+        raise ValueError(f"planar pages must be contiguous for each head, not of strides {pages.stride()}")
+    whole = pages.as_strided((blocks, heads, size * width), (*pages.stride()[:2], 1))
+    keys, values, rest = whole.split([size * each for each in sizes], dim=-1)
+    keys, values = (part.unflatten(-1, (size, -1)).transpose(1, 2) for part in (keys, values))
+    return Pages(keys, values, rest)
+
+
+class PagedStorage(Storage):
+    """Keys and values of one sequence: slot t is at `table[t // block size]`, `t % block size`.
+
+    The engine owns the pool, and says before each step which blocks are the request's and what is written
+    there already (`at`): all but the step's tokens, which are then appended, or these too, where it writes
+    them itself.
+
+    Args:
+        keys: `[blocks, block size, Hkv, D]`, of any strides but the last, as `values`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        if keys.dim() != 4 or keys.shape != values.shape or keys.dtype != values.dtype:
+            raise ValueError(
+                f"pages of keys {list(keys.shape)} and values {list(values.shape)} must be of one dtype and "
+                "both [blocks, block size, heads, head size]"
+            )
+        if keys.stride(-1) != 1 or values.stride(-1) != 1:
+            raise ValueError("the numbers of a key or value must be side by side in the pages")
+        self._keys, self._values = keys, values
+        self._table = torch.zeros(0, dtype=torch.int32, device=keys.device)
+        self._length = 0
+
+    def at(self, table: Tensor, length: int) -> None:
+        """Use a block table from now on, of which the first `length` tokens are written.
+
+        Args:
+            table: int32 or int64 `[width]`, on the pages' device; it is not copied.
+
+        Raises:
+            ValueError: it is no such table, or has no room for so many tokens.
+        """
+        if table.dim() != 1 or table.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"a block table is a list of integers, int32 or int64, not {table.dtype} {list(table.shape)}"
+            )
+        self._check_room(table, length)
+        self._table, self._length = table, length
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._keys.shape[1]
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        length = self._length + keys.shape[2]
+        self._check_room(self._table, length)
+        for held, new in ((self._keys, keys), (self._values, values)):
+            expected = (1, held.shape[2], length - self._length, held.shape[3])
+            if new.shape != expected or new.dtype != held.dtype:
+                raise ValueError(
+                    f"{new.dtype} {list(new.shape)} cannot be written to pages of {held.dtype}, which take "
+                    f"{list(expected)}"
+                )
+        slots = torch.arange(self._length, length, device=self._table.device)
+        blocks, places = self._table[slots // self.block_size].long(), slots % self.block_size
+        self._keys[blocks, places] = keys[0].transpose(0, 1)
+        self._values[blocks, places] = values[0].transpose(0, 1)
+        self._length = length
+
+    def keys(self, start: int = 0) -> Tensor:
+        return self._tokens(self._keys, start)
+
+    def values(self, start: int = 0) -> Tensor:
+        return self._tokens(self._values, start)
+
+    def _tokens(self, pages: Tensor, start: int) -> Tensor:
+        """A copy `[1, Hkv, length - start, D]`."""
+        first = start // self.block_size
+        blocks = self._table[first : -(-self._length // self.block_size)]
+        by_head = pages.permute(2, 0, 1, 3).index_select(1, blocks).flatten(1, 2)
+        begin = first * self.block_size
+        return by_head[:, start - begin : self._length - begin].unsqueeze(0)
+
+    def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        heads = self._keys.shape[2]
+        chosen = Chosen.of(slots, counts, heads)
+        attended = kernels.paged_gather_attention(
+            query.reshape(heads, -1, query.shape[-1]),
+            self._keys,
+            self._values,
+            self._table.unsqueeze(0),
+            chosen.slots.squeeze(0),
+            chosen.counts.squeeze(0),
+            scale=logits.scale,
+            softcap=logits.softcap,
+        )
+        return Part(attended.out.reshape(1, query.shape[1], -1), attended.lse.reshape(1, -1))
+
+    @property
+    def token_bytes(self) -> float:
+        return self._keys[0, 0].nbytes + self._values[0, 0].nbytes
+
+    def crop(self, length: int) -> None:
+        self._length = min(length, self._length)
+
+    def keep(self, kept: Chosen, into: Merge | None = None) -> None:  # noqa: ARG002
+        self._refuse("drop single tokens", "a method that drops tokens must free whole blocks there")
+
+    def reorder(self, rows: Tensor) -> None:  # noqa: ARG002
+        self._refuse("be reordered", "each sequence has a storage of its own")
+
+    def restore(self, state: dict[str, Tensor]) -> None:  # noqa: ARG002
+        self._refuse("take over a saved state", "give the request's tokens to the engine again")
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise ValueError(f"pages that an engine owns and shares cannot {what}; {instead}")
+
+    def _check_room(self, table: Tensor, length: int) -> None:
+        room = len(table) * self.block_size
+        if not 0 <= length <= room:
+            raise ValueError(
+                f"{length} tokens do not fit the block table, which has room for 0 to {room}; give a "
+                "longer one"
+            )
+
+    @property
+    def footprint(self) -> Footprint:
+        """The request's blocks, those too that it shares with others."""
+        blocks = -(-self._length // self.block_size)
+        return Footprint(device=blocks * self.block_size * int(self.token_bytes))

@@ -51,6 +51,19 @@ class EvictingLayer(LayerCache):
     def length(self) -> int:
         return self.kept.seen
 
+    @property
+    def looks_back(self) -> int | None:
+        mine, scorers = super().looks_back, self.retention.scorer.looks_back
+        return None if mine is None or scorers is None else max(mine, scorers)
+
+    def expect(self, steps: int) -> None:
+        super().expect(steps)
+        self.retention.expect(steps)
+
+    def hold_prompts(self) -> None:
+        """Drop tokens when a prompt is complete, so that the pieces in which it comes do not matter."""
+        self.retention.policy = self.retention.policy._replace(whole_prompt=True)
+
     def _append(self, keys: Tensor, values: Tensor) -> None:
         batch, heads, tokens, _ = keys.shape
         if self._pending and self.request.generates(tokens):
@@ -108,10 +121,19 @@ class EvictingLayer(LayerCache):
 
     def see(self, prompted: Prompted) -> None:
         super().see(prompted)
-        self._show(ScorerInput(prompted.queries, self.storage, self.kept, prompted.logits))
+        queries = self._scored_queries(prompted.queries)
+        if queries.shape[2]:
+            self._show(ScorerInput(queries, self.storage, self.kept, prompted.logits))
         self._pending = True
         if not self.retention.policy.whole_prompt:
             self._evict()
+
+    def _scored_queries(self, queries: Tensor) -> Tensor:
+        """Those of a piece of a prompt that what is kept may depend on, where it is known which these are."""
+        back, end = self.retention.scorer.looks_back, self.request.prompt_length
+        if back is None or end is None or not self.retention.policy.whole_prompt:
+            return queries
+        return queries[:, :, max(end - back - (self.length - queries.shape[2]), 0) :]
 
     def _show(self, seen: ScorerInput) -> None:
         self.retention.scorer.see(seen)

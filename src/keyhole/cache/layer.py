@@ -78,6 +78,18 @@ class LayerCache:
         """
         return self.storage.keys(self.storage.length - 1)
 
+    @property
+    def looks_back(self) -> int | None:
+        """How many of a prompt's newest queries what follows depends on; None is all of them."""
+        if Needs.ALL_QUERIES in self.needs:
+            return None
+        return 0 if self.selector is None else SHOWN
+
+    def expect(self, steps: int) -> None:
+        """Take so many decode steps before the next layer takes any, as where an engine repeats some."""
+        if self.selector is not None:
+            self.selector.expect(steps)
+
     def crops_exactly(self, length: int) -> bool:
         """Whether a crop to `length` tokens leaves what there was before the later ones came."""
         parts_do = all(part.crops_exactly(length) for part in self._parts)

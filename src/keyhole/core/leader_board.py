@@ -19,6 +19,10 @@ class LeaderBoard(Generic[_Note]):
     def __init__(self, notes: int = 1) -> None:
         self._notes: deque[tuple[Hashable, _Note]] = deque(maxlen=notes)
 
+    def hold(self, notes: int) -> None:
+        """Hold the notes of so many of the newest moments from here on."""
+        self._notes = deque(self._notes, maxlen=notes)
+
     def pin(self, moment: Hashable, note: _Note) -> None:
         """Hold a note of this moment."""
         self._notes.append((moment, note))

@@ -86,6 +86,7 @@ class Accumulated(Scorer):
         self.noise, self.schedule = noise, schedule
         self.queries, self.normalise, self.freeze, self.shared = queries, normalise, freeze, shared
         self.watches = self.is_attention = not freeze
+        self.looks_back = queries or None
         self.clear()
 
     def clear(self) -> None:

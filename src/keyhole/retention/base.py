@@ -42,11 +42,13 @@ class Scorer(Informed, ABC):
 
     It is shown each prompt, piece by piece with all its queries, and each decode step where the policy drops
     tokens while generating. One that `watches` is shown the logits of decode steps too, which costs time.
-    Scores that `is_attention` are shares of attention or sums of them, so never negative.
+    Scores that `is_attention` are shares of attention or sums of them, so never negative. What is kept of a
+    prompt depends on its newest `looks_back` queries, on all of them where that is None.
     """
 
     watches: bool = False
     is_attention: bool = False
+    looks_back: int | None = None
 
     @abstractmethod
     def see(self, seen: ScorerInput) -> None:
@@ -161,6 +163,9 @@ class Retention:
     def merge(self, storage: Storage, kept: Kept, chosen: Chosen) -> Merge | None:  # noqa: ARG002
         """Which kept tokens take in those that are dropped; None is to forget these."""
         return None
+
+    def expect(self, steps: int) -> None:
+        """The layer takes so many decode steps before the next layer takes any."""
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
         """What is to be kept of what is; None is all of it."""

@@ -34,6 +34,7 @@ class NewestShare(Observed):
 
     def __init__(self, *, per_head: bool, kernel: int = 1, unlifting: int = 0) -> None:
         super().__init__(0, kernel)
+        self.looks_back = None
         self.per_head, self.unlifting = per_head, unlifting
 
     def _wanted(self, kept: Kept) -> int:

@@ -16,6 +16,8 @@ from keyhole.storage import Storage
 class KeyNorm(Scorer):
     """The negative L2 norm of a token's key; rotation does not change it."""
 
+    looks_back = 0
+
     def see(self, seen: ScorerInput) -> None:
         """Nothing is noted."""
 

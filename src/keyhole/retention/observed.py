@@ -28,6 +28,7 @@ class Observed(Scorer):
 
     def __init__(self, window: int, kernel: int = 1) -> None:
         self.window, self.kernel = window, kernel
+        self.looks_back: int | None = window
         self.clear()
 
     def clear(self) -> None:

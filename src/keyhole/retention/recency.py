@@ -15,6 +15,8 @@ from keyhole.storage import Storage
 class Recency(Scorer):
     """A token scores its position."""
 
+    looks_back = 0
+
     def see(self, seen: ScorerInput) -> None:
         """Nothing is noted."""
 

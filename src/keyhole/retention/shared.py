@@ -20,6 +20,9 @@ class _Leader(Retention):
         super().__init__(own.scorer, own.picker, own.policy)
         self.board: LeaderBoard[Chosen | None] = LeaderBoard(notes=2)
 
+    def expect(self, steps: int) -> None:
+        self.board.hold(steps + 1)
+
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:
         moment, chosen = _moment(kept), super().choose(storage, kept)
         self.board.pin(moment, chosen)

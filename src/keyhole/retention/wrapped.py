@@ -19,6 +19,7 @@ class WrappedScorer(Scorer):
     def __init__(self, inner: Scorer) -> None:
         self.inner = inner
         self.watches, self.is_attention = inner.watches, inner.is_attention
+        self.looks_back = inner.looks_back
 
     @property
     def needs(self) -> Needs:  # type: ignore[override]

@@ -108,6 +108,9 @@ class Selector(Informed, ABC):
     def watch(self, query: Tensor, storage: Storage, regions: Regions, logits: Logits) -> None:
         """See the step `query [B, H, D]` of a leading layer, which is read whole."""
 
+    def expect(self, steps: int) -> None:
+        """The layer takes so many decode steps before the next layer takes any."""
+
     @abstractmethod
     def bytes_read(self, step: Step) -> int:
         """Bytes of the index, or of keys scored, that `select` reads for one KV head of one batch row."""

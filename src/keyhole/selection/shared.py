@@ -54,19 +54,30 @@ class Ranking(NamedTuple):
         return pick_pages(self.scores, self.shares, self.anchored, step, page)
 
 
+class _Pinned:
+    """A ranking, and the pages picked by it, once they are."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        self.picked: Selection | None = None
+
+
 class Board:
     """Where one leader pins its ranking, and the first that follows it the pages picked by it."""
 
     def __init__(self) -> None:
-        self._rankings: LeaderBoard[Ranking] = LeaderBoard()
-        self._picked: Selection | None = None
+        self._pinned: LeaderBoard[_Pinned] = LeaderBoard()
+
+    def hold(self, steps: int) -> None:
+        """Hold what is pinned for so many steps, the newest ones."""
+        self._pinned.hold(steps)
 
     def pin(self, ranking: Ranking | None) -> None:
-        """Take the place of what is pinned; None clears the board."""
-        self._rankings.clear()
-        self._picked = None
-        if ranking is not None:
-            self._rankings.pin(_moment(ranking.length), ranking)
+        """Hold a ranking, in place of an older one; None clears the board."""
+        if ranking is None:
+            self._pinned.clear()
+        else:
+            self._pinned.pin(_moment(ranking.length), _Pinned(ranking))
 
     def pick(self, step: Step, page: int) -> Selection:
         """The pages to be read, picked once: one list, the same for all that follow.
@@ -74,10 +85,10 @@ class Board:
         Raises:
             ValueError: the leader has not seen this step.
         """
-        ranking = self._rankings.read(_moment(step.regions.length))
-        if self._picked is None:
-            self._picked = ranking.pick(step, page)
-        return self._picked
+        pinned = self._pinned.read(_moment(step.regions.length))
+        if pinned.picked is None:
+            pinned.picked = pinned.ranking.pick(step, page)
+        return pinned.picked
 
 
 def _moment(tokens: int) -> str:
@@ -106,6 +117,10 @@ class SharedPageSelector(Unindexed):
         if self.role is not Role.RANKER:
             return 0
         return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
+
+    def expect(self, steps: int) -> None:
+        if self.board is not None:
+            self.board.hold(steps)
 
     def crop(self, length: int) -> None:
         super().crop(length)

@@ -101,7 +101,9 @@ def test_texts_beyond_the_range(keyhole, refused, arguments, model_folder, tmp_p
     assert "--beyond-range" in refused(*arguments(**changes))
     result = keyhole(*arguments(**changes), "--beyond-range")
     assert result.exit_code == 0
-    assert "longer than the model's range; read by quest(budget=32" in " ".join(result.stderr.split())
+    said = " ".join(result.stderr.split())
+    assert "longer than the model's range; read by quest(budget=32" in said
+    assert "were measured up to 1.5 times a range" in said
     assert keyhole(*arguments(**changes), "--beyond-range", "--quiet").stderr == ""
     within = keyhole(*arguments(), "--beyond-range")
     assert "longer than" not in within.stderr

@@ -167,7 +167,8 @@ def test_padding_is_neither_read_nor_part_of_the_mean():
 
 @pytest.mark.parametrize("distance", [None, 9])
 @pytest.mark.parametrize("voters", [1, 2, 3, 5, 8, 100])
-def test_runs_of_a_chunk_vote(voters, distance):
+def test_newest_queries_and_runs_of_others_vote(voters, distance, monkeypatch):
+    monkeypatch.setattr("keyhole.prefill.chunked._VOTING", 3)  # in several passes over the keys
     storage, query = filled(61, batch=3)
     padding = [0, 11, 42]
     slots = torch.arange(61)

@@ -20,7 +20,11 @@ def print_chosen(answer: Answer, method: str) -> None:
     from keyhole.methods import Recipe
 
     if answer.method != str(Recipe.parse(method)):
-        text = f"the text is longer than the model's range; read by {answer.method}"
+        # docs/how-to/beyond-range.md has the figures.
+        text = (
+            f"the text is longer than the model's range; read by {answer.method}. "
+            "Such recipes were measured up to 1.5 times a range only"
+        )
         stderr().print(text, highlight=False, markup=False)
 
 

@@ -27,6 +27,8 @@ from keyhole.storage import Storage
 from keyhole.storage.formats.base import at
 from keyhole.storage.renumber import closing_moves, moved_keys
 
+_VOTING = 8  # queries of each head that vote in one pass over the keys: tiles of GPU kernels hold all heads
+
 
 class _Read(NamedTuple):
     """What a chunk reads: slots `[B, Hkv, S]`, which entries are meant, how far each is moved if they are."""
@@ -106,7 +108,7 @@ class ChunkedPrefill(Prefill):
         self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
     ) -> _Read:
         """What the chunk `query [B, H, C, D]` reads."""
-        elected = self.vote.elect(self._step(query, storage, scored, logits, where))
+        elected = self.vote.elect(*self._steps(query, storage, scored, logits, where))
         always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
         always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)
         pairs = ((always, always_counts), (elected.slots, elected.counts))
@@ -115,18 +117,20 @@ class ChunkedPrefill(Prefill):
         slots = torch.cat([always, elected.slots], -1).long()
         return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
 
-    def _step(self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions) -> Step:
-        """A step by all that vote; to the vote they are so many more heads of each group."""
-        means = _voting(query, where, self.voters)
-        queries = means.flatten(1, 2)
+    def _steps(
+        self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
+    ) -> Iterator[Step]:
+        """Steps of a few of those that vote each."""
         # Not as the storage attends in decode steps: the chunk is read as one.
         keys, values = storage.keys(), storage.values()
-        anchor = attend_slots(queries, keys, values, where.always, where.always_counts, logits)
-        lse = logits.with_sinks(anchor.lse.unflatten(1, means.shape[1:3]).transpose(1, 2)).transpose(1, 2)
-        if self.scoring is not None:
-            padding, begin = torch.tensor(where.padding, device=query.device), where.length - query.shape[2]
-            queries = self.scoring.query(queries, begin, padding).to(query.dtype)
-        return Step(queries, scored, where, lse.flatten(1), logits, self.budget)
+        padding, begin = torch.tensor(where.padding, device=query.device), where.length - query.shape[2]
+        for some in _voting(query, where, self.voters).split(_VOTING, dim=2):
+            queries, few = some.flatten(1, 2), some.shape[1:3]
+            anchor = attend_slots(queries, keys, values, where.always, where.always_counts, logits)
+            lse = logits.with_sinks(anchor.lse.unflatten(1, few).transpose(1, 2)).transpose(1, 2)
+            if self.scoring is not None:
+                queries = self.scoring.query(queries, begin, padding).to(query.dtype)
+            yield Step(queries, scored, where, lse.flatten(1), logits, self.budget)
 
     def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""

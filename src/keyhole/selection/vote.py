@@ -9,6 +9,7 @@ Legend: B batch, H query heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,20 @@ class Vote:
     def __init__(self, *, per_head: bool, scaled: bool) -> None:
         self.per_head, self.scaled = per_head, scaled
 
-    def elect(self, step: Step) -> Selection:
-        """The competing tokens of most votes that the budget allows, for each KV head."""
+    def elect(self, *steps: Step) -> Selection:
+        """The competing tokens of most votes that the budget allows, for each KV head.
+
+        Args:
+            steps: of one layer at one time, by different queries: all of them vote. To a step, queries of a
+                head beyond the first are so many more heads of its group.
+        """
+        counted = [self._count(step) for step in steps]
+        voters = [step.query.shape[1] for step in steps]
+        scores, shares, anchored = (_weighted(parts, voters) for parts in zip(*counted, strict=True))
+        return pick_pages(scores, shares, anchored, steps[0], 1)
+
+    def _count(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Votes `[B, L, N]`, and shares of attention `[B, Hkv, N]` and of what is always read `[B, Hkv]`."""
         first, stop, last, how = step.regions.first, step.regions.stop, step.regions.last, step.logits
         pooled = step.storage.pooled(
             step.query,
@@ -50,7 +63,14 @@ class Vote:
         )
         anchored = (step.anchor_lse - torch.logaddexp(step.anchor_lse, pooled.lse)).exp()
         anchored = anchored.unflatten(1, (pooled.shares.shape[1], -1)).mean(-1)
-        return pick_pages(pooled.scores, pooled.shares, anchored, step, 1)
+        return pooled.scores, pooled.shares, anchored
+
+
+def _weighted(parts: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(weights)
+    return torch.stack([part * (weight / total) for part, weight in zip(parts, weights, strict=True)]).sum(0)
 
 
 class Elected(NamedTuple):

@@ -132,8 +132,11 @@ class Worker:
         try:
             over = job.advance()
         except Exception as error:
-            _log.info("a request failed", exc_info=error)
-            self._drop([job], job.failure(error))
+            failed = job.failure(error)
+            _log.warning(
+                "a request failed: %s", failed.error, exc_info=error if failed.kind == "model" else None
+            )
+            self._drop([job], failed)
         else:
             if over:
                 self._remove(job)

@@ -85,7 +85,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(start):
     with pytest.raises(OverloadedError) as refused:
         worker.submit(Fake())
     assert refused.value.retry_after >= 1
-    assert worker.refused == 1
+    assert worker.pace.refused == 1
     gate.set()
     assert all(isinstance(ended(job.ticket), Finished) for job in jobs)
     worker.submit(again := Fake())
@@ -114,7 +114,7 @@ def test_a_job_that_fails_ends_alone(start):
     assert isinstance(also, Finished)
     assert bad == Failed("broken", "model")
     until(lambda: all(job.closed for job in jobs))
-    assert worker.ended == {"done": 2, "model": 1}
+    assert worker.pace.ended == {"done": 2, "model": 1}
 
 
 def test_a_last_event_that_fails_fails_its_job_alone(start, monkeypatch):
@@ -210,7 +210,7 @@ def test_every_ticket_has_one_last_event_whatever_happens(seed):
         assert job.closed == 1
         if isinstance(last[0], Finished):
             assert sum(isinstance(event, Piece) for event in events) == job.steps
-    assert sum(worker.ended.values()) == len(jobs)
-    assert worker.refused == refused
+    assert sum(worker.pace.ended.values()) == len(jobs)
+    assert worker.pace.refused == refused
     assert not len(worker.running)
     assert not worker.waiting

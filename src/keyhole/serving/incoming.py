@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from threading import Lock
-
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keyhole.core.errors import SpecError
+from keyhole.core.errors import SpecError, UnknownDocumentError
 from keyhole.documents.form import asked
-from keyhole.documents.store import Document
+from keyhole.documents.store import Document, Store
 from keyhole.engines.transformers.cache import check_method
 from keyhole.generation.answers import options_of
 from keyhole.generation.prompt import within_range
 from keyhole.methods import Method, Recipe
+from keyhole.serving.memory import Needs
 from keyhole.serving.requests import Request, TooLongError
 
 MOST_LOGPROBS = 20
 
 
 class Checks:
-    """What requests are held against. Any thread may ask.
+    """What requests are held against; one thread at a time may ask.
 
     Args:
         recipe: the server's; which weights a step reads is the same for all requests.
         context: tokens of prompt and answer at most; None is the model's range.
+        memory: bytes that a request may hold.
+
+    Raises:
+        UnsupportedModelError: the model cannot be served, with the reason.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, context: int | None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        context: int | None,
+        memory: int,
     ) -> None:
         self._model, self._tokenizer, self._recipe, self._context = model, tokenizer, recipe, context
         self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[attr-defined]
         self._passed = {str(recipe)}
-        self._lock = Lock()
+        self._memory, self._needs = memory, Needs(model)
+        self._needs.of(recipe, 1)
 
     def recipe(self, request: Request, document: Document | None) -> Recipe:
         """The recipe that answers a request, which can be served.
@@ -48,6 +57,20 @@ class Checks:
         self.check_recipe(recipe)
         self._check_length(recipe, request)
         return recipe
+
+    def needs(self, recipe: Recipe, tokens: int) -> int:
+        """Bytes that a prompt and its answer, or a document, hold at most.
+
+        Raises:
+            TooLongError: more than there may ever be.
+        """
+        found = self._needs.of(recipe, tokens)
+        if found > self._memory:
+            raise TooLongError(
+                f"{tokens:,} tokens would hold up to {found:,} bytes by {recipe}, and the server has "
+                f"{self._memory:,}; shorten the text, or lower max_tokens"
+            )
+        return found
 
     def _check_options(self, request: Request) -> None:
         options_of(
@@ -81,8 +104,7 @@ class Checks:
             return Recipe.parse(document.method)
         recipe = request.recipe or self._recipe
         if any(type(stage).for_text is not Method.for_text for stage in recipe.stages):
-            with self._lock:
-                recipe = recipe.for_text(str(self._tokenizer.decode(request.prompt)))
+            recipe = recipe.for_text(str(self._tokenizer.decode(request.prompt)))
         return recipe
 
     def check_recipe(self, recipe: Recipe) -> None:
@@ -109,6 +131,32 @@ class Checks:
             within_range(self._model, recipe, prompt, request.max_tokens)
         except SpecError as error:
             raise TooLongError(str(error)) from error
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Raise ValueError for a number of a scheduler that is out of range."""
+    for name, number in numbers.items():
+        least = 0 if name == "queue" else 1
+        if number is not None and number < least:
+            raise ValueError(f"{name} {number} is out of range; give at least {least}")
+
+
+def stored_document(store: Store, name: str, model: str) -> Document:
+    """The document of a name, which was read by the model of that name.
+
+    Raises:
+        UnknownDocumentError: there is none.
+        ValueError: it was read by another model.
+    """
+    found = store.document(name)
+    if not found.finished:
+        raise UnknownDocumentError(f"{name!r} is not read to its end; add it again to go on")
+    if found.model != model:
+        raise ValueError(
+            f"{name!r} was read by {found.model or 'the embedded model'}, which this server does not serve; "
+            "add its text again"
+        )
+    return found
 
 
 def _activated(recipe: Recipe) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
@@ -10,6 +11,35 @@ import torch
 from keyhole.core.errors import StoreError
 from keyhole.engines.transformers import KeyholeCache, served_layers
 from keyhole.serving.requests import Failed, ServedUsage
+
+
+@dataclass(frozen=True)
+class State:
+    """What goes on; counts never decrease.
+
+    Attributes:
+        alive: whether requests are answered.
+        waiting: requests in the queue; at most `queue`, and those that are about to get a slot.
+        running: requests that are read or answered, at most `slots`; `reading` of them are read.
+        held_bytes: what running requests hold at most; `memory` is the limit.
+        finished: requests that ended, by "stop", "length", "added" or the kind of their failure.
+        refused: requests that were turned away because too many waited.
+        tokens: by "prompt" (computed), "cached", "written" and "completion".
+        chunk_seconds: mean seconds of computing 256 prompt tokens; 0.0 before any.
+    """
+
+    alive: bool
+    waiting: int
+    running: int
+    reading: int
+    held_bytes: int
+    memory: int
+    slots: int
+    queue: int
+    finished: dict[str, int]
+    refused: int
+    tokens: dict[str, int]
+    chunk_seconds: float
 
 
 class Counts:

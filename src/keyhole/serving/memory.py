@@ -52,7 +52,8 @@ class Needs:
             return _SPARE * len(layers) * 2.0 * sizes.kv_heads * sizes.head_dim * self._model.dtype.itemsize
         for layer in layers:
             self._fill(layer, sizes)
-        return _SPARE * sum(sum(layer.footprint) for layer in layers) / _SAMPLE
+        held = sum(layer.footprint.device + layer.footprint.host for layer in layers)
+        return _SPARE * held / _SAMPLE
 
     def _fill(self, layer: LayerCache, sizes: Attention) -> None:
         shape = (1, sizes.kv_heads, _SAMPLE, sizes.head_dim)

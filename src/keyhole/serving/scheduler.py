@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 from keyhole.core.closing import Closing
-from keyhole.core.errors import UnknownDocumentError
 from keyhole.documents.adding import Adding
 from keyhole.documents.form import form_of
 from keyhole.documents.library import Library
 from keyhole.documents.paths import name_of
 from keyhole.documents.recipes import stored_recipe
-from keyhole.documents.store import BLOCK, Document, check_ttl
+from keyhole.documents.store import BLOCK, check_ttl
 from keyhole.documents.text import check_text
 from keyhole.engines.transformers import attach
 from keyhole.generation.loading import Loaded
@@ -27,44 +25,15 @@ from keyhole.methods import Method, Recipe
 from keyhole.serving.adding import AddingDocument
 from keyhole.serving.answering import Answering, Bench
 from keyhole.serving.conversations import document_prompt
-from keyhole.serving.incoming import Checks
+from keyhole.serving.incoming import Checks, check_numbers, stored_document
 from keyhole.serving.jobs import Job
-from keyhole.serving.measuring import Counts
-from keyhole.serving.memory import Needs, default_memory
+from keyhole.serving.measuring import Counts, State
+from keyhole.serving.memory import default_memory
 from keyhole.serving.recording import Recorder
-from keyhole.serving.requests import NewDocument, Request, TooLongError
+from keyhole.serving.requests import NewDocument, Request
 from keyhole.serving.shelf import Shelf
 from keyhole.serving.tickets import Ticket
 from keyhole.serving.worker import Worker
-
-
-@dataclass(frozen=True)
-class State:
-    """What goes on; counts never decrease.
-
-    Attributes:
-        alive: whether requests are answered.
-        waiting: requests in the queue; at most `queue`, and those that are about to get a slot.
-        running: requests that are read or answered, at most `slots`; `reading` of them are read.
-        held_bytes: what running requests hold at most; `memory` is the limit.
-        finished: requests that ended, by "stop", "length", "added" or the kind of their failure.
-        refused: requests that were turned away because too many waited.
-        tokens: by "prompt" (computed), "cached", "written" and "completion".
-        chunk_seconds: mean seconds of computing 256 prompt tokens; 0.0 before any.
-    """
-
-    alive: bool
-    waiting: int
-    running: int
-    reading: int
-    held_bytes: int
-    memory: int
-    slots: int
-    queue: int
-    finished: dict[str, int]
-    refused: int
-    tokens: dict[str, int]
-    chunk_seconds: float
 
 
 class Scheduler(Closing):
@@ -101,23 +70,22 @@ class Scheduler(Closing):
         store_prompts: bool = True,
         recorder: Callable[[], Recorder] | None = None,
     ) -> None:
-        _check_numbers(slots=slots, queue=queue, max_context=max_context, memory=memory)
+        check_numbers(slots=slots, queue=queue, max_context=max_context, memory=memory)
         self.loaded, self.library, self.max_context = loaded, library, max_context
         self.recipe = Recipe.parse(recipe)
         self._model = model
         # Tokenizers cannot be used by two threads at once.
         own = Loaded(loaded.model, copy.deepcopy(loaded.tokenizer))
-        self._tokenizer, self._tokenizing = copy.deepcopy(loaded.tokenizer), Lock()
+        self._tokenizer, self._checking = copy.deepcopy(loaded.tokenizer), Lock()
         self._counts = Counts()
-        self._needs = Needs(loaded.model)
-        self._needs.of(self.recipe, 1)  # refuses a model, or a method, that cannot be served
-        self._checks = Checks(loaded.model, self._tokenizer, self.recipe, max_context)
+        memory = default_memory(loaded.model.device) if memory is None else memory
+        self._checks = Checks(loaded.model, self._tokenizer, self.recipe, max_context, memory)
         self._shelf = None if library is None else _shelf(library, model, loaded, own, store_prompts)
         self._bench = Bench(own, self._shelf, self._counts, recorder)
         self._worker = Worker(
             slots=slots,
             queue=queue,
-            memory=default_memory(loaded.model.device) if memory is None else memory,
+            memory=memory,
             chunk=BLOCK,
             inside=lambda: attach(loaded.model, self.recipe),
         )
@@ -132,11 +100,11 @@ class Scheduler(Closing):
             ValueError: something else that can never be served.
         """
         self._worker.check_room()
-        document = None if request.document is None else self._document(request.document)
-        with self._tokenizing:
+        name = request.document
+        document = None if name is None else stored_document(self._needed().store, name, self._model)
+        with self._checking:
             recipe = self._checks.recipe(request, document)
-        tokens = len(request.prompt) + request.max_tokens
-        needs = self._fitting(recipe, tokens, "lower max_tokens, or shorten the prompt")
+            needs = self._checks.needs(recipe, len(request.prompt) + request.max_tokens)
         ticket = Ticket(self._worker.wake)
         held = 0 if document is None else len(document.tokens)
         return self._submitted(Answering(ticket, request, recipe, self._bench, needs=needs, held=held))
@@ -155,10 +123,10 @@ class Scheduler(Closing):
             raise ValueError("the document is empty; give some text")
         check_text("the document", new.text)
         check_ttl(new.ttl)
-        self._checks.check_recipe(recipe)
-        with self._tokenizing:
+        with self._checking:
+            self._checks.check_recipe(recipe)
             tokens = len(form_of(self._tokenizer, new.text, new.chat).ids)
-        needs = self._fitting(recipe, tokens, "divide the document")
+            needs = self._checks.needs(recipe, tokens)
         adding = Adding(
             name, new.text, self._model, recipe, new.chat, new.source, new.beyond_range, new.pinned, new.ttl
         )
@@ -181,7 +149,7 @@ class Scheduler(Closing):
             ValueError: the messages, or the tokenizer, do not fit it.
         """
         store = self._needed().store
-        with self._tokenizing:
+        with self._checking:
             return document_prompt(store, self._tokenizer, name, messages)
 
     def state(self) -> State:
@@ -198,8 +166,8 @@ class Scheduler(Closing):
                 memory=worker.memory,
                 slots=worker.slots,
                 queue=worker.queue,
-                finished=dict(worker.ended),
-                refused=worker.refused,
+                finished=dict(worker.pace.ended),
+                refused=worker.pace.refused,
                 tokens=self._counts.tokens,
                 chunk_seconds=self._counts.chunk_seconds,
             )
@@ -227,35 +195,8 @@ class Scheduler(Closing):
             raise ValueError("this server keeps no documents; start it with a store")
         return self._shelf
 
-    def _document(self, name: str) -> Document:
-        found = self._needed().store.document(name)
-        if not found.finished:
-            raise UnknownDocumentError(f"{name!r} is not read to its end; add it again to go on")
-        if found.model != self._model:
-            raise ValueError(
-                f"{name!r} was read by {found.model or 'the embedded model'}, which this server does not "
-                "serve; add its text again"
-            )
-        return found
-
-    def _fitting(self, recipe: Recipe, tokens: int, way_out: str) -> int:
-        needs, memory = self._needs.of(recipe, tokens), self._worker.memory
-        if needs > memory:
-            raise TooLongError(
-                f"{tokens:,} tokens would hold up to {needs:,} bytes by {recipe}, and the server has "
-                f"{memory:,}; {way_out}"
-            )
-        return needs
-
 
 def _shelf(library: Library, model: str, loaded: Loaded, own: Loaded, keeping: bool) -> Shelf:
     if not library.models.holds(model, loaded):
         library.models.put(model, loaded)
     return Shelf(library.store, library.models.beside(model, own), model, keeping=keeping)
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        least = 0 if name == "queue" else 1
-        if number is not None and number < least:
-            raise ValueError(f"{name} {number} is out of range; give at least {least}")

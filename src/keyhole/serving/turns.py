@@ -1,10 +1,10 @@
 """Whose turn it is: the order in which prompts and decode steps share a model. It knows no model.
 
-A *turn* has three parts: prompts that one call can finish (*short* ones, and the ends of long ones), in all
-about the tokens of one call; one decode step of each answer; one call of one of the longer prompts. Short
-prompts go before anything else of the turn, also when they arrive in its middle. So a short prompt waits for
-the call that is being made and for other short ones, a decode step for one turn, and of n long prompts each
-advances every n turns.
+A *turn* is one decode step of each answer and one call of one of the longer prompts. *Short* prompts, which
+one call can finish, and the ends of long ones go before all that, as long as they have credit: what others
+are given adds to it, in tokens, up to the tokens of one call. So a short prompt waits for the call that is
+being made and for short ones before it; others wait at most about twice as long as without any short ones;
+of n long prompts each advances every n turns.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Sharing(Protocol):
     def unread(self) -> int: ...
 
 
+_STEPS = 16  # decode steps that count as much as a call with prompt tokens
+
 Job = TypeVar("Job", bound=Sharing)
 
 
@@ -37,12 +39,13 @@ class Turns(Generic[Job]):
 
     def __init__(self, chunk: int) -> None:
         self._chunk = chunk
+        self._step = max(1, chunk // _STEPS)
         self._jobs: list[Job] = []  # in order of arrival
         self._served: dict[Job, int] = {}  # the turn in which a long prompt was last served
-        self._turn = 1
+        self._turn = 0
         self._steps: deque[Job] = deque()  # those which are still to decode a step in this turn
-        self._short = chunk  # tokens of short prompts that this turn still has room for
-        self._long = True  # whether a long prompt is still to be served
+        self._long = False  # whether a long prompt is still to be served
+        self._credit = chunk  # tokens of short prompts that may be read now
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -51,7 +54,7 @@ class Turns(Generic[Job]):
         return iter(tuple(self._jobs))
 
     def add(self, job: Job) -> None:
-        """Let a job take part; the turn that goes on has room for it if it is short."""
+        """Let a job take part."""
         self._jobs.append(job)
 
     def remove(self, job: Job) -> None:
@@ -63,28 +66,35 @@ class Turns(Generic[Job]):
 
     def next(self) -> Job | None:
         """The job that goes on by one call of the model; None where there is none."""
-        if not self._jobs:
-            return None
-        found = self._in_turn()
+        short = next((job for job in self._jobs if 0 < job.unread <= self._chunk), None)
+        if short is None or self._credit <= 0:
+            found = self._other()
+            if found is not None or short is None:
+                return found
+        self._credit = max(self._credit - short.unread, -self._chunk)
+        return short
+
+    def _other(self) -> Job | None:
+        """What is next beside short prompts, which earn credit by it."""
+        found = self._rest_of_turn()
         if found is None:
-            self._short, self._long, self._turn = self._chunk, True, self._turn + 1
+            self._turn, self._long = self._turn + 1, True
             self._steps.extend(job for job in self._jobs if not job.unread)
-            found = self._in_turn()
+            found = self._rest_of_turn()
         return found
 
-    def _in_turn(self) -> Job | None:
-        if self._short > 0:
-            short = next((job for job in self._jobs if 0 < job.unread <= self._chunk), None)
-            if short is not None:
-                self._short -= short.unread
-                return short
+    def _rest_of_turn(self) -> Job | None:
         if self._steps:
+            self._earn(self._step)
             return self._steps.popleft()
-        if self._long:
-            self._long = False
-            long = [job for job in self._jobs if job.unread > self._chunk]
-            if long:
-                found = min(long, key=lambda job: self._served.get(job, 0))
-                self._served[found] = self._turn
-                return found
-        return None
+        long = [job for job in self._jobs if job.unread > self._chunk] if self._long else []
+        self._long = False
+        if not long:
+            return None
+        self._earn(self._chunk)
+        found = min(long, key=lambda job: self._served.get(job, 0))
+        self._served[found] = self._turn
+        return found
+
+    def _earn(self, tokens: int) -> None:
+        self._credit = min(self._credit + tokens, self._chunk)

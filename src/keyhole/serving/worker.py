@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from keyhole.serving.jobs import Job
+from keyhole.serving.pace import Pace
 from keyhole.serving.requests import Failed, FailureKind, OverloadedError, Queued
 from keyhole.serving.turns import Turns
 
 _log = logging.getLogger(__name__)
-_MOST_SECONDS = 120  # after which a client should try again at the latest
 
 
 class Worker:
@@ -29,8 +29,7 @@ class Worker:
         clock: seconds.
 
     Attributes:
-        ended: jobs that ended, by their outcome or the kind of their failure.
-        refused: jobs that were refused.
+        pace: how jobs ended so far.
         lock: held while the worker's lists change; never during a piece of work.
     """
 
@@ -45,14 +44,11 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slots, self.memory, self.queue = slots, memory, queue
-        self.ended: Counter[str] = Counter()
-        self.refused = 0
+        self.pace = Pace(clock)
         self.lock = threading.Condition()
         self.waiting: deque[Job] = deque()
         self.running: Turns[Job] = Turns(chunk)
-        self._inside, self._clock = inside, clock
-        self._began: dict[Job, float] = {}
-        self._seconds = 1.0  # that a job took, recent ones counting most
+        self._inside = inside
         self._closing = self._stopping = self._cancelled = False
         self._dead = ""  # why the thread ended
         self._thread = threading.Thread(target=self._run, name="keyhole-serving", daemon=True)
@@ -70,15 +66,13 @@ class Worker:
     def check_room(self) -> None:
         """Raise OverloadedError if a job would be refused now."""
         with self.lock:
-            if self._closing or self._dead:
-                self.refused += 1
-                raise OverloadedError(self._dead or "the server is stopping", self._retry_after())
-            # A job waits for the thread, if for nothing else, so those that have a slot do not count.
-            if len(self.waiting) >= self.queue + max(self.slots - len(self.running), 0):
-                self.refused += 1
-                raise OverloadedError(
-                    f"{len(self.waiting)} requests wait, which is as many as may", self._retry_after()
-                )
+            why = self._dead or ("the server is stopping" if self._closing else "")
+            # A job waits for the thread, if for nothing else, so those that get a slot do not count.
+            if not why and len(self.waiting) >= self.queue + max(self.slots - len(self.running), 0):
+                why = f"{len(self.waiting)} requests wait, which is as many as may"
+            if why:
+                self.pace.refused += 1
+                raise OverloadedError(why, self.pace.retry_after(len(self.waiting), self.slots))
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -109,11 +103,7 @@ class Worker:
             self._stopping = True
             self.lock.notify_all()
         self._thread.join()
-        return not self.ended["closed"] and not self._dead
-
-    def _retry_after(self) -> int:
-        ahead = len(self.waiting) / self.slots + 1
-        return max(1, min(round(self._seconds * ahead), _MOST_SECONDS))
+        return not self.pace.ended["closed"] and not self._dead
 
     def _run(self) -> None:
         why = "the server is stopping"
@@ -142,7 +132,11 @@ class Worker:
         try:
             over = job.advance()
         except Exception as error:
-            self._raised(job, error)
+            failed = job.failure(error)
+            _log.warning(
+                "a request failed: %s", failed.error, exc_info=error if failed.kind == "model" else None
+            )
+            self._drop([job], failed)
         else:
             if over:
                 self._remove(job)
@@ -150,20 +144,13 @@ class Worker:
                 self._close(job)
         return True
 
-    def _raised(self, job: Job, error: Exception) -> None:
-        _log.info("a request failed", exc_info=error)
-        self._remove(job)
-        self._fail(job, job.failure(error))
-        self._close(job)
-
     def _finish(self, job: Job) -> None:
         try:
             job.finish()
         except Exception as error:
             self._fail(job, job.failure(error))
             return
-        self.ended[job.outcome] += 1
-        self._seconds += 0.1 * (self._clock() - self._began.pop(job) - self._seconds)
+        self.pace.end(job, job.outcome, well=True)
 
     def _admit(self) -> None:
         """Let those who wait run, in their order, as far as slots and memory go."""
@@ -173,7 +160,7 @@ class Worker:
             if self.running and self.held + job.needs > self.memory:
                 break
             self.running.add(self.waiting.popleft())
-            self._began[job] = self._clock()
+            self.pace.begin(job)
         if len(self.waiting) != before:
             self._tell_places()
 
@@ -182,13 +169,20 @@ class Worker:
             job.ticket.put(Queued(place))
 
     def _end_cancelled(self) -> None:
-        if not self._cancelled:
-            return
-        self._cancelled = False
-        gone = [job for job in (*self.waiting, *self.running) if job.ticket.cancelled]
-        for job in gone:
+        if self._cancelled:
+            self._cancelled = False
+            gone = [job for job in (*self.waiting, *self.running) if job.ticket.cancelled]
+            self._drop(gone, Failed("the request was cancelled", "stopped"))
+
+    def _end_all(self, why: str, kind: FailureKind) -> None:
+        with self.lock:
+            self._closing = True
+            self._drop([*self.waiting, *self.running], Failed(why, kind))
+
+    def _drop(self, jobs: Sequence[Job], failed: Failed) -> None:
+        for job in jobs:
             self._remove(job)
-            self._fail(job, Failed("the request was cancelled", "stopped"))
+            self._fail(job, failed)
             self._close(job)
 
     def _remove(self, job: Job) -> None:
@@ -207,14 +201,5 @@ class Worker:
             _log.exception("a request could not be closed")
 
     def _fail(self, job: Job, failed: Failed) -> None:
-        self._began.pop(job, None)
-        self.ended[failed.kind] += 1
+        self.pace.end(job, failed.kind, well=False)
         job.ticket.put(failed)
-
-    def _end_all(self, why: str, kind: FailureKind) -> None:
-        with self.lock:
-            self._closing = True
-            for job in (*self.waiting, *self.running):
-                self._remove(job)
-                self._fail(job, Failed(why, kind))
-                self._close(job)

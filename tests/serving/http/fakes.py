@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from keyhole.documents.form import behind
 from keyhole.methods import Recipe
 from keyhole.serving.requests import (
+    LAST,
     Added,
     Failed,
     Finished,
@@ -27,40 +28,43 @@ TEXT = "Grüße, 世界! 🌊 The tide is full."
 
 
 class FakeTicket:
-    """Events of a list; with `held` it waits before the last one until it is cancelled."""
+    """Events of a list; before the last one it waits for `held`, an event, or until it is cancelled."""
 
     def __init__(self, events, held, over):
         self._events, self._held, self._over = events, held, over
         self._stop = threading.Event()
 
     async def events(self):
+        end = "stopped"
         try:
             for each in self._events:
-                if self._held and isinstance(each, (Finished, Added)):
-                    while not self._stop.is_set():
-                        await asyncio.sleep(0.01)
-                    self._over("stopped")
-                    yield Failed("the request was cancelled", "stopped")
-                    return
+                if isinstance(each, LAST):
+                    await self._waited()
+                    if self._stop.is_set():
+                        yield Failed("the request was cancelled", "stopped")
+                        return
+                    end = each.reason if isinstance(each, Finished) else getattr(each, "kind", "added")
                 yield each
-            last = self._events[-1]
-            self._over(last.reason if isinstance(last, Finished) else getattr(last, "kind", "added"))
         finally:
-            self._stop.set()
+            self._over(end)
+
+    async def _waited(self):
+        while self._held is not None and not self._stop.is_set() and not self._held.is_set():
+            await asyncio.sleep(0.01)
 
     def cancel(self):
         self._stop.set()
 
 
 class FakeScheduler:
-    """Answers every prompt by `text`, a character a piece.
+    """Answers every prompt by `text`, a character a piece, or by a list of pieces.
 
     Attributes:
         requests: what was submitted.
         ends: how tickets ended.
         error: raised by `submit`.
         failure: reported in place of the end of an answer.
-        held: answers do not end until they are cancelled.
+        held: an event before which answers do not end, unless they are cancelled.
     """
 
     max_context = 4096
@@ -72,8 +76,7 @@ class FakeScheduler:
         self.loaded = SimpleNamespace(model=None, tokenizer=tokenizer)
         self.library, self.text, self.alive = library, TEXT, True
         self.requests, self.ends, self.documents = [], Counter(), []
-        self.error = self.failure = None
-        self.held = False
+        self.error = self.failure = self.held = None
 
     def submit(self, request):
         if self.error is not None:
@@ -117,7 +120,7 @@ class FakeScheduler:
         )
 
     def _answer(self, request):
-        pieces = [Piece(char, tuple(self._ids(char))) for char in self.text]
+        pieces = [Piece(part, tuple(self._ids(part)) if len(part) == 1 else (1,)) for part in self.text]
         count, kept = 0, []
         for piece in pieces:
             if count + len(piece.tokens) > request.max_tokens:

@@ -7,6 +7,9 @@ import threading
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
+
+from keyhole.core.errors import UnknownDocumentError
 from keyhole.documents.form import behind
 from keyhole.methods import Recipe
 from keyhole.serving.requests import (
@@ -56,6 +59,40 @@ class FakeTicket:
         self._stop.set()
 
 
+class FakeLibrary:
+    """Documents in memory, which nobody reads."""
+
+    def __init__(self):
+        self._held, self.store = {}, self
+
+    def add(self, *, text, name, method, model=None, pinned=None, ttl=None):
+        told = {"tokens": np.zeros(len(text), np.uint32), "stored": len(text), "finished": True}
+        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0}
+        self._held[name] = SimpleNamespace(
+            name=name, method=str(method), model=model or "", pinned=bool(pinned), ttl=ttl, **told
+        )
+        return self._held[name]
+
+    def documents(self):
+        return list(self._held.values())
+
+    def document(self, name):
+        if name not in self._held:
+            raise UnknownDocumentError(f"there is no document {name!r}")
+        return self._held[name]
+
+    def change(self, name, *, pinned, ttl):  # noqa: ARG002
+        return self.document(name)
+
+    def remove(self, name):
+        self.document(name)
+        del self._held[name]
+        return 1
+
+    def open(self, name, *, counted):  # noqa: ARG002
+        raise UnknownDocumentError(f"the text of {name!r} is not kept here")
+
+
 class FakeScheduler:
     """Answers every prompt by `text`, a character a piece, or by a list of pieces.
 
@@ -77,6 +114,11 @@ class FakeScheduler:
         self.library, self.text, self.alive = library, TEXT, True
         self.requests, self.ends, self.documents = [], Counter(), []
         self.error = self.failure = self.held = None
+
+    @property
+    def open(self):
+        """Requests that have not ended."""
+        return len(self.requests) + len(self.documents) - self.ends.total()
 
     def submit(self, request):
         if self.error is not None:
@@ -129,7 +171,8 @@ class FakeScheduler:
             kept.append(piece)
         if request.logprobs is not None:
             kept = [Piece(p.text, p.tokens, tuple(self._logprob(t, request) for t in p.tokens)) for p in kept]
-        end = Finished("stop" if len(kept) == len(pieces) else "length", self._usage(request, count))
+        reason = "stop" if len(kept) == len(pieces) else "length"
+        end = Finished(reason, self._usage(request, count), b"record" if request.record else None)
         return [Queued(2), Queued(1), Started(4), Progress(3, 9), *kept, self.failure or end]
 
     def _logprob(self, token, request):

@@ -35,10 +35,10 @@ class FakeTicket:
 
     def __init__(self, events, held, over):
         self._events, self._held, self._over = events, held, over
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), False
 
     async def events(self):
-        end = "stopped"
+        self._begun, end = True, "stopped"
         try:
             for each in self._events:
                 if isinstance(each, LAST):
@@ -56,6 +56,8 @@ class FakeTicket:
             await asyncio.sleep(0.01)
 
     def cancel(self):
+        if not self._begun and not self._stop.is_set():
+            self._over("stopped")
         self._stop.set()
 
 

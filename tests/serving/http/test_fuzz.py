@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,21 +14,28 @@ from tests.serving.http.wrong import BODIES, broken
 
 
 def test_wrong_requests_end_in_answers_and_leave_nothing_behind():
-    statuses, failures = attack_own(count=200, seed=7)
+    statuses, failures = attack_own(count=150, seed=7)
     assert failures == []
-    assert statuses.total() == 200
+    assert statuses.total() == 150
     assert statuses["200"]
     assert statuses["400"]
 
 
-@settings(max_examples=200)
-@given(st.sampled_from(sorted(BODIES)), st.integers(0, 2**32))
-def test_a_broken_body_is_answered_or_refused_in_openais_form(path, seed):
+@pytest.fixture(scope="module")
+def attacked():
+    """A client, and the scheduler behind it."""
     scheduler = FakeScheduler(library=FakeLibrary(), chat_template=HERMES)
     with client_of(scheduler) as client:
-        body = broken(Random(seed), path)
-        response = client.post(path, content=body, headers={"content-type": "application/json"})
-    assert response.status_code in (200, 400, 404, 413), response.text
+        yield client, scheduler
+
+
+@settings(max_examples=150)
+@given(path=st.sampled_from(sorted(BODIES)), seed=st.integers(0, 2**32))
+def test_a_broken_body_is_answered_or_refused_in_openais_form(attacked, path, seed):
+    client, scheduler = attacked
+    body = broken(Random(seed), path)
+    response = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert scheduler.open == 0

@@ -54,9 +54,10 @@ def answer_to(address: tuple[str, int], wrong: Wrong) -> bytes | None:
 
 def check(answer: bytes | None, wrong: Wrong, failures: Failures) -> str:
     """The status of an answer, after a look at its form."""
+    answer = (answer or b"").removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not answer:
         return "none"
-    head, _, body = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1].decode(errors="replace") if head.startswith(b"HTTP/1.1 ") else "no HTTP"
     if not status.isdigit() or (int(status) >= 500 and int(status) not in _ALLOWED):
         failures.add(f"status {status} {body[:200]!r}", wrong)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 from starlette.testclient import TestClient
 
@@ -22,8 +23,8 @@ def client_of(scheduler, settings=SETTINGS):
 
 
 @contextmanager
-def served(scheduler, settings=SETTINGS, drain=5.0):
-    """The port of a server that runs in a thread."""
+def running(scheduler, settings=SETTINGS, drain=5.0):
+    """A server that runs in a thread: its `port`, `server` and `thread`."""
     with listen_at("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = make_server(make_app(scheduler, settings), drain=drain)
@@ -32,8 +33,15 @@ def served(scheduler, settings=SETTINGS, drain=5.0):
         while not server.started and thread.is_alive():
             thread.join(0.01)
         try:
-            yield port
+            yield SimpleNamespace(port=port, server=server, thread=thread)
         finally:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def served(scheduler, settings=SETTINGS):
+    """The port of a server that runs in a thread."""
+    with running(scheduler, settings) as found:
+        yield found.port

@@ -7,9 +7,13 @@ import threading
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
+
+from keyhole.core.errors import UnknownDocumentError
 from keyhole.documents.form import behind
 from keyhole.methods import Recipe
 from keyhole.serving.requests import (
+    LAST,
     Added,
     Failed,
     Finished,
@@ -27,40 +31,79 @@ TEXT = "Grüße, 世界! 🌊 The tide is full."
 
 
 class FakeTicket:
-    """Events of a list; with `held` it waits before the last one until it is cancelled."""
+    """Events of a list; before the last one it waits for `held`, an event, or until it is cancelled."""
 
     def __init__(self, events, held, over):
         self._events, self._held, self._over = events, held, over
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), False
 
     async def events(self):
+        self._begun, end = True, "stopped"
         try:
             for each in self._events:
-                if self._held and isinstance(each, (Finished, Added)):
-                    while not self._stop.is_set():
-                        await asyncio.sleep(0.01)
-                    self._over("stopped")
-                    yield Failed("the request was cancelled", "stopped")
-                    return
+                if isinstance(each, LAST):
+                    await self._waited()
+                    if self._stop.is_set():
+                        yield Failed("the request was cancelled", "stopped")
+                        return
+                    end = each.reason if isinstance(each, Finished) else getattr(each, "kind", "added")
                 yield each
-            last = self._events[-1]
-            self._over(last.reason if isinstance(last, Finished) else getattr(last, "kind", "added"))
         finally:
-            self._stop.set()
+            self._over(end)
+
+    async def _waited(self):
+        while self._held is not None and not self._stop.is_set() and not self._held.is_set():
+            await asyncio.sleep(0.01)
 
     def cancel(self):
+        if not self._begun and not self._stop.is_set():
+            self._over("stopped")
         self._stop.set()
 
 
+class FakeLibrary:
+    """Documents in memory, which nobody reads."""
+
+    def __init__(self):
+        self._held, self.store = {}, self
+
+    def add(self, *, text, name, method, model=None, pinned=None, ttl=None):
+        told = {"tokens": np.zeros(len(text), np.uint32), "stored": len(text), "finished": True}
+        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0}
+        self._held[name] = SimpleNamespace(
+            name=name, method=str(method), model=model or "", pinned=bool(pinned), ttl=ttl, **told
+        )
+        return self._held[name]
+
+    def documents(self):
+        return list(self._held.values())
+
+    def document(self, name):
+        if name not in self._held:
+            raise UnknownDocumentError(f"there is no document {name!r}")
+        return self._held[name]
+
+    def change(self, name, *, pinned, ttl):  # noqa: ARG002
+        return self.document(name)
+
+    def remove(self, name):
+        self.document(name)
+        del self._held[name]
+        return 1
+
+    def open(self, name, *, counted):  # noqa: ARG002
+        raise UnknownDocumentError(f"the text of {name!r} is not kept here")
+
+
 class FakeScheduler:
-    """Answers every prompt by `text`, a character a piece.
+    """Answers every prompt by `text`, a character a piece, or by a list of pieces.
 
     Attributes:
         requests: what was submitted.
         ends: how tickets ended.
         error: raised by `submit`.
         failure: reported in place of the end of an answer.
-        held: answers do not end until they are cancelled.
+        held: an event before which answers do not end, unless they are cancelled.
     """
 
     max_context = 4096
@@ -72,8 +115,12 @@ class FakeScheduler:
         self.loaded = SimpleNamespace(model=None, tokenizer=tokenizer)
         self.library, self.text, self.alive = library, TEXT, True
         self.requests, self.ends, self.documents = [], Counter(), []
-        self.error = self.failure = None
-        self.held = False
+        self.error = self.failure = self.held = None
+
+    @property
+    def open(self):
+        """Requests that have not ended."""
+        return len(self.requests) + len(self.documents) - self.ends.total()
 
     def submit(self, request):
         if self.error is not None:
@@ -117,7 +164,7 @@ class FakeScheduler:
         )
 
     def _answer(self, request):
-        pieces = [Piece(char, tuple(self._ids(char))) for char in self.text]
+        pieces = [Piece(part, tuple(self._ids(part)) if len(part) == 1 else (1,)) for part in self.text]
         count, kept = 0, []
         for piece in pieces:
             if count + len(piece.tokens) > request.max_tokens:
@@ -126,7 +173,8 @@ class FakeScheduler:
             kept.append(piece)
         if request.logprobs is not None:
             kept = [Piece(p.text, p.tokens, tuple(self._logprob(t, request) for t in p.tokens)) for p in kept]
-        end = Finished("stop" if len(kept) == len(pieces) else "length", self._usage(request, count))
+        reason = "stop" if len(kept) == len(pieces) else "length"
+        end = Finished(reason, self._usage(request, count), b"record" if request.record else None)
         return [Queued(2), Queued(1), Started(4), Progress(3, 9), *kept, self.failure or end]
 
     def _logprob(self, token, request):

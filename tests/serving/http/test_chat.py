@@ -1,10 +1,12 @@
 """`/v1/chat/completions`: what is asked of the scheduler, and how its answer is shown."""
 
+import base64
 import json
 
 import pytest
 
 from keyhole.methods import Recipe
+from keyhole.serving.http.settings import Settings
 from keyhole.serving.requests import Failed, TooLongError
 from tests.serving.http.clients import client_of
 from tests.serving.http.fakes import TEXT, FakeScheduler, overloaded
@@ -127,6 +129,14 @@ def test_without_usage_the_last_chunk_says_what_was_read(client):
     assert chunks[-2]["x_keyhole"]["share"] == 0.25
 
 
+def test_records_are_part_of_what_was_read(scheduler):
+    with client_of(scheduler, Settings(model="tiny", records=True)) as client:
+        asked = HI | {"x_keyhole": {"record": True}, "n": 2}
+        whole = client.post(PATH, json=asked).json()["x_keyhole"]["record"]
+        chunks = events_of(client.post(PATH, json=asked | {"stream": True}).text)
+    assert whole == chunks[-2]["x_keyhole"]["record"] == [base64.b64encode(b"record").decode()] * 2
+
+
 def test_waiting_is_said_in_comments(client):
     text = client.post(PATH, json=HI | {"stream": True}).text
     assert text.startswith(": queued 2\n\n: queued 1\n\n: reading 3 of 9\n\ndata: ")
@@ -235,6 +245,7 @@ def test_fields_without_effect_are_taken(client):
         ({"x_keyhole": {"method": "chess(file='/etc')"}}, "x_keyhole.method", "invalid_method"),
         ({"x_keyhole": {"metod": "dense"}}, "x_keyhole.metod", "unknown_parameter"),
         ({"x_keyhole": {"exact": True}}, "x_keyhole.exact", "invalid_value"),
+        ({"x_keyhole": {"record": True}}, "x_keyhole.record", "unsupported_parameter"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(refused, change, param, code):
@@ -288,7 +299,7 @@ def test_what_fails_later_has_its_status_or_ends_the_stream(client, scheduler, k
 
 
 def test_all_or_none_of_the_choices_are_submitted(client, scheduler):
-    submit, scheduler.held = scheduler.submit, True
+    submit = scheduler.submit
 
     def once(request):
         if scheduler.requests:

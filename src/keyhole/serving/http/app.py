@@ -83,7 +83,9 @@ async def _refused(_: Request, error: Any) -> Response:
     said = {404: "there is nothing at this path", 405: "this path does not take that method"}
     codes = {404: "not_found", 405: "method_not_allowed"}
     status = error.status_code
-    told = ApiError(said.get(status, error.detail), status=status, code=codes.get(status, "bad_request"))
+    told = ApiError(
+        said.get(status) or str(error.detail), status=status, code=codes.get(status, "bad_request")
+    )
     return json_answer(told.body(), status=status, headers=error.headers)
 
 

@@ -58,7 +58,7 @@ class Asked:
             messages=messages,
             tools=tools_of(fields, service.prompter),
             sampling=sampling.with_logprobs(_logprobs(fields)),
-            options=options_of(fields).behind(document, "messages"),
+            options=options_of(fields, records=service.settings.records).behind(document, "messages"),
             choices=choices_of(fields),
             stream=stream,
             include_usage=include_usage,

@@ -57,7 +57,7 @@ class Asked:
         asked = cls(
             prompts=prompts_of(fields),
             sampling=sampling.with_logprobs(fields.integer("logprobs", 0, _MOST_LOGPROBS)),
-            options=options_of(fields),
+            options=options_of(fields, records=service.settings.records),
             choices=choices_of(fields),
             stream=stream,
             include_usage=include_usage,

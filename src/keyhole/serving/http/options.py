@@ -35,8 +35,8 @@ class Options:
         return replace(self, document=document)
 
 
-def options_of(fields: Fields) -> Options:
-    """Read `x_keyhole`."""
+def options_of(fields: Fields, *, records: bool = False) -> Options:
+    """Read `x_keyhole`; `records` says whether one may be asked for."""
     own = fields.inner("x_keyhole")
     if own is None:
         return Options()
@@ -44,8 +44,10 @@ def options_of(fields: Fields) -> Options:
         recipe=method_of(own),
         document=own.text("document", most=_LONGEST_NAME),
         exact=own.flag("exact"),
-        record=own.flag("record"),
+        record=own.flag("record") if records else False,
     )
+    if not records:
+        own.only("record", False)
     own.finish()
     return found
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from importlib import import_module
+from importlib.util import find_spec
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from keyhole.serving.http.errors import ApiError
 
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+# The page has a policy of its own for what it loads; that of frames can only be said by a header.
+_POLICY = "frame-ancestors 'none'"
 
 
 @cache
 def page() -> bytes | None:
     """The page of `keyhole.view`; None where there is none."""
-    found = files("keyhole") / "view" / "page.html"
-    return found.read_bytes() if found.is_file() else None
+    if find_spec("keyhole.view") is None:
+        return None
+    return import_module("keyhole.view.page").page(server=True)
 
 
 async def show(_: Request) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -131,10 +132,11 @@ async def merged(
 async def _pump(number: int, ticket: Ticket, arrived: asyncio.Queue[tuple[int, Event]]) -> None:
     """Pass on the events of one ticket, the last of which is of LAST in any case."""
     try:
-        async for each in ticket.events():
-            arrived.put_nowait((number, each))
-            if isinstance(each, LAST):
-                return
+        async with aclosing(ticket.events()) as events:
+            async for each in events:
+                arrived.put_nowait((number, each))
+                if isinstance(each, LAST):
+                    return
     except Exception as error:
         log.error("the events of a request broke off: %s", type(error).__name__)
     arrived.put_nowait((number, Failed("the request broke off", "model")))

@@ -24,6 +24,7 @@ class Settings:
         hosts: names in `Host` headers that are served, beside IP addresses and localhost.
         origins: of other sites whose pages may use the server, such as "https://example.org".
         metrics: serve `/metrics`.
+        records: the scheduler keeps records of what was read, as bytes, for requests that ask for that.
         most_prompt, most_file: bytes of a request at most, without and with a document.
         keep_alive: seconds without an event after which a stream gets a comment.
     """
@@ -34,6 +35,7 @@ class Settings:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     metrics: bool = False
+    records: bool = False
     most_prompt: int = MOST_PROMPT
     most_file: int = MOST_FILE
     keep_alive: float = 15.0

@@ -48,7 +48,7 @@ class Asked:
             messages=messages,
             tools=tools,
             sampling=sampling.with_logprobs(_logprobs(fields)),
-            options=options_of(fields).behind(document, "input"),
+            options=options_of(fields, records=service.settings.records).behind(document, "input"),
             stream=stream,
             said=_said(body, sampling),
         )

@@ -78,10 +78,10 @@ class Recorder:
         self._call = None
 
     def end(self) -> None:
-        """The answer is over, whole or interrupted; it is recorded where there is any of it."""
+        """The answer is over, whole or interrupted; it is recorded where any step of it was heard."""
         if self._request is not None:
             self._request.listener = None
-        if self._tokens:
+        if self._steps:
             self.records.append(self._record())
         self._request = self._call = None
 
@@ -115,8 +115,8 @@ class Recorder:
             first=call.length - call.queries,
             queries=call.queries,
             token=token,
-            sets=tuple(encode_set(np.unique(one // self._block)) for one in sets),
-            union=encode_set(np.unique(np.concatenate(sets))),
+            sets=tuple(encode_set(_members([one // self._block], call.length)) for one in sets),
+            union=encode_set(_members(sets, call.length)),
             counts=np.stack([layer.counts for layer in layers]).astype(np.uint32),
             held=np.stack([layer.held for layer in layers]).astype(np.uint32),
             missed=np.stack([layer.missed for layer in layers]),
@@ -154,6 +154,14 @@ class Recorder:
             tiers=tuple(_tier(layer.storage.footprint) for layer in layers),
             steps=tuple(self._steps),
         )
+
+
+def _members(several: list[np.ndarray], stop: int) -> np.ndarray:
+    """What is in any of several lists of positions below `stop`, ascending and each once."""
+    there = np.zeros(stop, bool)
+    for positions in several:
+        there[positions] = True
+    return np.flatnonzero(there)
 
 
 def _tier(held: Footprint) -> str:

@@ -109,7 +109,7 @@ class Recorder:
     def _step(self, call: _Call, token: int | None) -> Step:
         layers = [call.layers[place] for place in sorted(call.layers)]
         sets = [positions for layer in layers for positions in layer.positions]
-        exact = None if not self.exact else np.stack([layer.exact for layer in layers])
+        exact = [layer.exact for layer in layers if layer.exact is not None]
         best, absent = _strongest(layers, call.length) if self.exact else ((), ())
         return Step(
             first=call.length - call.queries,
@@ -120,7 +120,7 @@ class Recorder:
             counts=np.stack([layer.counts for layer in layers]).astype(np.uint32),
             held=np.stack([layer.held for layer in layers]).astype(np.uint32),
             missed=np.stack([layer.missed for layer in layers]),
-            exact=exact,
+            exact=np.stack(exact) if exact else None,
             nbytes=np.array([layer.nbytes for layer in layers]),
             cached=np.array([call.cached[place] for place in sorted(call.layers)], np.float32),
             best=best,

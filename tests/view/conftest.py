@@ -26,7 +26,7 @@ class Opened:
         self.context = browser.new_context(**{"viewport": {"width": 1300, "height": 800}} | options)
         self.page = self.context.new_page()
         self.errors, self.requests = [], []
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type != "log" else None)
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
 
@@ -35,6 +35,10 @@ class Opened:
         self.page.wait_for_selector("html[data-ready]")
         self.page.wait_for_selector(".pane p")
         self.settle()
+
+    def _hear(self, said):
+        if said.type in ("error", "warning", "assert"):
+            self.errors.append(said.text)
 
     def settle(self):
         """Two frames: what is to be painted is."""

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from keyhole.view import page
+from keyhole.view.file import to_json
+from tests.view.conftest import Opened
 from tests.view.made import made, text_of
 
 EVIL = "<script>window.harmed = 1</script>"
@@ -223,10 +226,6 @@ def test_a_narrow_screen(opened, runs):
 
 
 def test_a_damaged_record_is_said(browser, tmp_path):
-    from keyhole.view import page
-    from keyhole.view.file import to_json
-    from tests.view.conftest import Opened
-
     path = tmp_path / "page.html"
     path.write_bytes(page([to_json(made()).replace(b'"version":1', b'"version":9')]))
     shown = Opened(browser)
@@ -235,12 +234,16 @@ def test_a_damaged_record_is_said(browser, tmp_path):
     shown.close()
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_tokens_are_painted_in_two_seconds(opened):
-    record = made(tokens=100_000, steps=2, layers=8, heads=2, share=0.03)
-    seconds = []
-    for _ in range(3):
-        shown = opened(record)
-        assert shown.page.locator(".pane mark").count() > 0
-        seconds.append(float(shown.page.evaluate("document.documentElement.dataset.ready")) / 1000)
-    assert min(seconds) < 2
+def test_a_hundred_thousand_tokens_are_painted_in_two_seconds(browser, tmp_path):
+    """Seconds of a processor, of the page's process from its start: other programs do not change them."""
+    path = tmp_path / "page.html"
+    path.write_bytes(page([made(tokens=100_000, steps=2, layers=8, heads=2, share=0.03)]))
+    shown = Opened(browser)
+    counters = shown.context.new_cdp_session(shown.page)
+    counters.send("Performance.enable", {"timeDomain": "threadTicks"})
+    shown.show(path)
+    metrics = counters.send("Performance.getMetrics")["metrics"]
+    seconds = next(metric["value"] for metric in metrics if metric["name"] == "ProcessTime")
+    assert shown.page.locator(".pane mark").count() > 0
+    assert 0 < seconds < 2
+    shown.close()

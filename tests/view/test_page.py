@@ -31,6 +31,7 @@ def test_the_policy_allows_this_script_and_style_only(server):
     assert policy.pop("default-src") == "'none'"
     assert policy.pop("script-src") == hashed(script)
     assert policy.pop("style-src") == hashed(style)
+    assert policy.pop("img-src") == "data:"  # the icon
     assert policy.pop("connect-src", None) == ("'self'" if server else None)
     assert policy == {"base-uri": "'none'", "form-action": "'none'"}
     assert not re.search(r"https?:|//[a-z]", html.replace("</", "").split("</style>")[0])

@@ -40,14 +40,14 @@ def equal(one, other):
 
 
 @given(SHAPES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_a_record_comes_back(shape):
     record = made(**shape)
     equal(record, from_json(to_json(record)))
 
 
 @given(SHAPES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_the_file_is_within_the_bound_of_its_reference(shape):
     """The bound of docs/reference/record.md, worked out anew."""
     record = made(**shape)

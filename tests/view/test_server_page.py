@@ -72,6 +72,11 @@ def ready(shown):
     shown.page.wait_for_selector("html[data-ready]")
 
 
+def said(shown, text):
+    """Wait until the page says so; what evaluates strings is forbidden there."""
+    shown.page.locator(".chat-said", has_text=text).wait_for()
+
+
 def ask(shown, question):
     shown.page.get_by_label("Question", exact=True).fill(question)
     shown.page.get_by_role("button", name="Ask", exact=True).click()
@@ -87,7 +92,7 @@ def test_an_answer_and_what_it_read(served):
     assert shown.page.locator(".run .question").first.inner_text() == "What is the code?"
     assert sorted(shown.marked()) == server.record.union(0).tolist()
     ask(shown, "And then?")
-    shown.page.wait_for_function("document.querySelectorAll('.turn.assistant')[1]?.textContent.endsWith('.')")
+    shown.page.locator(".turn.assistant", has_text="481").nth(1).wait_for()
     one, other = server.asked
     assert one["x_keyhole"] == {"record": True}
     assert (one["model"], one["stream"]) == ("small", True)
@@ -101,7 +106,8 @@ def test_a_document_is_added_and_asked_about(served, tmp_path):
     file.write_text("The code is 481.")
     ready(shown)
     shown.page.locator('input[type="file"]').set_input_files(file)
-    shown.page.wait_for_function("document.querySelector('#document').value === 'handbook'")
+    said(shown, "handbook is stored: 1,234 tokens")
+    assert shown.page.locator("#document").input_value() == "handbook"
     assert "handbook.txt" in server.asked[0]
     shown.page.get_by_label("Method, such as").fill("quest(budget=0.1)")
     ask(shown, "What is the code?")
@@ -119,7 +125,7 @@ def test_a_key_is_asked_for(served):
     assert "no such key" in shown.page.locator(".chat-said").inner_text()
     key.fill("secret")
     key.press("Enter")
-    shown.page.wait_for_function("document.querySelector('.chat-said').textContent === 'small is ready'")
+    said(shown, "small is ready")
     # The browser itself notes refused requests.
     shown.errors[:] = [error for error in shown.errors if "401" not in error]
 
@@ -129,5 +135,5 @@ def test_what_fails_can_be_asked_again(served):
     server.chunks = lambda: iter([{"error": {"message": "out of memory"}}])
     ready(shown)
     ask(shown, "What is the code?")
-    shown.page.wait_for_function("document.querySelector('.chat-said').textContent === 'out of memory'")
+    said(shown, "out of memory")
     assert shown.page.get_by_label("Question", exact=True).input_value() == "What is the code?"

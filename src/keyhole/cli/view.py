@@ -61,8 +61,10 @@ class Wanted:
 
     def write(self, recorder: Recorder | None) -> None:
         """Write the files, from the answer that was recorded last."""
-        if recorder is None or not recorder.records:
+        if recorder is None:
             return
+        if not recorder.records:
+            raise ValueError("nothing that Keyhole serves was read, so there is no record")
         from keyhole.view import page, write_record
 
         record = recorder.records[-1]

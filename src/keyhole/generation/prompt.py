@@ -124,8 +124,8 @@ def written_as(text: str, document: str) -> Written:
 
 
 def _asked(context: list[int], question: list[int], written: Written) -> Asked:
-    tensors = (torch.tensor([ids], dtype=torch.long) for ids in (context, question))
-    return Asked(*tensors, written)
+    before, behind = (torch.tensor([ids], dtype=torch.long) for ids in (context, question))
+    return Asked(before, behind, written)
 
 
 def around_question(tokenizer: PreTrainedTokenizerBase, context: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ def split_sets(data: bytes, count: int) -> list[bytes]:
                 break
         sets.append(data[at : stop + (size >> 1)])
         at = stop + (size >> 1)
-    if at != len(data):
+    if at != len(data) or b"" in sets:
         raise ValueError(f"{len(data)} bytes do not hold {count} coded sets")
     return sets
 

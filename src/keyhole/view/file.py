@@ -118,11 +118,11 @@ def _record(held: dict[str, Any]) -> Record:
     unions = split_sets(from_text(held["unions"]), count)
     steps = []
     for number, facts in enumerate(held["steps"]):
-        numbers = {name: None if found is None else found[number] for name, found in arrays.items()}
-        lists = {name: tuple((at, share) for at, share in facts[name]) for name in ("best", "absent")}
+        given: dict[str, Any] = {name: facts[name] for name in ("first", "queries", "token")}
+        given |= {name: None if found is None else found[number] for name, found in arrays.items()}
+        given |= {name: tuple((at, share) for at, share in facts[name]) for name in ("best", "absent")}
         coded = tuple(sets[number * each : (number + 1) * each])
-        given = {name: facts[name] for name in ("first", "queries", "token")}
-        steps.append(Step(sets=coded, union=unions[number], **given, **numbers, **lists))
+        steps.append(Step(sets=coded, union=unions[number], **given))
     plain = {name: held[name] for name in _PLAIN}
     begin, end = held["document"]
     return Record(

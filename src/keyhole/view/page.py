@@ -36,7 +36,7 @@ def page(records: Sequence[Record | bytes] | None = None, server: bool = False) 
         raise ValueError(f"the page shows 1 or 2 records, not {len(held)}")
     script, style = _script(_MAIN), _read("page.css")
     policy = ["default-src 'none'", f"script-src {_hashed(script)}", f"style-src {_hashed(style)}"]
-    policy += ["connect-src 'self'"] if server else []
+    policy += ["img-src data:", *(["connect-src 'self'"] if server else [])]
     policy += ["base-uri 'none'", "form-action 'none'"]
     parts = {"policy": "; ".join(policy), "style": style, "script": script}
     parts["server"] = " data-server" if server else ""

@@ -38,7 +38,9 @@ class Reads:
     def and_also(self, other: Reads) -> Reads:
         """With what another layer of the model read of the same keys and values."""
         both = [np.union1d(*pair) for pair in zip(self.positions, other.positions, strict=True)]
-        exact = None if self.exact is None else np.maximum(self.exact, other.exact)
+        exact = None
+        if self.exact is not None and other.exact is not None:
+            exact = np.maximum(self.exact, other.exact)
         missed = np.maximum(self.missed, other.missed)
         return Reads(both, self.held, missed, exact, self.nbytes + other.nbytes, self.attention)
 

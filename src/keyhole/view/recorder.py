@@ -78,10 +78,10 @@ class Recorder:
         self._call = None
 
     def end(self) -> None:
-        """The answer is over, whole or interrupted; it is recorded where there is any of it."""
+        """The answer is over, whole or interrupted; it is recorded where any step of it was heard."""
         if self._request is not None:
             self._request.listener = None
-        if self._tokens:
+        if self._steps:
             self.records.append(self._record())
         self._request = self._call = None
 
@@ -109,18 +109,18 @@ class Recorder:
     def _step(self, call: _Call, token: int | None) -> Step:
         layers = [call.layers[place] for place in sorted(call.layers)]
         sets = [positions for layer in layers for positions in layer.positions]
-        exact = None if not self.exact else np.stack([layer.exact for layer in layers])
+        exact = [layer.exact for layer in layers if layer.exact is not None]
         best, absent = _strongest(layers, call.length) if self.exact else ((), ())
         return Step(
             first=call.length - call.queries,
             queries=call.queries,
             token=token,
-            sets=tuple(encode_set(np.unique(one // self._block)) for one in sets),
-            union=encode_set(np.unique(np.concatenate(sets))),
+            sets=tuple(encode_set(_members([one // self._block], call.length)) for one in sets),
+            union=encode_set(_members(sets, call.length)),
             counts=np.stack([layer.counts for layer in layers]).astype(np.uint32),
             held=np.stack([layer.held for layer in layers]).astype(np.uint32),
             missed=np.stack([layer.missed for layer in layers]),
-            exact=exact,
+            exact=np.stack(exact) if exact else None,
             nbytes=np.array([layer.nbytes for layer in layers]),
             cached=np.array([call.cached[place] for place in sorted(call.layers)], np.float32),
             best=best,
@@ -154,6 +154,14 @@ class Recorder:
             tiers=tuple(_tier(layer.storage.footprint) for layer in layers),
             steps=tuple(self._steps),
         )
+
+
+def _members(several: list[np.ndarray], stop: int) -> np.ndarray:
+    """What is in any of several lists of positions below `stop`, ascending and each once."""
+    there = np.zeros(stop, bool)
+    for positions in several:
+        there[positions] = True
+    return np.flatnonzero(there)
 
 
 def _tier(held: Footprint) -> str:

@@ -45,12 +45,12 @@ export class Minimap {
 
 // A grid of shares with one cell that has the focus; `onPick(column, row)` is called for a click or Enter.
 export class Grid {
-  constructor(label, says, onPick) {
+  constructor(label, axes, says, onPick) {
     this.says = says;
     this.focus = [0, 0];
     this.canvas = element("canvas", { class: "grid", tabindex: "0", role: "application", "aria-label": label });
     this.said = element("output", { class: "said" });
-    this.node = element("div", { class: "grid-box" }, this.canvas, this.said);
+    this.node = element("div", { class: "grid-box" }, element("p", { class: "axes", "aria-hidden": "true" }, axes), this.canvas, this.said);
     this.canvas.addEventListener("mousemove", event => this.move(this.cellAt(event)));
     this.canvas.addEventListener("click", event => { this.move(this.cellAt(event)); onPick(...this.focus); });
     this.canvas.addEventListener("keydown", event => {

@@ -26,7 +26,8 @@ export class Chat {
     this.said = element("p", { class: "chat-said", role: "status" });
     this.documents.addEventListener("change", () => this.restart());
     this.node = element("section", { class: "chat", "aria-label": "Ask" },
-      element("div", { class: "row" }, this.documents, this.adding, this.file, this.method, this.fresh, this.key),
+      element("div", { class: "row" }, this.documents, this.adding, this.file, this.method, this.fresh,
+        element("form", { onsubmit: event => event.preventDefault() }, this.key)),
       this.log, element("div", { class: "row ask" }, this.question, this.send), this.said);
   }
 

@@ -66,6 +66,7 @@ function eachRun(sets, set, each) {
 export class RunRecord {
   constructor(held) {
     if (held.format !== "keyhole-record" || held.version !== 1) throw new Error("this is no record of version 1");
+    if (!held.steps.length) throw new Error("it has no steps");
     Object.assign(this, held);
     this.tokens = 0;
     const starts = [...varints(bytesOf(held.starts))], lengths = [...varints(bytesOf(held.lengths))];

@@ -17,8 +17,9 @@ export class Details {
     this.head = this.select("KV head", [...Array(record.heads).keys()], "head");
     this.metric = element("select", { "aria-label": "What the heat map shows" });
     for (const [value, name] of this.metrics()) this.metric.append(element("option", { value }, name));
+    this.metric.value = this.usualMetric();
     this.metric.addEventListener("change", () => this.paintMap());
-    this.map = new Grid("Layers by KV heads; arrow keys move, Enter chooses", (...cell) => this.saysCell(...cell), (...cell) => this.pick(...cell));
+    this.map = new Grid("Layers by KV heads; arrow keys move, Enter chooses", "layers \u2192, KV heads \u2193", (...cell) => this.saysCell(...cell), (...cell) => this.pick(...cell));
     this.order = element("select", { "aria-label": "Order of passages" });
     for (const [value, name] of this.orders()) this.order.append(element("option", { value }, name));
     this.order.addEventListener("change", () => this.showPassages());
@@ -39,10 +40,17 @@ export class Details {
     return this.record.exact ? [...found, ["exact", "mass missed, exact"]] : found;
   }
 
+  // What differs between heads: with a budget of tokens all of them read as many.
+  usualMetric() {
+    const { counts, missed } = this.record;
+    const alike = counts.every((count, at) => at % this.record.each === 0 || count === counts[at - 1]);
+    return alike && missed.some(share => share > 0) ? "missed" : "read";
+  }
+
   orders() {
     const found = [["readers", "by heads that read them"]];
     if (!this.record.exact) return found;
-    return [...found, ["best", "by attention"], ["absent", "missed, by attention"]];
+    return [["best", "by attention"], ...found, ["absent", "missed, by attention"]];
   }
 
   select(name, values, key) {
@@ -70,29 +78,29 @@ export class Details {
 
   showMeasures() {
     const { record, step, filter } = this, sums = record.totals(step, filter.layer, filter.head);
-    const read = sums.read / sums.held, each = sums.read / sums.pairs, all = sums.held / sums.pairs;
+    const all = record.lengthAt(step), each = sums.read / sums.pairs, read = each / all, dropped = all - sums.held / sums.pairs;
     const touched = this.readers.counts.reduce((total, count) => total + (count > 0), 0);
     const rows = [bar("Read", `${counted(each)} of ${counted(all)} tokens, ${percent(read)}`, [{ share: read, name: "read" }])];
     if (sums.pairs > 1) {
-      rows.push(bar("By any", `${counted(touched)} tokens, ${percent(touched / record.lengthAt(step))}`, [{ share: touched / record.lengthAt(step), name: "read" }]));
+      rows.push(bar("By any", `${counted(touched)} tokens, ${percent(touched / all)}`, [{ share: touched / all, name: "read" }]));
     }
     const missed = sums.missed / sums.pairs;
-    rows.push(bar("Mass read", `${percent(1 - missed)}, estimated`, [{ share: 1 - missed, name: "mass" }]));
+    const of = dropped >= 1 ? " of what is kept" : "";
+    rows.push(bar("Mass read", `${percent(1 - missed)}${of}, estimated`, [{ share: 1 - missed, name: "mass" }]));
     if (record.exact) {
       const exact = sums.exact / sums.pairs;
-      rows.push(bar("", `${percent(1 - exact)}, exact`, [{ share: 1 - exact, name: "mass" }]));
+      rows.push(bar("", `${percent(1 - exact)}${of}, exact`, [{ share: 1 - exact, name: "mass" }]));
     }
     const tiers = [...sums.tiers].join(", ");
     const cached = sums.cached > 0 ? `, ${percent(sums.cached / sums.bytes)} from the block cache` : "";
     rows.push(element("p", { class: "bytes" }, `${bytesSaid(sums.bytes)} of keys, values and index read from ${tiers}${cached}`));
-    const dropped = record.lengthAt(step) - all;
-    if (dropped >= 1) rows.push(element("p", { class: "bytes" }, `${counted(dropped)} tokens had been dropped; mass is that of the tokens kept`));
+    if (dropped >= 1) rows.push(element("p", { class: "bytes" }, `${counted(dropped)} tokens had been dropped; nothing can read them any more`));
     this.measures.replaceChildren(...rows);
   }
 
   shareOf(metric, layer, head) {
     const { record, step } = this, at = step * record.each + layer * record.heads + head;
-    return metric === "read" ? record.counts[at] / record.held[at] : record[metric][at];
+    return metric === "read" ? record.counts[at] / record.lengthAt(step) : record[metric][at];
   }
 
   paintMap() {
@@ -116,16 +124,18 @@ export class Details {
 
   showPassages() {
     const { record, step, readers } = this, order = this.order.value, facts = record.steps[step];
-    const spans = order === "readers" ? passagesByReaders(record, step, readers) : passagesByAttention(facts[order]);
+    const spans = order === "readers" ? passagesByReaders(record, step, readers) : passagesByAttention(record, step, facts[order]);
     this.passages.replaceChildren(...spans.map(span => this.passage(span, order)));
-    if (!spans.length) this.passages.append(element("li", { class: "none" }, order === "absent" ? "Nothing was missed." : "Only what is always read."));
+    if (!spans.length) this.passages.append(element("li", { class: "none" }, order === "absent" ? "Nothing else was missed." : "Only what is always read."));
   }
 
   passage({ start, stop, weight, most }, order) {
     const { record } = this, begin = record.begins[start], end = record.ends[stop - 1];
-    const said = order === "readers" ? `read by up to ${most} of ${this.readers.pairs}, tokens ${counted(start)}\u2013${counted(stop - 1)}`
-      : `${percent(weight)} of the attention, tokens ${counted(start)}\u2013${counted(stop - 1)}`;
-    const text = [record.text.slice(Math.max(0, begin - AROUND), begin), element("b", {}, record.text.slice(begin, end)), record.text.slice(end, end + AROUND)];
+    const where = stop - start === 1 ? `token ${counted(start)}` : `tokens ${counted(start)}\u2013${counted(stop - 1)}`;
+    const said = `${order === "readers" ? `read by up to ${most} of ${this.readers.pairs}` : `${percent(weight)} of the attention`}, ${where}`;
+    const before = record.text.slice(Math.max(0, begin - AROUND), begin), after = record.text.slice(end, end + AROUND);
+    // Whole words only, where there are any.
+    const text = [before.replace(/^\S*\s(?=.)/s, "\u2026"), element("b", {}, record.text.slice(begin, end)), after.replace(/\s\S*$/, "\u2026")];
     return element("li", {}, element("button", { type: "button", class: "passage", onclick: () => this.onGo({ start, stop }) },
       element("span", { class: "snippet" }, ...text), element("span", { class: "why" }, said)));
   }

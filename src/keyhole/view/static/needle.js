@@ -15,7 +15,7 @@ export class Needle {
     this.input.addEventListener("keydown", event => { if (event.key === "Enter") this.next(); });
     this.more = element("button", { type: "button", onclick: () => this.next() }, "Next");
     this.said = element("p", { class: "needle-said", "aria-live": "polite" });
-    this.grid = new Grid("Steps by layers that read the span; arrow keys move, Enter chooses", (...cell) => this.saysCell(...cell), (step, layer) => onPick(step, layer));
+    this.grid = new Grid("Steps by layers that read the span; arrow keys move, Enter chooses", "steps \u2192, layers \u2193", (...cell) => this.saysCell(...cell), (step, layer) => onPick(step, layer));
     this.node = element("section", { class: "needle-pane", "aria-label": "Was it read?" },
       element("h2", {}, "Was it read?"), element("div", { class: "row" }, this.input, this.more), this.said, this.grid.node);
     this.find("");

@@ -14,9 +14,9 @@ export function strengths(record, step, readers) {
 }
 
 function isAlways(record, step, token) {
-  const { first, queries } = record.steps[step];
-  // A method that reads everything, or drops, has neither.
-  return token < record.sinks || (record.window > 0 && token > first + queries - 1 - Math.max(record.window, queries));
+  // A method that reads everything, or drops, has neither sinks nor window. Queries that ask together have their own.
+  const window = record.window > 0 ? record.window + record.steps[step].queries - 1 : 0;
+  return token < record.sinks || token >= record.lengthAt(step) - window;
 }
 
 // Spans of the document that most readers read, without what is always read.
@@ -46,9 +46,9 @@ export function passagesByReaders(record, step, readers) {
   return ranked(spans);
 }
 
-// Spans of positions whose share of attention is known, `[position, share]`.
-export function passagesByAttention(shares) {
-  const known = new Map(shares);
+// Spans of positions whose share of attention is known, `[position, share]`, without what is always read.
+export function passagesByAttention(record, step, shares) {
+  const known = new Map(shares.filter(([token]) => !isAlways(record, step, token)));
   const spans = joined([...known.keys()].sort((a, b) => a - b));
   for (const span of spans) {
     span.weight = 0;

@@ -79,6 +79,7 @@ class ChunkedPrefill(Prefill):
         batch, _, queries, _ = query.shape
         padding, constants = Visible(mask, batch).padding, Constants()
         begin, parts = storage.length - queries, []
+        held = storage.keys(), storage.values()  # once, since some storages copy them
         scored: Storage | None = None
         for start, stop in _chunks(begin, storage.length, self.chunk):
             unused = tuple(min(slots, stop) for slots in padding)
@@ -87,28 +88,27 @@ class ChunkedPrefill(Prefill):
             rows = slice(start - begin, stop - begin)
             if self._reads_all(where):
                 seen = None if mask is None else mask[:, :, rows, :stop]
-                keys, values = storage.keys()[:, :, :stop], storage.values()[:, :, :stop]
-                parts.append(dense_attention(query[:, :, rows], keys, values, mask=seen, **logits._asdict()))
+                before = (part[:, :, :stop] for part in held)
+                parts.append(dense_attention(query[:, :, rows], *before, mask=seen, **logits._asdict()))
             else:
-                scored = scored or self._scored(storage, padding)
-                read = self._read(query[:, :, rows], storage, scored, logits, where)
-                parts.append(self._attend(query[:, :, rows], storage, read, logits, where))
+                scored = scored or self._scored(storage, held[0], padding)
+                read = self._read(query[:, :, rows], held, scored, logits, where)
+                parts.append(self._attend(query[:, :, rows], held, read, logits, where))
         return torch.cat(parts, dim=2)
 
-    def _scored(self, storage: Storage, padding: tuple[int, ...]) -> Storage:
+    def _scored(self, storage: Storage, keys: Tensor, padding: tuple[int, ...]) -> Storage:
         """The keys that votes are on."""
         if self.scoring is None:
             return storage
-        keys = storage.keys()
         bare = BareKeys(self.scoring, torch.tensor(padding, device=keys.device))
         bare.add(keys)
         return bare
 
     def _read(
-        self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
+        self, query: Tensor, held: tuple[Tensor, Tensor], scored: Storage, logits: Logits, where: Regions
     ) -> _Read:
         """What the chunk `query [B, H, C, D]` reads."""
-        elected = self.vote.elect(*self._steps(query, storage, scored, logits, where))
+        elected = self.vote.elect(*self._steps(query, held, scored, logits, where))
         always = where.always.unsqueeze(1).expand(-1, elected.slots.shape[1], -1)
         always_counts = where.always_counts.unsqueeze(1).expand(elected.counts.shape)
         pairs = ((always, always_counts), (elected.slots, elected.counts))
@@ -118,23 +118,24 @@ class ChunkedPrefill(Prefill):
         return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
 
     def _steps(
-        self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
+        self, query: Tensor, held: tuple[Tensor, Tensor], scored: Storage, logits: Logits, where: Regions
     ) -> Iterator[Step]:
         """Steps of a few of those that vote each."""
         # Not as the storage attends in decode steps: the chunk is read as one.
-        keys, values = storage.keys(), storage.values()
         padding, begin = torch.tensor(where.padding, device=query.device), where.length - query.shape[2]
         for some in _voting(query, where, self.voters).split(_VOTING, dim=2):
             queries, few = some.flatten(1, 2), some.shape[1:3]
-            anchor = attend_slots(queries, keys, values, where.always, where.always_counts, logits)
+            anchor = attend_slots(queries, *held, where.always, where.always_counts, logits)
             lse = logits.with_sinks(anchor.lse.unflatten(1, few).transpose(1, 2)).transpose(1, 2)
             if self.scoring is not None:
                 queries = self.scoring.query(queries, begin, padding).to(query.dtype)
             yield Step(queries, scored, where, lse.flatten(1), logits, self.budget)
 
-    def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
+    def _attend(
+        self, query: Tensor, held: tuple[Tensor, Tensor], read: _Read, logits: Logits, where: Regions
+    ) -> Tensor:
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
-        keys, values = (at(part, read.slots) for part in (storage.keys(), storage.values()))
+        keys, values = (at(part, read.slots) for part in held)
         if self.renumber is not None:
             keys = moved_keys(self.renumber, keys, read.moves)
         own = torch.arange(where.length - query.shape[2], where.length, device=query.device)

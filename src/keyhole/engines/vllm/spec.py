@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from keyhole.engines.vllm.hits import Hits, hits_of
 from keyhole.engines.vllm.prepare import prepared
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 FIRST = 1  # blocks of a request's beginning that stay where others are given back
 LAST = 2  # and whole blocks before its newest token
+_NONE = Hits(None, False)
 _OURS = ("mirrored", "hits", "in_flight")
 
 
@@ -32,7 +32,7 @@ class KeyholeSpec(FullAttentionSpec):
     """
 
     mirrored: bool = False
-    hits: Hits = Hits(None, False)
+    hits: Hits = _NONE
     in_flight: int = 0
 
     @property
@@ -67,12 +67,3 @@ def serving_spec(spec: Any, settings: Settings, vllm_config: VllmConfig) -> Any:
         hits=hits_of(settings.recipe, layers),
         in_flight=vllm_config.max_in_flight_tokens,
     )
-
-
-def register_specs() -> None:
-    """Let vLLM know the spec and its manager; again does nothing."""
-    from keyhole.engines.vllm.manager import KeyholeManager  # noqa: PLC0415  # imports this module
-
-    # Without its own specs registered before, vLLM would take ours for all there are.
-    KVCacheSpecRegistry._ensure_registered()
-    KVCacheSpecRegistry.register(KeyholeSpec, KeyholeManager, FullAttentionSpec)

@@ -135,7 +135,7 @@ inline void weigh_tile(const Attention& a, float* logits, const float* key_scale
   part.total[g] = total;
 }
 
-// Attends over slots[from, to) of one row. While the keys of a tile are multiplied its values are fetched, and
+// Attends over the slots that one row reads, entries [from, to). While the keys of a tile are multiplied its values are fetched, and
 // while its values are added the keys of the next tile.
 template <class Tile>
 inline int attend(const Attention& a, const float* q, int64_t stride, int64_t row, int64_t from, int64_t to,
@@ -145,12 +145,12 @@ inline int attend(const Attention& a, const float* q, int64_t stride, int64_t ro
   float* logits = frame.take<float>(int64_t(a.heads) * kTile);
   float* alpha = frame.take<float>(a.heads);
   typename Tile::Source source(a, row, frame);
-  const int32_t* slots = a.slots + row * a.slots_stride;
+  const SlotList slots = {a.slots ? a.slots + row * a.slots_stride : nullptr};
   Tile tiles[2], *tile = tiles, *next = tiles + 1;
-  if (!tile->fill(source, slots + from, to - from)) return kBadSlot;
+  if (!tile->fill(source, slots, from, to - from)) return kBadSlot;
   tile->fetch_keys().finish();
   for (int64_t start = from; start < to; start += kTile, std::swap(tile, next)) {
-    if (!next->fill(source, slots + start + kTile, to - start - kTile)) return kBadSlot;
+    if (!next->fill(source, slots, start + kTile, to - start - kTile)) return kBadSlot;
     Fetcher fetch = tile->fetch_values();
     auto keys = tile->keys(source);
     for (int i = 0; i < tile->count; i += 2)

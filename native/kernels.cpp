@@ -28,7 +28,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 6; }
+KH_API int kh_abi_version() { return 7; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -134,24 +134,12 @@ KH_API int kh_drop_slots(char* data, int64_t rows, int64_t row_bytes, int64_t sl
   return kh::kOk;
 }
 
-KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const void* keys, int type,
-                           int64_t row_stride, int64_t slot_stride, int64_t n, float scale, float* out, int threads) {
+KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const kh::Side* keys, int type,
+                           const kh::Pages* pages, int64_t first, int64_t n, float scale, float* out, int threads) {
   return guarded([&] {
     kh::Frame frame;
-    int64_t padded = kh::round_up(size, 16), step = 1024, pieces = (n + step - 1) / step;
-    const float* queries = kh::padded_queries(query, rows * heads, size, padded, frame);
-    return kh::parallel(rows * pieces, threads, [&](int64_t i) {
-      int64_t row = i / pieces, from = i % pieces * step, to = std::min(n, from + step);
-      const float* q = queries + row * heads * padded;
-      float* to_row = out + row * heads * n;
-      auto run = [&](auto* data) {
-        kh::products(q, padded, heads, data + row * row_stride, slot_stride, from, to, size, scale, to_row, n);
-      };
-      if (type == kh::kFloat32) run(static_cast<const float*>(keys));
-      else if (type == kh::kBFloat16) run(static_cast<const kh::bf16*>(keys));
-      else run(static_cast<const kh::fp16*>(keys));
-      return int(kh::kOk);
-    });
+    const kh::Scores scores = {query, rows, heads, size, *keys, type, *pages, first, n, scale, out};
+    return kh::exact_scores(scores, frame, threads);
   });
 }
 

@@ -10,7 +10,8 @@ struct Pooling {
   const float* query;  // [B, Hkv, G, D]
   const void* keys;
   int type;
-  int64_t batch_stride, head_stride, slot_stride;
+  int64_t batch_stride, head_stride, slot_stride, block_stride;
+  Pages pages;  // without a table, keys are in one piece; else a batch row has a row of it
   int64_t batches;
   int kv_heads, heads, size;  // heads: those of one KV head, G
   const int64_t *begin, *end;   // [B]: slots [begin, end) make the denominators
@@ -62,10 +63,9 @@ class Pool {
 
   int run(int threads) {
     int status = parallel(rows_ * blocks_, threads, [&](int64_t i) {
-      if (p_.type == kFloat32) score<float>(i / blocks_, i % blocks_);
-      else if (p_.type == kBFloat16) score<bf16>(i / blocks_, i % blocks_);
-      else score<fp16>(i / blocks_, i % blocks_);
-      return int(kOk);
+      if (p_.type == kFloat32) return score<float>(i / blocks_, i % blocks_);
+      if (p_.type == kBFloat16) return score<bf16>(i / blocks_, i % blocks_);
+      return score<fp16>(i / blocks_, i % blocks_);
     });
     if (status != kOk) return status;
     for (int64_t head = 0; head < rows_ * p_.heads; head++) settle(head);
@@ -85,16 +85,23 @@ class Pool {
 
   // Logits of one block of a row, and the mass of each head on it.
   template <class T>
-  void score(int64_t row, int64_t block) {
+  int score(int64_t row, int64_t block) {
     int64_t start = block * kPooled, from = std::max(start, p_.begin[row / p_.kv_heads]);
     int64_t to = std::min(start + kPooled, p_.end[row / p_.kv_heads]);
-    const T* keys = static_cast<const T*>(p_.keys) + row / p_.kv_heads * p_.batch_stride +
-                    row % p_.kv_heads * p_.head_stride;
     float* out = logits_ + row * p_.heads * stride_;
-    if (from < to)
-      products(queries_ + row * p_.heads * padded_, padded_, p_.heads, keys, p_.slot_stride, from, to, p_.size,
-               p_.scale, out, stride_);
+    if (from < to && !products(queries_ + row * p_.heads * padded_, padded_, p_.heads, keys<T>(row), from, to, p_.size,
+                               p_.scale, out, stride_))
+      return kBadSlot;
     for (int64_t head = row * p_.heads; head < (row + 1) * p_.heads; head++) weigh(head, block, from, to);
+    return kOk;
+  }
+
+  template <class T>
+  KeyRow<T> keys(int64_t row) const {
+    const int64_t batch = row / p_.kv_heads;
+    const T* data = static_cast<const T*>(p_.keys) + batch * p_.batch_stride + row % p_.kv_heads * p_.head_stride;
+    const int32_t* table = p_.pages.table ? p_.pages.table + batch * p_.pages.table_stride : nullptr;
+    return {data, p_.slot_stride, p_.block_stride, table, p_.pages.block_size, p_.pages.blocks};
   }
 
   void weigh(int64_t head, int64_t block, int64_t from, int64_t to) {

@@ -35,7 +35,7 @@ struct Attention {
   int64_t grouped;                  // tokens of a group of codes
   int type;
   Pages pages;
-  const int32_t *slots, *counts;  // [R, slots_stride], [R]
+  const int32_t *slots, *counts;  // [R, slots_stride], or null: a row reads its first slots; [R]
   int64_t slots_stride, capacity;
   const float* sinks;  // [R, G] or null
   int64_t rows;
@@ -44,6 +44,12 @@ struct Attention {
   float *out, *lse;  // [R, G, D], [R, G]
   float* logits;     // [R, G, width] or null
   int64_t width;
+};
+
+// The slots a row reads: those listed, or all of them in order.
+struct SlotList {
+  const int32_t* listed;
+  int64_t operator[](int64_t i) const { return listed ? listed[i] : i; }
 };
 
 constexpr int kTile = 16;  // slots handled together: keys of one tile and values of another fit the first cache
@@ -103,8 +109,9 @@ class PlainSource {
     if (slot < 0 || slot >= a_.capacity) return false;
     int64_t block = 0;
     if (table_) {
-      block = table_[slot / a_.pages.block_size];
-      slot %= a_.pages.block_size;
+      uint32_t at = uint32_t(slot), size = uint32_t(a_.pages.block_size);  // 64-bit division takes far longer
+      block = table_[at / size];
+      slot = at % size;
       if (block < 0 || block >= a_.pages.blocks) return false;
     }
     *key = key_ + block * a_.keys.block_stride + slot * a_.keys.slot_stride;
@@ -130,11 +137,12 @@ struct PlainTile {
   int count = 0;
   float key_scale[kTile], value_scale[kTile];
 
-  // Looks up the slots; false if one lies outside the cache. Rows beyond the count repeat the last one.
-  bool fill(const Source& source, const int32_t* slots, int64_t left) {
+  // Looks up the slots from entry `from` on; false if one lies outside the cache. Rows beyond the count repeat the
+  // last one.
+  bool fill(const Source& source, SlotList slots, int64_t from, int64_t left) {
     count = int(std::max<int64_t>(0, std::min<int64_t>(kTile, left)));
     for (int i = 0; i < count; i++) {
-      if (!source.find(slots[i], &keys_[i], &values_[i], &key_scale[i], &value_scale[i])) return false;
+      if (!source.find(slots[from + i], &keys_[i], &values_[i], &key_scale[i], &value_scale[i])) return false;
       key_spans_[i] = {keys_[i], source.bytes()};
       value_spans_[i] = {values_[i], source.bytes()};
     }
@@ -222,13 +230,13 @@ struct PackedTile {
   int count = 0;
   float key_scale[kTile], value_scale[kTile];
 
-  bool fill(const Source& source, const int32_t* slots, int64_t left) {
+  bool fill(const Source& source, SlotList slots, int64_t from, int64_t left) {
     count = int(std::max<int64_t>(0, std::min<int64_t>(kTile, left)));
     key_spans_ = value_spans_ = 0;
     int32_t before = -1;
     for (int i = 0; i < count; i++) {
       int32_t group;
-      if (!source.find(slots[i], &keys_[i], &values_[i], &group)) return false;
+      if (!source.find(slots[from + i], &keys_[i], &values_[i], &group)) return false;
       key_scale[i] = value_scale[i] = 1;
       fetch_key(keys_[i].codes, source.bytes());
       if (group != before) fetch_key(keys_[i].scale, source.range_bytes()), fetch_key(keys_[i].low, source.range_bytes());

@@ -138,3 +138,44 @@ def test_half_precision_accumulates_in_float32():
     half = dense_attention(query.bfloat16(), keys.bfloat16(), values.bfloat16(), scale=0.125, softcap=20.0)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.02)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(2, 40),
+    st.integers(1, 200),
+    st.sampled_from([8, 33, 64]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_new_tokens_after_a_past_are_as_with_a_mask(kv_heads, groups, queries, past, size, dtype):
+    tokens = past + queries
+    query = torch.randn(2, kv_heads * groups, queries, size).to(dtype)
+    keys, values = torch.randn(2, 2, kv_heads, tokens, size).to(dtype)
+    mask = torch.ones(queries, tokens, dtype=torch.bool).tril(past)[None, None]
+    found = dense_attention(query, keys, values, scale=0.3)
+    expected = dense_attention(query.float(), keys.float(), values.float(), scale=0.3, mask=mask)
+    assert found.dtype == dtype
+    rounding = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found.float(), expected, rtol=rounding, atol=rounding)
+
+
+def test_new_tokens_after_a_past_pass_gradients():
+    query, held = torch.randn(1, 4, 5, 8, requires_grad=True), torch.randn(2, 1, 2, 9, 8, requires_grad=True)
+    mask = torch.ones(5, 9, dtype=torch.bool).tril(4)[None, None]
+    found = torch.autograd.grad(dense_attention(query, *held, scale=0.3).square().sum(), (query, held))
+    masked = dense_attention(query, *held, scale=0.3, mask=mask)
+    expected = torch.autograd.grad(masked.square().sum(), (query, held))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_no_mask_over_a_long_past_is_made(softcap, monkeypatch):
+    query, keys = torch.randn(1, 2, 64, 8), torch.randn(1, 1, 4096, 8)
+    monkeypatch.setattr(dense, "_LOGITS_PER_CHUNK", 4 * 2 * 4096)
+    held, made, mask_of = 4 * 4096, [], dense.causal_mask
+    monkeypatch.setattr(dense, "causal_mask", lambda *sizes: made.append(mask_of(*sizes)) or made[-1])
+    dense_attention(query, keys, keys, scale=0.3, softcap=softcap)
+    assert all(mask.numel() <= held for mask in made)
+    assert bool(made) == (softcap is not None)

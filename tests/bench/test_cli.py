@@ -29,6 +29,7 @@ def bench(*words):
     ("words", "rows"),
     [
         (["decode", *SMALL, *PQ, *READ], 2),
+        (["paged", *SMALL, *PQ, *READ], 1),
         (["scan", *SMALL, *PQ, *READ], None),
         (["gather", *SMALL, *READ], 6),
         (["build", *SMALL, *PQ], 1),

@@ -62,3 +62,34 @@ def strided(tensor: Tensor) -> Tensor:
     wide = torch.full((rows, slots + 3, size + 5), poison, dtype=tensor.dtype)
     wide[:, 2 : slots + 2, 1 : size + 1] = tensor
     return wide[:, 2 : slots + 2, 1 : size + 1]
+
+
+def in_blocks(
+    tensor: Tensor, begin: list[int], end: list[int], *, block_size: int, layout: str = "slots", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The tokens of `tensor [B, H, N, D]` in [begin, end) of each row as a paged cache, and its block table.
+
+    Whatever else a block holds is NaN, blocks are shuffled, and those that a row does not need are no blocks.
+
+    Args:
+        layout: in memory: "slots" before heads, "heads" before slots, "beside" others in wider rows.
+    """
+    make = torch.Generator().manual_seed(seed)
+    batch, heads, tokens, size = tensor.shape
+    starts = torch.arange(0, tokens + block_size, block_size)
+    first, stop = torch.tensor(begin).unsqueeze(1), torch.tensor(end).unsqueeze(1)
+    needed = (starts < stop) & (starts + block_size > first) & (first < stop)
+    count = int(needed.sum()) + 3
+    table = torch.randint(0, 2, needed.shape, generator=make) * (count + 7) - 3
+    table[needed] = torch.randperm(count, generator=make)[: count - 3]
+    shape = (count, block_size, heads) if layout == "slots" else (count, heads, block_size)
+    width = 2 * size + 3 if layout == "beside" else size
+    cache = torch.full((*shape, width), torch.nan, dtype=tensor.dtype)[..., -size:]
+    cache = cache if layout == "slots" else cache.transpose(1, 2)
+    for row in range(batch):
+        slots = torch.arange(begin[row], end[row])
+        cache[table[row, slots // block_size], slots % block_size] = tensor[row, :, slots].transpose(0, 1)
+    return cache, table.int()
+
+
+LAYOUTS = ["slots", "heads", "beside"]

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from keyhole import kernels
+from tests.kernels.cases import LAYOUTS, in_blocks
 from tests.kernels.test_gather_attention import DTYPES
 
 REQUESTS, HEADS, GROUP, SIZE = 3, 2, 4, 24
@@ -93,3 +96,78 @@ def test_shapes_are_checked():
         kernels.paged_gather_attention(torch.ones(5, 4, SIZE), keys, values, table, slots, counts, scale=1.0)
     with pytest.raises(ValueError, match="three, four and two dimensions"):
         kernels.paged_gather_attention(torch.ones(6, SIZE), keys, values, table, slots, counts, scale=1.0)
+
+
+def everything(lengths, *, group=4, size=24, dtype=torch.float32, seed=0):
+    """query [R, G, D], keys and values [B, 2, N, D] of requests of so many tokens, sink logits [R, G]."""
+    make = torch.Generator().manual_seed(seed)
+    rows, tokens = len(lengths) * 2, max(lengths)
+    query, sinks = torch.randn(rows, group, size, generator=make), torch.randn(rows, group, generator=make)
+    held = torch.randn(2, len(lengths), 2, tokens, size, generator=make).to(dtype)
+    return query, *held, sinks
+
+
+def attend_all(query, keys, values, lengths, blocks, **options):
+    """By `paged_attention`, with whatever is not to be read poisoned."""
+    begin = [0] * len(lengths)
+    (cache, table), (other, _) = (in_blocks(side, begin, lengths, **blocks) for side in (keys, values))
+    return kernels.paged_attention(query, cache, other, table, torch.tensor(lengths), **options)
+
+
+def in_rows(query, keys, values, lengths, **options):
+    """The same by `gather_attention` of tokens in one piece."""
+    counts = torch.tensor(lengths).repeat_interleave(2)
+    slots = torch.arange(keys.shape[2]).expand(len(counts), -1)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    return kernels.gather_attention(query, keys, values, slots, counts, **options, impl="reference")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("block_size", [1, 13, 16, 128])
+def test_all_tokens_of_requests_of_different_lengths(any_impl, dtype, layout, block_size):
+    lengths = [16, 0, 129, 1, 15, 33, 128]
+    *tensors, sinks = everything(lengths, dtype=dtype)
+    options = {"scale": 0.3, "softcap": 2.0, "sink_logits": sinks}
+    blocks = {"block_size": block_size, "layout": layout}
+    found = attend_all(*tensors, lengths, blocks, **options, impl=any_impl)
+    expected = in_rows(*tensors, lengths, **options)
+    torch.testing.assert_close(found.out, expected.out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.lse, expected.lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("level")
+@settings(max_examples=30)
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=5), st.integers(1, 8), st.integers(32, 256),
+    st.integers(1, 140), st.sampled_from(LAYOUTS), st.integers(0, 99),
+)  # fmt: skip
+def test_any_requests(lengths, group, size, block_size, layout, seed):
+    *tensors, _ = everything(lengths, group=group, size=size, dtype=torch.bfloat16, seed=seed)
+    blocks = {"block_size": block_size, "layout": layout, "seed": seed}
+    found = attend_all(*tensors, lengths, blocks, scale=size**-0.5, impl="native")
+    expected = in_rows(*tensors, lengths, scale=size**-0.5)
+    torch.testing.assert_close(found.out, expected.out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.lse, expected.lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [-1, 9])
+def test_all_tokens_in_blocks_that_are_none_are_refused(impl, bad):
+    cache, table = torch.ones(9, 4, 2, 8), torch.tensor([[3, bad, 1]])
+    kernels.paged_attention(torch.ones(2, 1, 8), cache, cache, table, torch.tensor([4]), scale=1.0, impl=impl)
+    with pytest.raises(ValueError, match="a slot is outside the cache"):
+        kernels.paged_attention(
+            torch.ones(2, 1, 8), cache, cache, table, torch.tensor([5]), scale=1.0, impl=impl
+        )
+
+
+def test_lengths_are_checked():
+    query, cache, table = torch.ones(4, 1, 8), torch.ones(9, 4, 2, 8), torch.zeros(2, 3, dtype=torch.int32)
+    for lengths in ([4, 13], [-1, 4]):
+        with pytest.raises(ValueError, match=r"is outside 0\.\.12"):
+            kernels.paged_attention(query, cache, cache, table, torch.tensor(lengths), scale=1.0)
+    with pytest.raises(ValueError, match="do not fit block_table"):
+        kernels.paged_attention(query, cache, cache, table, torch.tensor([4]), scale=1.0)
+    cache = cache.to(torch.int8)
+    with pytest.raises(ValueError, match="key_scales go with int8"):
+        kernels.paged_attention(query, cache, cache, table, torch.tensor([4, 4]), scale=1.0)

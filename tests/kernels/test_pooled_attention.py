@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyhole import kernels
+from tests.kernels.cases import LAYOUTS, in_blocks
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -68,15 +69,20 @@ def poisoned(keys, span):
 
 
 def check(
-    impl, *, batch=1, kv_heads=2, group=4, size=16, span, how, extra=(False, False), seed=0, dtype=None
-):
+    impl, *, batch=1, kv_heads=2, group=4, size=16, span, how, extra=(False, False), seed=0, dtype=None,
+    blocks=None,
+):  # fmt: skip
+    """`blocks`, where given, are the options of `in_blocks`."""
     make = torch.Generator().manual_seed(seed)
     query = 2 * torch.randn(batch, kv_heads * group, size, generator=make)
     keys = torch.randn(batch, kv_heads, int(span.end.max()) + 3, size, generator=make).to(dtype)
     extras = [torch.randn(query.shape[:2], generator=make) if wanted else None for wanted in extra]
     expected = by_definition(query, keys, span, how, *extras)
+    held, table = poisoned(keys, span), None
+    if blocks is not None:
+        held, table = in_blocks(keys, span.begin.tolist(), span.end.tolist(), **blocks)
     found = kernels.pooled_attention(
-        query, poisoned(keys, span), span, how, score_extra=extras[0], share_extra=extras[1], impl=impl
+        query, held, span, how, score_extra=extras[0], share_extra=extras[1], block_table=table, impl=impl
     )
     for one, right in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, right, rtol=3e-4, atol=1e-6)
@@ -122,6 +128,28 @@ def test_keys_are_read_in_their_own_dtype(any_impl, dtype):
     check(any_impl, span=span([2], 300, [2], 250), how=kernels.Pooling(0.2), dtype=dtype, extra=(False, True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [1, 13, 16, 128])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keys_in_blocks(any_impl, dtype, block_size, layout):
+    where = span([0, 3, 40], [700, 1100, 40], [2, 30, 60], [650, 1030, 40], 1090)
+    how = kernels.Pooling(0.3, 4.0, page=3, per_head=True)
+    blocks = {"block_size": block_size, "layout": layout}
+    check(any_impl, batch=3, span=where, how=how, extra=(True, True), dtype=dtype, blocks=blocks)
+
+
+@pytest.mark.parametrize("bad", [-1, 9])
+def test_blocks_that_are_none_are_refused(impl, bad):
+    query, cache, table = torch.ones(1, 2, 8), torch.ones(9, 4, 2, 8), torch.tensor([[3, bad, 1]])
+    kernels.pooled_attention(
+        query, cache, span([0], 4, [0], 4), kernels.Pooling(1.0), block_table=table, impl=impl
+    )
+    with pytest.raises(ValueError, match="a slot is outside the cache"):
+        kernels.pooled_attention(
+            query, cache, span([0], 5, [0], 4), kernels.Pooling(1.0), block_table=table, impl=impl
+        )
+
+
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("sharpness", [1.0, 11.3, 0.25])
 def test_softcap_and_sharpness(any_impl, softcap, sharpness):
@@ -146,8 +174,20 @@ def test_any_case(batch, kv_heads, group, size, data, seed):
         per_head=data.draw(st.booleans()),
         largest=data.draw(st.booleans()),
     )
+    blocks = data.draw(
+        st.none()
+        | st.fixed_dictionaries({"block_size": st.integers(1, 140), "layout": st.sampled_from(LAYOUTS)})
+    )
     sizes = {"batch": batch, "kv_heads": kv_heads, "group": group, "size": size}
-    check("auto", **sizes, span=span(begin, end, first, stop, last), how=how, extra=(True, True), seed=seed)
+    check(
+        "auto",
+        **sizes,
+        span=span(begin, end, first, stop, last),
+        how=how,
+        extra=(True, True),
+        seed=seed,
+        blocks=blocks,
+    )
 
 
 @pytest.mark.parametrize("extra", [None, 2.0])
@@ -206,5 +246,10 @@ def test_operands_are_checked():
             kernels.pooled_attention(query, keys, bad, how)
     with pytest.raises(ValueError, match="one a batch row"):
         kernels.pooled_attention(query, keys, span([0, 0], 10, [0, 0], 10), how)
+    table = torch.zeros(1, 2, dtype=torch.int32)
+    with pytest.raises(ValueError, match="do not fit query"):
+        kernels.pooled_attention(query, torch.zeros(9, 4, 3, 8), span([0], 8, [0], 8), how, block_table=table)
+    with pytest.raises(ValueError, match=r"does not lie in 0\.\.8"):
+        kernels.pooled_attention(query, torch.zeros(9, 4, 2, 8), span([0], 9, [0], 8), how, block_table=table)
     with pytest.raises(ValueError, match="page=0"):
         kernels.pooled_attention(query, keys, span([0], 10, [0], 10), how._replace(page=0))

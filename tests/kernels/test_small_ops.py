@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyhole import kernels
-from tests.kernels.cases import strided
+from tests.kernels.cases import LAYOUTS, in_blocks, strided
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -21,6 +23,42 @@ def test_exact_scores(any_impl, slots, dtype):
     query, keys = torch.randn(2, 5, 33), strided(torch.randn(2, slots + 2, 33).to(dtype))
     found = kernels.exact_scores(query, keys, 1, slots + 1, scale=0.5, impl=any_impl)
     assert close(found, query.double() @ keys[:, 1:-1].double().transpose(1, 2) * 0.5, 33)
+
+
+@pytest.mark.parametrize("block_size", [1, 13, 16, 128])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_exact_scores_in_blocks(any_impl, block_size, layout, dtype):
+    query, keys = torch.randn(4, 5, 33), torch.randn(2, 2, 150, 33).to(dtype)
+    for first, last in ((0, 128), (3, 150), (127, 129), (5, 5)):
+        cache, table = in_blocks(keys, [first] * 2, [last] * 2, block_size=block_size, layout=layout)
+        found = kernels.exact_scores(query, cache, first, last, scale=0.5, block_table=table, impl=any_impl)
+        expected = query.double() @ keys.flatten(0, 1)[:, first:last].double().transpose(1, 2) * 0.5
+        assert found.shape == expected.shape
+        assert close(found, expected, 33)
+
+
+@pytest.mark.usefixtures("level")
+@given(
+    st.integers(1, 8),
+    st.integers(32, 256),
+    st.integers(1, 140),
+    st.integers(1, 300),
+    st.sampled_from(LAYOUTS),
+)
+def test_exact_scores_in_blocks_are_those_of_one_piece(group, size, block_size, tokens, layout):
+    query, keys = torch.randn(2, group, size), torch.randn(1, 2, tokens, size).bfloat16()
+    cache, table = in_blocks(keys, [0], [tokens], block_size=block_size, layout=layout)
+    found = kernels.exact_scores(query, cache, 0, tokens, block_table=table, impl="native")
+    assert torch.equal(found, kernels.exact_scores(query, keys[0], 0, tokens, impl="native"))
+
+
+@pytest.mark.parametrize("bad", [-1, 9])
+def test_exact_scores_of_blocks_that_are_none_are_refused(impl, bad):
+    table = torch.tensor([[3, bad, 1]])
+    kernels.exact_scores(torch.ones(2, 1, 8), torch.ones(9, 4, 2, 8), 0, 4, block_table=table, impl=impl)
+    with pytest.raises(ValueError, match="a slot is outside the cache"):
+        kernels.exact_scores(torch.ones(2, 1, 8), torch.ones(9, 4, 2, 8), 0, 5, block_table=table, impl=impl)
 
 
 def test_exact_scores_of_nothing(any_impl):
@@ -65,6 +103,11 @@ def test_shapes_and_dtypes_are_checked():
         kernels.exact_scores(torch.zeros(1, 1, 8), torch.zeros(1, 5, 7), 0, 1)
     with pytest.raises(ValueError, match=r"0\.\.6 lie outside 0\.\.5"):
         kernels.exact_scores(torch.zeros(1, 1, 8), torch.zeros(1, 5, 8), 0, 6)
+    table = torch.zeros(1, 2, dtype=torch.int32)
+    with pytest.raises(ValueError, match="do not fit query"):
+        kernels.exact_scores(torch.zeros(1, 1, 8), torch.zeros(9, 4, 2, 8), 0, 1, block_table=table)
+    with pytest.raises(ValueError, match=r"0\.\.9 lie outside 0\.\.8"):
+        kernels.exact_scores(torch.zeros(2, 1, 8), torch.zeros(9, 4, 2, 8), 0, 9, block_table=table)
     with pytest.raises(ValueError, match="do not fit weight"):
         kernels.matvec_skip_rows(torch.zeros(2, 3), torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="does not fit weight_t"):

@@ -4,7 +4,6 @@ import torch
 
 from keyhole.core.budget import Budget
 from keyhole.selection import ExactSelector
-from keyhole.selection.exact import exact_logits
 from tests import oracles
 from tests.steps import competing, make_step
 
@@ -21,7 +20,7 @@ def test_reads_the_exact_best(size, groups, softcap):
     step = make_step(query, keys, first, 60, anchor, Budget(tokens=9), softcap=softcap)
     selection = ExactSelector().select(step)
     for row in range(2):
-        ours = exact_logits(step)[row].flatten(0, 1)
+        ours = step.storage.scores(step.query, step.logits)[row].flatten(0, 1)
         truth = oracles.exact_logits(
             oracles.array(query[row]), oracles.array(keys[row]), scale=size**-0.5, softcap=softcap
         )

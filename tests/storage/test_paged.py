@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention import Logits
 from keyhole.storage import DeviceStorage, PagedStorage, split_pages
 
@@ -136,7 +137,7 @@ def test_one_key_of_the_newest_block_is_cheap():
     held.append(130)
     newest = held.storage.keys(129)
     assert newest.shape == (1, HEADS, 1, 24)
-    assert newest.untyped_storage().nbytes() <= 16 * HEADS * 24 * 4
+    assert newest.untyped_storage().nbytes() == HEADS * 24 * 4
 
 
 def test_tokens_beyond_the_table_are_refused_before_anything_is_written():
@@ -189,3 +190,20 @@ def test_pages_of_other_kinds_are_refused():
             PagedStorage(keys, values)
     with pytest.raises(ValueError, match="side by side"):
         PagedStorage(keys.transpose(2, 3), keys.transpose(2, 3))
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_scores_and_pools_as_in_one_piece(planar, softcap):
+    held = pool(planar=planar, width=20, block_size=13, dtype=torch.bfloat16)
+    held.append(100)
+    query, logits = torch.randn(1, 6, 24), Logits(0.3, softcap)
+    found, expected = (part.scores(query, logits) for part in (held.storage, held.plain))
+    assert found.shape == (1, HEADS, 3, 100)
+    torch.testing.assert_close(found, expected)
+    bounds = torch.tensor([[2], [99], [5], [90]])
+    span, how = kernels.Span(*bounds, 95), kernels.Pooling(0.3, softcap, page=4)
+    extras = {"score_extra": torch.randn(1, 6), "share_extra": torch.randn(1, 6)}
+    torch.testing.assert_close(
+        held.storage.pooled(query, span, how, **extras), held.plain.pooled(query, span, how, **extras)
+    )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole.attention.continued import can_continue, continued_attention
+
 _LOGITS_PER_CHUNK = 1 << 26
 
 
@@ -44,6 +46,8 @@ def dense_attention(
             query.shape[0], -1, 1, values.shape[-1]
         )
     if mask is None and causal and queries < tokens:
+        if can_continue(query, keys, values):
+            return continued_attention(query, keys, values, scale)
         mask = causal_mask(queries, tokens, query.device)
     if mask is None:
         return F.scaled_dot_product_attention(
@@ -57,10 +61,10 @@ def dense_attention(
     return torch.stack(parts, dim=2).flatten(1, 2)
 
 
-def causal_mask(queries: int, tokens: int, device: torch.device) -> Tensor:
-    """Bool `[1, 1, Q, N]`: the last query sees everything."""
-    shape = (1, 1, queries, tokens)
-    return torch.ones(shape, dtype=torch.bool, device=device).tril(diagonal=tokens - queries)
+def causal_mask(queries: int, tokens: int, device: torch.device, rows: slice = slice(None)) -> Tensor:
+    """Bool `[1, 1, Q, N]`: the last query sees everything. Of the queries only those in `rows`."""
+    own = torch.arange(tokens - queries, tokens, device=device)[rows].view(-1, 1)
+    return (torch.arange(tokens, device=device) <= own)[None, None]
 
 
 def _explicit(
@@ -76,13 +80,14 @@ def _explicit(
     """The formula written out, a block of queries at a time; torch's fused call knows no softcap or sinks."""
     batch, heads, queries, _ = query.shape
     tokens = keys.shape[2]
-    if mask is None and causal and queries > 1:
-        mask = causal_mask(queries, tokens, query.device)
     block = max(1, _LOGITS_PER_CHUNK // max(1, batch * heads * tokens))
     outputs = []
     for start in range(0, queries, block):
         rows = slice(start, start + block)
-        part_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
+        if mask is None and causal:
+            part_mask = causal_mask(queries, tokens, query.device, rows)
+        else:
+            part_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
         outputs.append(
             _explicit_block(query[:, :, rows], keys, values, scale, part_mask, softcap, sink_logits)
         )

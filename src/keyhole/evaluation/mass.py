@@ -15,7 +15,6 @@ from torch import Tensor
 from keyhole.cache.base import Observation
 from keyhole.cache.layer import LayerCache
 from keyhole.selection import Selection
-from keyhole.selection.exact import key_logits
 from keyhole.selection.picking.rank import competing
 
 _ROUNDING = 1e-5
@@ -85,7 +84,7 @@ class Exact(NamedTuple):
 def exact(seen: Observation) -> Exact:
     """Score every token exactly and compare."""
     parts, selection = seen.read.regions, seen.read.selection
-    logits = key_logits(seen.query, seen.storage.keys(), seen.logits)  # [B, Hkv, G, N]
+    logits = seen.storage.scores(seen.query, seen.logits)  # [B, Hkv, G, N]
     slots = torch.arange(logits.shape[-1], device=logits.device)
     padding = torch.tensor(parts.padding, device=logits.device).view(-1, 1, 1, 1)
     logits = logits.masked_fill(slots < padding, -torch.inf)

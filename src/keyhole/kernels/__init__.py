@@ -4,7 +4,7 @@ from keyhole.kernels.attention.columns import add_columns
 from keyhole.kernels.attention.gather import gather_attention
 from keyhole.kernels.attention.merge import merge_attention
 from keyhole.kernels.attention.packed import packed_attention
-from keyhole.kernels.attention.paged import paged_gather_attention
+from keyhole.kernels.attention.paged import paged_attention, paged_gather_attention
 from keyhole.kernels.attention.pooled import pooled_attention
 from keyhole.kernels.attention.reference import Attended
 from keyhole.kernels.attention.types import Codes, Layout, Pooled, Pooling, Span
@@ -71,6 +71,7 @@ __all__ = [
     "native_available",
     "packed_attention",
     "page_slots",
+    "paged_attention",
     "paged_gather_attention",
     "pooled_attention",
     "pq_encode",

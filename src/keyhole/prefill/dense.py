@@ -13,4 +13,6 @@ class DensePrefill(Prefill):
     """Exact causal attention."""
 
     def attend(self, query: Tensor, storage: Storage, logits: Logits, mask: Tensor | None) -> Tensor:
+        if query.shape[2] == 1 and mask is None:
+            return storage.attend_all(query, logits, mask)  # a storage may need no copy for one query
         return dense_attention(query, storage.keys(), storage.values(), mask=mask, **logits._asdict())

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.attention import key_logits
 from keyhole.core.budget import Budget
 from keyhole.selection.base import Selection, Step
-from keyhole.selection.exact import key_logits
+from keyhole.selection.exact import key_bytes
 from keyhole.selection.picking.rank import competing
 
 _QUERIES = 32  # of those shown; with 16, whose greatest scatters more, reads are 3% more for a point
@@ -138,7 +139,7 @@ class MassControl:
         """Of the keys that the latest step scored to know how far to read, for one KV head of a batch row."""
         if not self._scanned:
             return 0
-        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
+        return step.regions.last * key_bytes(step.storage)
 
     def crop(self, length: int) -> None:
         """Forget queries of tokens from `length` on."""

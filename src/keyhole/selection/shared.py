@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.attention import Logits
+from keyhole.attention import Logits, key_logits
 from keyhole.core.layout import Regions
 from keyhole.core.leader_board import LeaderBoard
 from keyhole.selection.base import Selection, Step, Unindexed
-from keyhole.selection.exact import key_logits
+from keyhole.selection.exact import key_bytes
 from keyhole.selection.picking.pages import pick_pages, spans
 from keyhole.storage import Storage
 
@@ -116,7 +116,7 @@ class SharedPageSelector(Unindexed):
     def bytes_read(self, step: Step) -> int:
         if self.role is not Role.RANKER:
             return 0
-        return step.regions.last * step.storage.keys(step.regions.last)[0, 0, 0].nbytes
+        return step.regions.last * key_bytes(step.storage)
 
     def expect(self, steps: int) -> None:
         if self.board is not None:
@@ -149,9 +149,8 @@ def _for_heads(picked: Selection, kv_heads: int) -> Selection:
 
 def _ranking(query: Tensor, storage: Storage, regions: Regions, logits: Logits, page: int) -> Ranking:
     sinks = None if logits.sink_logits is None else logits.sink_logits.expand(query.shape[:2])
-    pooled = kernels.pooled_attention(
+    pooled = storage.pooled(
         query,
-        storage.keys(),
         kernels.Span(regions.starts, regions.ends, regions.first, regions.stop, regions.last),
         kernels.Pooling(logits.scale, logits.softcap, page=page, largest=True),
         score_extra=sinks,

@@ -37,9 +37,8 @@ class Vote:
     def elect(self, step: Step) -> Selection:
         """The competing tokens of most votes that the budget allows, for each KV head."""
         first, stop, last, how = step.regions.first, step.regions.stop, step.regions.last, step.logits
-        pooled = kernels.pooled_attention(
+        pooled = step.storage.pooled(
             step.query,
-            step.storage.keys()[:, :, :last],
             kernels.Span(first, stop, first, stop, last),
             kernels.Pooling(
                 how.scale,

@@ -5,7 +5,8 @@ from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
 from keyhole.storage.merging import Merge
-from keyhole.storage.paged import PagedStorage, Pages, split_pages
+from keyhole.storage.paged import PagedStorage
+from keyhole.storage.pages import Pages, split_pages
 from keyhole.storage.pinned import PinnedStorage
 from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage

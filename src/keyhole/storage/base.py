@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.attention import Logits, Part, dense_attention
+from keyhole.attention import Logits, Part, dense_attention, key_logits
 from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
-from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merge
 
@@ -75,12 +74,27 @@ class Storage(Informed, ABC):
         """
         return dense_attention(query, self.keys(), self.values(), mask=mask, **logits._asdict())
 
+    def scores(self, query: Tensor, logits: Logits) -> Tensor:
+        """Logits of all that is stored, float32 `[B, Hkv, G, length]`, of `query [B, H, D]`."""
+        return key_logits(query, self.keys(), logits)
+
+    def pooled(
+        self,
+        query: Tensor,
+        span: kernels.Span,
+        how: kernels.Pooling,
+        *,
+        score_extra: Tensor | None = None,
+        share_extra: Tensor | None = None,
+    ) -> kernels.Pooled:
+        """Attention weights of `query [B, H, D]` by pages, as `kernels.pooled_attention` over all keys."""
+        return kernels.pooled_attention(
+            query, self.keys(), span, how, score_extra=score_extra, share_extra=share_extra
+        )
+
     def weigh_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """`attend_all`, and the logits float32 `[B, H, length]`, -inf where it may not look."""
-        keys = self.keys()
-        folded = query.reshape(-1, query.shape[1] // keys.shape[1], query.shape[3])
-        products = kernels.exact_scores(folded, keys.flatten(0, 1), 0, self.length, scale=logits.scale)
-        weights = softcapped(products, logits.softcap).view(*query.shape[:2], -1)
+        weights = self.scores(query.squeeze(2), logits).flatten(1, 2)
         if mask is not None:
             seen = mask.squeeze(2).repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
             weights = weights.masked_fill(~seen, -torch.inf)

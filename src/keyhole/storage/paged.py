@@ -1,66 +1,21 @@
 """Keys and values of one request in blocks of a pool that an inference engine owns.
 
-Legend: H query heads, Hkv KV heads, T tokens, D head size, W numbers of a token in a page.
+Legend: H query heads, Hkv KV heads, T tokens, D head size.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits, Part
+from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merge
-
-
-class Pages(NamedTuple):
-    """Views of an engine's pages.
-
-    Attributes:
-        keys: `[blocks, block size, Hkv, D]`.
-        values: `[blocks, block size, Hkv, Dv]`.
-        rest: what else a page has room for: `[blocks, Hkv, block size, W - D - Dv]`, of planar pages
-            `[blocks, Hkv, block size * (W - D - Dv)]`.
-    """
-
-    keys: Tensor
-    values: Tensor
-    rest: Tensor
-
-
-def split_pages(
-    pages: Tensor, head_size: int, head_size_v: int | None = None, *, planar: bool = False
-) -> Pages:
-    """Keys and values in `pages [blocks, Hkv, block size, W]`, vLLM's logical layout, without a copy.
-
-    Args:
-        planar: a page has, for each head, all keys, then all values, then the rest, so that rows are aligned
-            and keys alone can be streamed; else each token's row has these three, as FlashAttention reads it.
-
-    Raises:
-        ValueError: W is too small, or a head's page is not contiguous, which planar ones must be.
-    """
-    values_size = head_size if head_size_v is None else head_size_v
-    blocks, heads, size, width = pages.shape
-    sizes = (head_size, values_size, width - head_size - values_size)
-    if sizes[2] < 0:
-        raise ValueError(
-            f"pages {list(pages.shape)} have {width} numbers a token, too few for a key of {head_size} and a "
-            f"value of {values_size}"
-        )
-    if not planar:
-        keys, values, rest = pages.split(sizes, dim=-1)
-        return Pages(keys.transpose(1, 2), values.transpose(1, 2), rest)
-    if pages.stride()[2:] != (width, 1):
-        raise ValueError(f"planar pages must be contiguous for each head, not of strides {pages.stride()}")
-    whole = pages.as_strided((blocks, heads, size * width), (*pages.stride()[:2], 1))
-    keys, values, rest = whole.split([size * each for each in sizes], dim=-1)
-    keys, values = (part.unflatten(-1, (size, -1)).transpose(1, 2) for part in (keys, values))
-    return Pages(keys, values, rest)
 
 
 class PagedStorage(Storage):
@@ -111,6 +66,11 @@ class PagedStorage(Storage):
         """Tokens of a block."""
         return self._keys.shape[1]
 
+    @property
+    def _blocks(self) -> Tensor:
+        """The part of the table that has tokens."""
+        return self._table[: -(-self._length // self.block_size)]
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         length = self._length + keys.shape[2]
         self._check_room(self._table, length)
@@ -135,11 +95,13 @@ class PagedStorage(Storage):
 
     def _tokens(self, pages: Tensor, start: int) -> Tensor:
         """A copy `[1, Hkv, length - start, D]`."""
-        first = start // self.block_size
-        blocks = self._table[first : -(-self._length // self.block_size)]
-        by_head = pages.permute(2, 0, 1, 3).index_select(1, blocks).flatten(1, 2)
-        begin = first * self.block_size
-        return by_head[:, start - begin : self._length - begin].unsqueeze(0)
+        first, begin = divmod(start, self.block_size)
+        count = self._length - start
+        if begin + count <= self.block_size:
+            # Of a single block only what is asked for is copied: steps ask for the newest token.
+            pages, begin = pages[:, begin : begin + count], 0
+        by_head = pages.permute(2, 0, 1, 3).index_select(1, self._blocks[first:]).flatten(1, 2)
+        return by_head[:, begin : begin + count].unsqueeze(0)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         heads = self._keys.shape[2]
@@ -148,13 +110,61 @@ class PagedStorage(Storage):
             query.reshape(heads, -1, query.shape[-1]),
             self._keys,
             self._values,
-            self._table.unsqueeze(0),
+            self._blocks.unsqueeze(0),
             chosen.slots.squeeze(0),
             chosen.counts.squeeze(0),
             scale=logits.scale,
             softcap=logits.softcap,
         )
         return Part(attended.out.reshape(1, query.shape[1], -1), attended.lse.reshape(1, -1))
+
+    def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            return super().attend_all(query, logits, mask)
+        folded = query.reshape(self._keys.shape[2], -1, query.shape[-1])
+        sinks = None if logits.sink_logits is None else logits.sink_logits.view(folded.shape[:2])
+        length = torch.full((1,), self._length, device=query.device)
+        attended = kernels.paged_attention(
+            folded,
+            self._keys,
+            self._values,
+            self._blocks.unsqueeze(0),
+            length,
+            scale=logits.scale,
+            softcap=logits.softcap,
+            sink_logits=sinks,
+        )
+        return attended.out.reshape(1, -1, 1, query.shape[-1])
+
+    def scores(self, query: Tensor, logits: Logits) -> Tensor:
+        products = kernels.exact_scores(
+            query.reshape(self._keys.shape[2], -1, query.shape[-1]),
+            self._keys,
+            0,
+            self._length,
+            scale=logits.scale,
+            block_table=self._blocks.unsqueeze(0),
+        )
+        return softcapped(products, logits.softcap).unsqueeze(0)
+
+    def pooled(
+        self,
+        query: Tensor,
+        span: kernels.Span,
+        how: kernels.Pooling,
+        *,
+        score_extra: Tensor | None = None,
+        share_extra: Tensor | None = None,
+    ) -> kernels.Pooled:
+        return kernels.pooled_attention(
+            query,
+            self._keys,
+            span,
+            how,
+            score_extra=score_extra,
+            share_extra=share_extra,
+            block_table=self._blocks.unsqueeze(0),
+        )
 
     @property
     def token_bytes(self) -> float:
@@ -164,16 +174,13 @@ class PagedStorage(Storage):
         self._length = min(length, self._length)
 
     def keep(self, kept: Chosen, into: Merge | None = None) -> None:  # noqa: ARG002
-        self._refuse("drop single tokens", "a method that drops tokens must free whole blocks there")
+        _refuse("drop single tokens", "a method that drops tokens must free whole blocks there")
 
     def reorder(self, rows: Tensor) -> None:  # noqa: ARG002
-        self._refuse("be reordered", "each sequence has a storage of its own")
+        _refuse("be reordered", "each sequence has a storage of its own")
 
     def restore(self, state: dict[str, Tensor]) -> None:  # noqa: ARG002
-        self._refuse("take over a saved state", "give the request's tokens to the engine again")
-
-    def _refuse(self, what: str, instead: str) -> NoReturn:
-        raise ValueError(f"pages that an engine owns and shares cannot {what}; {instead}")
+        _refuse("take over a saved state", "give the request's tokens to the engine again")
 
     def _check_room(self, table: Tensor, length: int) -> None:
         room = len(table) * self.block_size
@@ -186,5 +193,8 @@ class PagedStorage(Storage):
     @property
     def footprint(self) -> Footprint:
         """The request's blocks, those too that it shares with others."""
-        blocks = -(-self._length // self.block_size)
-        return Footprint(device=blocks * self.block_size * int(self.token_bytes))
+        return Footprint(device=len(self._blocks) * self.block_size * int(self.token_bytes))
+
+
+def _refuse(what: str, instead: str) -> NoReturn:
+    raise ValueError(f"pages that an engine owns and shares cannot {what}; {instead}")

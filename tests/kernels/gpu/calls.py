@@ -32,9 +32,12 @@ BF16 = torch.bfloat16
 
 
 def _exact_scores() -> None:
-    exact_scores(torch.zeros(8, 4, 128, dtype=BF16), torch.zeros(8, 4096, 128, dtype=BF16), 0.1)
-    exact_scores(torch.zeros(8, 4, 128), torch.zeros(8, 4096, 128), 0.1)
-    exact_scores(torch.zeros(8, 8, 256), torch.zeros(8, 8192, 256, dtype=BF16), 0.1)
+    exact_scores(torch.zeros(8, 4, 128, dtype=BF16), torch.zeros(8, 4096, 128, dtype=BF16), 0, 4096, 0.1)
+    exact_scores(torch.zeros(8, 4, 128), torch.zeros(8, 4096, 128), 0, 4096, 0.1)
+    exact_scores(torch.zeros(8, 8, 256), torch.zeros(8, 8192, 256, dtype=BF16), 0, 8192, 0.1)
+    for dtype in (BF16, torch.float32):
+        pages, table = torch.zeros(256, 16, 8, 128, dtype=dtype), torch.zeros(1, 256, dtype=torch.int32)
+        exact_scores(torch.zeros(8, 4, 128, dtype=dtype), pages, 0, 4000, 0.1, table)
 
 
 def _index(heads: int, subspaces: int, bits: int, slots: int) -> tuple[torch.Tensor, ...]:
@@ -133,6 +136,12 @@ def _paged_gather_attention() -> None:
     _attend(BF16, page=16)
     _attend(torch.float32, page=64)
     _attend(BF16, page=16, cache=torch.int8)
+    for dtype in (BF16, torch.float32):
+        keys, table = torch.zeros(256, 16, 8, 128, dtype=dtype), torch.zeros(2, 128, dtype=torch.int32)
+        paged_gather_attention(
+            torch.zeros(16, 4, 128, dtype=dtype), keys, keys, table, None, torch.zeros(16, dtype=torch.int32),
+            scale=0.1, softcap=None, sink_logits=None, key_scales=None, value_scales=None,
+        )  # fmt: skip
 
 
 def _packed(bits, *, size=128, heads=4, dtype=BF16) -> None:
@@ -201,6 +210,8 @@ def _pooled_attention() -> None:
         query, keys = torch.zeros(1, 32, size, dtype=dtype), torch.zeros(1, heads, 8192, size, dtype=dtype)
         pooled_attention(query, keys, span, votes, (None, extra))
         pooled_attention(query, keys, span, pages, (None, None))
+        blocks, table = torch.zeros(512, 16, heads, size, dtype=dtype), torch.zeros(1, 512, dtype=torch.int32)
+        pooled_attention(query, blocks, span, pages, (None, None), table)
 
 
 def _directory(places: int) -> ResidentState:

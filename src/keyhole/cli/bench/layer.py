@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from keyhole.cli.bench import options
@@ -103,3 +105,28 @@ def build(
     case = Case(tokens, query_heads, kv_heads, head_dim, dtype, 0, seed)
     run = Run(context, rounds, threads, json_file, quiet)
     run(lambda flusher: measure(case, method, rounds=rounds, flusher=flusher))
+
+
+def paged(
+    context: typer.Context,
+    tokens: options.Tokens = options.TOKENS,
+    query_heads: options.QueryHeads = 32,
+    kv_heads: options.KVHeads = 8,
+    head_dim: options.HeadDim = 128,
+    dtype: options.Dtype = "bfloat16",
+    method: options.Method = options.METHOD,
+    read_tokens: options.ReadTokens = options.READ_TOKENS,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 128,
+    rounds: options.Rounds = options.ROUNDS,
+    threads: Threads = None,
+    seed: options.Seed = 0,
+    json_file: options.Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """One layer's decode step over an inference engine's pages, also against vLLM's CPU kernel."""
+    from keyhole.bench.case import Case
+    from keyhole.bench.paged import paged as measure
+
+    case = Case(tokens, query_heads, kv_heads, head_dim, dtype, read_tokens, seed)
+    run = Run(context, rounds, threads, json_file, quiet)
+    run(lambda flusher: measure(case, method, block_size=block_size, rounds=rounds, flusher=flusher))

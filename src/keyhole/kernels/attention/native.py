@@ -23,7 +23,7 @@ def attend_native(
     dtype: torch.dtype,
     pages: Pages,
     capacity: int,
-    slots: Tensor,
+    slots: Tensor | None,
     counts: Tensor,
     scale: float,
     softcap: float | None,
@@ -31,18 +31,26 @@ def attend_native(
     *,
     with_logits: bool = False,
 ) -> Attended:
-    """Attention of query [R, G, D] over rows of `capacity` slots; the caller keeps the cache alive."""
+    """Attention of query [R, G, D] over rows of `capacity` slots; the caller keeps the cache alive.
+
+    Without slots a row reads its first ones.
+    """
     rows, heads, size = query.shape
-    inputs, index, count = query.float().contiguous(), slots.int(), counts.int().contiguous()
-    index = index if index.stride(1) == 1 else index.contiguous()
+    inputs, count = query.float().contiguous(), counts.int().contiguous()
+    if slots is None:
+        listed, width = (None, 0), int(count.max()) if rows else 0
+    else:
+        index, width = slots.int(), slots.shape[1]
+        index = index if index.stride(1) == 1 else index.contiguous()
+        listed = index.data_ptr(), index.stride(0)
     sinks = None if sink_logits is None else sink_logits.float().contiguous()
     out = torch.empty(rows, heads, size, dtype=torch.float32)
     lse = torch.empty(rows, heads, dtype=torch.float32)
-    logits = torch.empty(rows, heads, index.shape[1]) if with_logits else None
+    logits = torch.empty(rows, heads, width) if with_logits else None
     call(
         "kh_gather_attention", inputs.data_ptr(), rows, heads, size,
         ctypes.addressof(keys), ctypes.addressof(values), TYPES[dtype], ctypes.addressof(pages),
-        capacity, index.data_ptr(), index.stride(0), index.shape[1], count.data_ptr(),
+        capacity, *listed, width, count.data_ptr(),
         None if sinks is None else sinks.data_ptr(), scale, softcap or 0.0, out.data_ptr(), lse.data_ptr(),
         None if logits is None else logits.data_ptr(),
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Attention weights of every key, gathered to scores and shares of pages in one pass over the keys.
 
 Shapes: B batch, Hkv KV heads, G query heads of a KV head, H = Hkv * G, D head size, cap slots of a row,
-P pages, L lists of scores: Hkv, or 1 for all heads.
+P pages, L lists of scores: Hkv, or 1 for all heads. Pages are what scores are summed over, blocks are what a
+block table names.
 """
 
 import ctypes
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from keyhole.kernels.attention.reference import page_sums
 from keyhole.kernels.attention.types import Pooled, Pooling, Span
+from keyhole.kernels.backend.blocks import in_one_piece, pages_of
 from keyhole.kernels.backend.dispatch import at_hand, use_native, use_triton
 from keyhole.kernels.backend.native import FLOATS, TYPES, call
-from keyhole.kernels.backend.signatures import PoolingCall
+from keyhole.kernels.backend.signatures import Pages, PoolingCall
 from keyhole.kernels.pq.tables import softcapped
 
 _Extras = tuple[Tensor | None, Tensor | None]
@@ -27,10 +29,12 @@ def pooled_attention(
     *,
     score_extra: Tensor | None = None,
     share_extra: Tensor | None = None,
+    block_table: Tensor | None = None,
     impl: str = "auto",
 ) -> Pooled:
     """Softmax weights of query [B, H, D] over keys [B, Hkv, cap, D], pooled; head h reads KV head h // G.
 
+    With a block_table [B, W] (int32 or int64) keys are blocks [blocks, block size, Hkv, D].
     score_extra and share_extra [B, H] are logarithms of mass that the denominators of scores and of shares
     hold beside the span's.
 
@@ -38,36 +42,45 @@ def pooled_attention(
         ValueError: shapes do not fit, or the span does not lie in the keys (on a GPU only `last` is looked
             at, and the others are cut to the keys).
     """
-    _check(query, keys, span, how)
-    operands = (query, keys, span, how, (score_extra, share_extra))
-    if use_native(impl, query, keys, supported=keys.dtype in FLOATS and keys.stride(-1) == 1):
+    _check(query, keys, span, how, block_table)
+    operands = (query, keys, span, how, (score_extra, share_extra), block_table)
+    tensors = query, keys, *(() if block_table is None else (block_table,))
+    if use_native(impl, *tensors, supported=keys.dtype in FLOATS and keys.stride(-1) == 1):
         return _native(*operands)
-    if use_triton(impl, query, keys, supported=keys.dtype in FLOATS):
+    if use_triton(impl, *tensors, supported=keys.dtype in FLOATS):
         from keyhole.kernels.attention.triton.pooled import pooled_attention as on_gpu
 
         return on_gpu(*operands)
     return _reference(*operands)
 
 
-def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> None:
-    fits = query.dim() == 3 and keys.dim() == 4
-    fits = fits and query.shape[::2] == keys.shape[::3] and query.shape[1] % keys.shape[1] == 0
+def _check(query: Tensor, keys: Tensor, span: Span, how: Pooling, table: Tensor | None) -> None:
+    fits = query.dim() == 3 and keys.dim() == 4 and query.shape[2] == keys.shape[3]
+    if fits and table is None:
+        fits = len(query) == len(keys) and query.shape[1] % keys.shape[1] == 0
+    elif fits and table is not None:
+        fits = table.dim() == 2 and len(query) == len(table) and query.shape[1] % keys.shape[2] == 0
     if not fits:
-        raise ValueError(f"keys {list(keys.shape)} do not fit query {list(query.shape)}")
+        named = "" if table is None else f" and block_table {list(table.shape)}"
+        raise ValueError(f"keys {list(keys.shape)}{named} do not fit query {list(query.shape)}")
     *bounds, last = span
     if any([bound.shape != query.shape[:1] for bound in bounds]):
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in zip(Span._fields, bounds, strict=False))
         raise ValueError(f"{shapes}, expected one a batch row")
-    inside = 0 <= last <= keys.shape[2]
+    slots = _slots(keys, table)
+    inside = 0 <= last <= slots
     if at_hand(*bounds):
         rows = zip(*(bound.tolist() for bound in bounds), strict=True)
-        inside = inside and all([_inside(row, last, keys.shape[2]) for row in rows])
+        inside = inside and all([_inside(row, last, slots) for row in rows])
     if not inside:
-        raise ValueError(
-            f"{span} does not lie in 0..{keys.shape[2]}; give 0 <= begin <= first, stop <= end and last"
-        )
+        raise ValueError(f"{span} does not lie in 0..{slots}; give 0 <= begin <= first, stop <= end and last")
     if how.page < 1 or not how.sharpness > 0:
         raise ValueError(f"page={how.page}, sharpness={how.sharpness}, expected at least 1 and above 0")
+
+
+def _slots(keys: Tensor, table: Tensor | None) -> int:
+    """Slots of a batch row."""
+    return keys.shape[2] if table is None else keys.shape[1] * table.shape[1]
 
 
 def _inside(bounds: tuple[int, ...], last: int, slots: int) -> bool:
@@ -75,18 +88,25 @@ def _inside(bounds: tuple[int, ...], last: int, slots: int) -> bool:
     return 0 <= begin <= first and stop <= end <= slots and stop <= last
 
 
-def _native(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+def _native(
+    query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras, block_table: Tensor | None
+) -> Pooled:
     batch, heads, size = query.shape
-    kv_heads, pages = keys.shape[1], -(-span.last // how.page)
+    if block_table is None:
+        kv_heads, strides, blocks = keys.shape[1], (*keys.stride()[:3], 0), Pages()
+    else:
+        table, (block, slot, head, _) = block_table.int().contiguous(), keys.stride()
+        kv_heads, strides, blocks = keys.shape[2], (0, head, slot, block), pages_of(keys, table)
+    pages = -(-span.last // how.page)
     query = query.float().contiguous()
     bounds = [bound.long().contiguous() for bound in span[:-1]]
     logs = [None if each is None else each.float().contiguous() for each in extras]
     scores = torch.empty(batch, kv_heads if how.per_head else 1, pages)
     shares, lse = torch.empty(batch, kv_heads, pages), torch.empty(batch, heads)
     operands = PoolingCall(
-        query.data_ptr(), keys.data_ptr(), TYPES[keys.dtype], *keys.stride()[:3],
+        query.data_ptr(), keys.data_ptr(), TYPES[keys.dtype], *strides, blocks,
         batch, kv_heads, heads // kv_heads, size,
-        *(bound.data_ptr() for bound in bounds), keys.shape[2], span.last, how.page,
+        *(bound.data_ptr() for bound in bounds), _slots(keys, block_table), span.last, how.page,
         how.scale, how.softcap or 0.0, how.sharpness, how.per_head, how.largest,
         *(None if each is None else each.data_ptr() for each in logs),
         scores.data_ptr(), shares.data_ptr(), lse.data_ptr(),
@@ -95,8 +115,12 @@ def _native(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extr
     return Pooled(scores, shares, lse)
 
 
-def _reference(query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras) -> Pooled:
+def _reference(
+    query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: _Extras, block_table: Tensor | None
+) -> Pooled:
     score_extra, share_extra = extras
+    if block_table is not None:
+        keys = in_one_piece(keys, block_table, span.begin, span.end)
     kv_heads = keys.shape[1]
     grouped = query.float().unflatten(1, (kv_heads, -1))
     logits = softcapped(grouped @ keys.float().transpose(2, 3) * how.scale, how.softcap)

@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -41,7 +41,7 @@ SIGNATURES = {
     ],
     "kh_drop_slots": [_pointer, _long, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
-        _pointer, _long, _int, _int, _pointer, _int, _long, _long, _long, _float, _pointer, _int,
+        _pointer, _long, _int, _int, _pointer, _int, _pointer, _long, _long, _float, _pointer, _int,
     ],
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
@@ -101,6 +101,8 @@ class PoolingCall(ctypes.Structure):
         ("batch_stride", _long),
         ("head_stride", _long),
         ("slot_stride", _long),
+        ("block_stride", _long),
+        ("pages", Pages),
         ("batches", _long),
         ("kv_heads", _int),
         ("heads", _int),

@@ -56,6 +56,13 @@ def products(left, right, some, others, size: tl.constexpr, SIZE: tl.constexpr):
     return total
 
 
+@triton.jit
+def block_of(table, slot, there, count, PAGE: tl.constexpr):
+    """The blocks (int64) of slots [S] by a row of a block table, and which of them are there at all."""
+    block = tl.load(table + slot // PAGE, mask=there, other=-1).to(tl.int64)
+    return block, there & (block >= 0) & (block < count)
+
+
 def padded(size: int, least: int = LEAST) -> int:
     """The power of two that holds `size`, as tiles have to be."""
     return max(least, triton.next_power_of_2(size))

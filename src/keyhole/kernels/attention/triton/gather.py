@@ -1,4 +1,4 @@
-"""Attention over chosen slots of keys and values, contiguous or in blocks.
+"""Attention over chosen slots of keys and values, contiguous or in blocks; of blocks also over all slots.
 
 Shapes: R rows (batch x KV heads), G query heads of a KV head, D and E size of keys and values, S selected.
 """
@@ -22,7 +22,7 @@ from keyhole.kernels.attention.triton.tiles import (
     warps,
     workspace,
 )
-from keyhole.kernels.backend.triton import bound, capped, padded, product, rows_first
+from keyhole.kernels.backend.triton import block_of, bound, capped, padded, product, rows_first
 
 
 class Side(NamedTuple):
@@ -64,11 +64,11 @@ def gather_attention(
 
 
 def paged_gather_attention(
-    query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, slots: Tensor, counts: Tensor, *,
-    scale: float, softcap: float | None, sink_logits: Tensor | None, key_scales: Tensor | None,
+    query: Tensor, keys: Tensor, values: Tensor, block_table: Tensor, slots: Tensor | None, counts: Tensor,
+    *, scale: float, softcap: float | None, sink_logits: Tensor | None, key_scales: Tensor | None,
     value_scales: Tensor | None,
 ) -> Attended:  # fmt: skip
-    """As the operation of that name."""
+    """As the operation of that name; without slots a row reads the first `counts` of its table."""
     keys, values, table = rows_first(keys), rows_first(values), rows_first(block_table)
     sides = [_side(keys, key_scales, (2, 1, 0)), _side(values, value_scales, (2, 1, 0))]
     blocks = Blocks(table, table.stride(0), keys.shape[2], keys.shape[0])
@@ -86,11 +86,13 @@ def _side(source: Tensor, scales: Tensor | None, order: tuple[int, ...]) -> Side
 
 
 def _attend(
-    query: Tensor, keys: Side, values: Side, blocks: Blocks | None, page: int, capacity: int, slots: Tensor,
-    counts: Tensor, scale: float, softcap: float | None, sink_logits: Tensor | None, logits: Tensor | None,
+    query: Tensor, keys: Side, values: Side, blocks: Blocks | None, page: int, capacity: int,
+    slots: Tensor | None, counts: Tensor, scale: float, softcap: float | None, sink_logits: Tensor | None,
+    logits: Tensor | None,
 ) -> Attended:  # fmt: skip
     rows, heads, size = query.shape
-    width, value_size = slots.shape[1], values.data.shape[-1]
+    width, strides = (capacity, (0, 0)) if slots is None else (slots.shape[1], slots.stride())
+    value_size = values.data.shape[-1]
     dtype = query.dtype
     for side in (keys, values):
         # In the finest of all, so that nothing is lost.
@@ -99,8 +101,8 @@ def _attend(
     parts = workspace(query, splits, value_size)
     if parts.lses.numel():
         _parts[(rows, splits.count)](
-            query.to(dtype).contiguous(), keys, values, blocks, slots, slots.stride(0), slots.stride(1),
-            counts, counts.stride(0), logits, *parts, width, capacity, scale, softcap,
+            query.to(dtype).contiguous(), keys, values, blocks, slots, *strides, counts,
+            counts.stride(0), logits, *parts, width, capacity, scale, softcap,
             splits.slots, heads, size, value_size, PAGE=page, HEADS=padded(heads), SIZE=padded(size),
             VALUE=padded(value_size), TILE=splits.tile, num_stages=STAGES,
             num_warps=warps(heads, max(size, value_size), dtype),
@@ -125,7 +127,10 @@ def _parts(
     total, out = tl.zeros([HEADS], tl.float32), tl.zeros([HEADS, VALUE], tl.float32)
     for start in range(bound(first), bound(tl.minimum(first + each, count)), TILE):
         entry = start + tl.arange(0, TILE)
-        slot = tl.load(slots + row * slots_row + entry * slots_stride, mask=entry < count, other=-1)
+        if slots is None:
+            slot = tl.where(entry < count, entry, -1)
+        else:
+            slot = tl.load(slots + row * slots_row + entry * slots_stride, mask=entry < count, other=-1)
         place, slot, block, there = _placed(row, slot, capacity, blocks, PAGE)
         k = _read(keys, place, slot, block, there, size, SIZE)
         v = _read(values, place, slot, block, there, value_size, VALUE)
@@ -149,8 +154,7 @@ def _placed(row, slot, capacity, blocks, PAGE: tl.constexpr):
     slot, block = tl.where(there, slot, 0).to(tl.int64), 0
     if PAGE:
         table = blocks.table + (row // blocks.heads) * blocks.stride
-        block = tl.load(table + slot // PAGE, mask=there, other=-1).to(tl.int64)
-        there = there & (block >= 0) & (block < blocks.count)
+        block, there = block_of(table, slot, there, blocks.count, PAGE)
         row, slot = row % blocks.heads, slot % PAGE
     return row, slot, block, there
 

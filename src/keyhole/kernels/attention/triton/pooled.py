@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keyhole.kernels.attention.reference import page_sums
 from keyhole.kernels.attention.types import Pooled, Pooling, Span
-from keyhole.kernels.backend.triton import LEAST, bound, capped, padded, products, rows_first
+from keyhole.kernels.backend.triton import LEAST, block_of, bound, capped, padded, products, rows_first
 
 _TILE = 32 << 10  # bytes of the keys that a program reads
 _WEIGHTS = 512  # slots of a program that reads weights
@@ -19,33 +19,42 @@ _WIDEST = 1 << 10  # slots of a page that one program adds up
 
 
 def pooled_attention(
-    query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: tuple[Tensor | None, Tensor | None]
-) -> Pooled:
+    query: Tensor, keys: Tensor, span: Span, how: Pooling, extras: tuple[Tensor | None, Tensor | None],
+    table: Tensor | None = None,
+) -> Pooled:  # fmt: skip
     """As the operation of that name, where what `span` says of the device is taken as it is."""
     if how.page > _WIDEST:
-        scores, shares, lse = pooled_attention(query, keys, span, how._replace(page=1), extras)
+        scores, shares, lse = pooled_attention(query, keys, span, how._replace(page=1), extras, table)
         return Pooled(page_sums(scores, how.page), page_sums(shares, how.page), lse)
     *bounds, last = span
     span = Span(*(bound.contiguous() for bound in bounds), last)
-    logits, parts = _logits_of(query, rows_first(keys), span, how)
+    kv_heads = keys.shape[1 if table is None else 2]
+    logits, parts = _logits_of(query, rows_first(keys), kv_heads, span, how, table)
     lse, totals = _totals_of(parts, how, extras)
-    return Pooled(*_pages_of(logits, totals, keys.shape[1], span, how), lse)
+    return Pooled(*_pages_of(logits, totals, kv_heads, span, how), lse)
 
 
-def _logits_of(query: Tensor, keys: Tensor, span: Span, how: Pooling) -> tuple[Tensor, Tensor]:
-    """Logits [B, H, last], and of blocks of slots [3, B, H, blocks] the greatest and sums of exp(logit)."""
+def _logits_of(
+    query: Tensor, keys: Tensor, kv_heads: int, span: Span, how: Pooling, table: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Logits [B, H, last], and of pieces of slots [3, B, H, pieces] the greatest and sums of exp(logit)."""
     batch, heads, size = query.shape
-    kv_heads, group = keys.shape[1], heads // keys.shape[1]
+    group = heads // kv_heads
     query = query.to(torch.promote_types(query.dtype, keys.dtype)).contiguous()
     tile = max(LEAST, _TILE // (padded(size) * query.element_size()))
-    slots = keys.shape[2]
+    if table is None:
+        slots, block_size, strides = keys.shape[2], 0, (*keys.stride()[:3], 0)
+    else:
+        table, block_size = rows_first(table), keys.shape[1]
+        slots, strides = block_size * table.shape[1], (0, *(keys.stride(at) for at in (2, 1, 0)))
     blocks = triton.cdiv(slots, tile)
     logits = torch.empty(batch, heads, span.last, dtype=torch.float32, device=query.device)
     parts = torch.empty(3, batch, heads, blocks, dtype=torch.float32, device=query.device)
     if parts.numel():
         _logits[(blocks, batch * kv_heads)](
-            query, keys, span.begin, span.end, logits, parts, *keys.stride()[:3], slots, span.last, blocks,
-            how.scale, how.softcap, how.sharpness, kv_heads, group, size, batch * heads,
+            query, keys, span.begin, span.end, logits, parts, *strides, table,
+            0 if table is None else table.stride(0), len(keys), slots, span.last, blocks,
+            how.scale, how.softcap, how.sharpness, kv_heads, group, size, batch * heads, BLOCK=block_size,
             HEADS=padded(group), SIZE=padded(size), SLOTS=tile,
         )  # fmt: skip
     return logits, parts
@@ -84,17 +93,22 @@ def _pages_of(
 
 @triton.jit(do_not_specialize=["slots", "last", "blocks"])
 def _logits(
-    query, keys, begin, end, logits, parts, batch_stride, head_stride, slot_stride, slots, last, blocks,
-    scale, softcap, sharpness, kv_heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr, all_heads,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, SLOTS: tl.constexpr,
+    query, keys, begin, end, logits, parts, batch_stride, head_stride, slot_stride, block_stride,
+    table, table_stride, held, slots, last, blocks, scale, softcap, sharpness, kv_heads: tl.constexpr,
+    group: tl.constexpr, size: tl.constexpr, all_heads, BLOCK: tl.constexpr, HEADS: tl.constexpr,
+    SIZE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     block, row = tl.program_id(0), tl.program_id(1)
     at, head = row // kv_heads, row * group + tl.arange(0, HEADS)
     slot, ours = block * SLOTS + tl.arange(0, SLOTS), tl.arange(0, HEADS) < group
     counts = (slot >= tl.load(begin + at)) & (slot < tl.minimum(tl.load(end + at), slots))
     place = keys + at.to(tl.int64) * batch_stride + (row % kv_heads).to(tl.int64) * head_stride
-    place += slot.to(tl.int64) * slot_stride
-    logit = capped(products(query + head * size, place, ours, counts, size, SIZE) * scale, softcap)
+    if BLOCK:
+        within, there = block_of(table + at.to(tl.int64) * table_stride, slot, counts, held, BLOCK)
+        place += within * block_stride + (slot % BLOCK).to(tl.int64) * slot_stride
+    else:
+        place, there = place + slot.to(tl.int64) * slot_stride, counts
+    logit = capped(products(query + head * size, place, ours, there, size, SIZE) * scale, softcap)
     logit = tl.where(counts[None, :], logit, float("-inf"))
     written = logits + head.to(tl.int64)[:, None] * last + slot[None, :]
     tl.store(written, logit, mask=ours[:, None] & (slot < last)[None, :])

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import keyhole
-from tests.engines.vllm.engines import BLOCK, answered, engine, gap, prompts, tokens, vllm
+from tests.engines.vllm.engines import BLOCK, answered, engine, gap, prompts, tokens
 
 MODEL = str(Path(keyhole.__file__).parent / "models" / "default")
 POOL = 2560 // BLOCK
@@ -41,7 +41,7 @@ def scheduler(held):
     return held.llm_engine.engine_core.engine_core.scheduler
 
 
-def requests(held):
+def requests():
     """What the worker holds for requests."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
@@ -53,7 +53,7 @@ def check_nothing_is_left(held):
     answered(held, prompts([3]), max_tokens=1)
     pool = scheduler(held).kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-    assert len(requests(held)) <= 1
+    assert len(requests()) <= 1
 
 
 def test_stock_vllm_refuses_the_pool():

@@ -1,5 +1,7 @@
 """The pages of layers that Keyhole serves, as vLLM's scheduler knows them."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace

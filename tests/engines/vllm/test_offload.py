@@ -63,7 +63,7 @@ def test_stock_vllm_refuses_the_pool():
 
 def test_a_request_longer_than_the_pool(live):
     asked = prompts(LONG)
-    with engine(MODEL, num_gpu_blocks_override=8192 // BLOCK) as held:
+    with engine(MODEL, num_gpu_blocks_override=8192 // BLOCK + 1) as held:
         stock = answered(held, asked)
     with engine(MODEL, "dense", offload="host", num_gpu_blocks_override=POOL) as held:
         served, again = answered(held, asked), answered(held, asked)

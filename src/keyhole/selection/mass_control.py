@@ -71,6 +71,16 @@ class Shown(NamedTuple):
     queries: Tensor
     tokens: int
 
+    @property
+    def begin(self) -> int:
+        """Tokens before the first of the queries."""
+        return self.tokens - self.queries.shape[2]
+
+    def before(self, tokens: int) -> Shown:
+        """Those of the first so many tokens: pieces of a prompt are shown with queries of pieces before."""
+        newer = max(self.tokens - tokens, 0)
+        return Shown(self.queries[:, :, : max(self.queries.shape[2] - newer, 0)], self.tokens - newer)
+
 
 class MassControl:
     """What one index has learnt of its errors, for the target it was last asked for.
@@ -93,8 +103,9 @@ class MassControl:
         """Take note of the newest `queries [B, H, Q, D]` of `tokens`; what was learnt before is forgotten."""
         shown = [Shown(queries, tokens)]
         for older in self.shown:
-            if older.tokens < tokens and _count(shown) < _QUERIES:
-                shown.append(older)
+            left = older.before(shown[-1].begin)
+            if left.queries.shape[2] and _count(shown) < _QUERIES:
+                shown.append(left)
         self.shown = shown
         self._take(None, None)
         self._ratio = None

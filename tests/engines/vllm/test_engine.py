@@ -39,9 +39,13 @@ def test_a_full_budget_answers_as_vllm_does(models, kind):
         assert kinds == {"vllm.v1.attention.backends.cpu_attn"}, "without the setting vLLM is its own"
         stock = answered(held, asked)
     with engine(models[kind], "quest(budget=8192, page=16, dense_below=0)") as held:
+        kinds = {type(layer.impl).__name__ for layer in _layers(held)[1].values()}
+        windowed = {"CPUAttentionBackendImpl"} if kind == "gemma2" else set()
+        assert kinds == {"CPUImpl"} | windowed
         served = answered(held, asked)
     assert [tokens(one) for one in served] == [tokens(one) for one in stock]
     assert max(map(gap, served, stock)) < 1e-4
+    assert all(one.kv_transfer_params["keyhole"]["share"] == 1 for one in served)
 
 
 def test_a_small_budget(monkeypatch):

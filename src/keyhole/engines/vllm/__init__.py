@@ -17,7 +17,7 @@ def register() -> None:
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from keyhole.engines.vllm.spec import register_specs
+    from keyhole.engines.vllm.manager import register_specs
 
     register_specs()
     register_backend(AttentionBackendEnum.CPU_ATTN, f"{_HERE}.cpu.CPUBackend")

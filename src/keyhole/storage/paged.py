@@ -100,7 +100,8 @@ class PagedStorage(Storage):
         if begin + count <= self.block_size:
             # Of a single block only what is asked for is copied: steps ask for the newest token.
             pages, begin = pages[:, begin : begin + count], 0
-        by_head = pages.permute(2, 0, 1, 3).index_select(1, self._blocks[first:]).flatten(1, 2)
+        # Not by index_select, which would first make the whole pool contiguous.
+        by_head = pages.permute(2, 0, 1, 3)[:, self._blocks[first:]].flatten(1, 2)
         return by_head[:, begin : begin + count].unsqueeze(0)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

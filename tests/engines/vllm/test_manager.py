@@ -113,7 +113,7 @@ def test_hits_are_as_long_as_the_method_allows():
 
 
 def test_generated_tokens_are_cached_where_they_are_as_in_a_prompt():
-    for hits, expected in ((Hits(0, True), 144), (SELECTIVE, 96)):
+    for hits, expected in ((Hits(0, True), 160), (SELECTIVE, 96)):
         manager = pool(spec(hits))
         first = request("a", range(100))
         prefill(manager, first)

@@ -99,10 +99,10 @@ def test_preemption_changes_nothing(method, monkeypatch):
     monkeypatch.setattr(
         Scheduler, "_preempt_request", lambda self, *a, **k: (lost.append(a), preempt(self, *a, **k))[1]
     )
-    with engine(MODEL, method, num_gpu_blocks_override=300, max_model_len=640) as held:
-        calm = answered(held, asked, max_tokens=120)
-    assert not lost
     with engine(MODEL, method, num_gpu_blocks_override=62, max_model_len=640) as held:
+        calm = [answered(held, [one], max_tokens=120)[0] for one in asked]
+        assert not lost
+        held.reset_prefix_cache()
         pressed = answered(held, asked, max_tokens=120)
         check_nothing_is_left(held)
     assert lost

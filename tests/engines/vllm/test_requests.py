@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.engines.vllm.requests import must_mirror
+from keyhole.engines.vllm.requests import ServedRequests, must_mirror
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import alone as recipe_of
 from tests.engines.vllm.play import LAYERS, Engine, Text, alone
@@ -38,7 +38,14 @@ MODES = [
     for mirrored in (False, True)
     if mirrored or not must_mirror(recipe, LAYERS)
 ]
-everything = pytest.mark.parametrize(("name", "mirrored"), MODES)
+QUICK = [
+    ("dense", False),
+    ("quest-8", False),
+    ("delta-8", False),
+    ("snapkv-every", True),
+    ("mpcache(keep=0.5, window=6, sinks=2, fine=3, coarse=6)", True),
+]
+assert set(QUICK) <= set(MODES)
 
 
 def check(engine, text, expected):
@@ -74,14 +81,29 @@ def reached(engine, text):
     return max(engine.furthest[text.name], engine.done[text.name] + 1)
 
 
-@everything
-@settings(max_examples=4)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 130), st.integers(1, 24)), min_size=1, max_size=3),
-    hit=st.integers(0, 9),
-    seed=st.integers(0, 999),
-)
+LIVES = {
+    "sizes": st.lists(st.tuples(st.integers(1, 130), st.integers(1, 24)), min_size=1, max_size=3),
+    "hit": st.integers(0, 9),
+    "seed": st.integers(0, 999),
+}
+
+
+@pytest.mark.parametrize(("name", "mirrored"), QUICK)
+@settings(max_examples=2)
+@given(**LIVES)
 def test_answers_are_those_of_plain_layer_caches(name, mirrored, sizes, hit, seed):
+    live(name, mirrored, sizes, hit, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mirrored"), MODES)
+@settings(max_examples=6)
+@given(**LIVES)
+def test_all_methods(name, mirrored, sizes, hit, seed):
+    live(name, mirrored, sizes, hit, seed)
+
+
+def live(name, mirrored, sizes, hit, seed):
     recipe = RECIPES[name]
     texts = [Text(f"r{at}", prompt, more, seed=at) for at, (prompt, more) in enumerate(sizes)]
     engine = Engine(recipe, texts, mirrored=mirrored)
@@ -90,3 +112,88 @@ def test_answers_are_those_of_plain_layer_caches(name, mirrored, sizes, hit, see
     play(engine, Random(seed), 0 if None in backs else hit)
     for text in texts:
         check(engine, text, alone(recipe, text)[0])
+
+
+def served_once(engine):
+    """Both texts: a prompt each, then steps to their ends."""
+    engine.step({text.name: text.prompt for text in engine.texts.values()})
+    while left := [name for name, text in engine.texts.items() if engine.done[name] < text.length]:
+        engine.step(dict.fromkeys(left, 1))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("spoilt", [5, 62])
+def test_a_request_that_fails_takes_no_other_with_it(mirrored, spoilt):
+    """NaN in a prompt, or in a generated token: its outputs are NaN from there on, and the reason is told."""
+    texts = [Text("good", 60, 8, seed=1), Text("bad", 60, 8, seed=2)]
+    texts[1].key[2, spoilt] = torch.inf
+    engine = Engine(RECIPES["oracle-8"], texts, mirrored=mirrored)
+    served_once(engine)
+    check(engine, texts[0], alone(RECIPES["oracle-8"], texts[0])[0])
+    out = engine.answer("bad").out
+    begun = 0 if spoilt < 60 else spoilt
+    assert out[2, begun:].isnan().all()
+    assert out[3, begun:].isnan().all()
+    assert out[:, :begun].isfinite().all()
+    assert out[:2, :60].isfinite().all()
+    assert "layer 2" in engine.served.failed["bad"]
+    assert list(engine.served.failed) == ["bad"]
+    engine.leave("bad")
+    engine.served.begin_step([], engine.gone)
+    assert not engine.served.failed
+
+
+@pytest.mark.parametrize(
+    ("name", "mirrored"), [("quest-8", False), ("quest-8", True), ("snapkv-every", True)]
+)
+def test_usage_is_that_of_plain_layer_caches_and_nothing_is_left(name, mirrored):
+    text, recipe = Text("r", 90, 12, seed=3), RECIPES[name]
+    engine = Engine(recipe, [text], mirrored=mirrored)
+    engine.step({"r": 90})
+    for _ in range(7):
+        engine.step({"r": 1})
+    engine.preempt("r")
+    engine.step({"r": 97})
+    for _ in range(5):
+        engine.step({"r": 1})
+    _, layers = alone(recipe, text)
+    told = engine.served.take_usage()["r"]
+    assert told.steps == 12
+    assert told.read == pytest.approx(sum(layer.usage.read for layer in layers) / LAYERS)
+    assert told.bytes == pytest.approx(sum(layer.usage.bytes for layer in layers))
+    assert told.share == pytest.approx(told.read / told.context)
+    assert told.held.device > 0
+    assert engine.served.usage("r").held == engine.served.footprint
+    assert engine.served.take_usage() == {}
+    engine.leave("r")
+    engine.served.begin_step([], engine.gone)
+    assert len(engine.served) == 0
+    assert engine.served.take_usage() == {}
+    assert not any(engine.served.footprint)
+
+
+def test_rows_that_do_not_follow_are_refused():
+    text = Text("r", 30, 4, seed=0)
+    engine = Engine("dense", [text], mirrored=True)
+    engine.step({"r": 10})
+    engine.done["r"] = 12
+    with pytest.raises(ValueError, match="has 10 tokens, and a step brings those from 12 on"):
+        engine.step({"r": 3})
+    late = Engine("dense", [text], mirrored=False)
+    late.done["r"] = 30
+    with pytest.raises(ValueError, match="behind its prompt of 30"):
+        late.step({"r": 1})
+    lost = Engine("dense", [text], mirrored=True)
+    lost.begin("r", 0)
+    lost.tables["r"], lost.done["r"] = [0, 7], 16
+    with pytest.raises(ValueError, match="blocks that were given back"):
+        lost.step({"r": 4})
+
+
+def test_methods_with_a_storage_of_their_own_are_mirrored():
+    for text in ("snapkv", "shadowkv(rank=8)", "quest(kv_dtype=int8)", "oracle(place=host)"):
+        recipe = Recipe.parse(text)
+        assert must_mirror(recipe, LAYERS)
+        with pytest.raises(ValueError, match="serve it mirrored"):
+            ServedRequests(recipe, LAYERS, mirrored=False)
+    assert not must_mirror(Recipe.parse("sale + pqcache"), LAYERS)

@@ -1,5 +1,7 @@
 """Which blocks a request of a served layer takes, keeps, and finds in the prefix cache."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,6 +10,8 @@ from weakref import WeakValueDictionary
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHashList, KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from keyhole.engines.vllm.spec import FIRST, LAST, KeyholeSpec
@@ -76,3 +80,10 @@ class KeyholeManager(FullAttentionManager):
         if self.max_admission_blocks_per_request is not None:
             whole = processed_computed_tokens // self.block_size
             self._remove_blocks_in_range(request_id, FIRST, whole - LAST)
+
+
+def register_specs() -> None:
+    """Let vLLM know the spec and its manager; again does nothing."""
+    # Without vLLM's own specs registered before, it would take ours for all there are.
+    KVCacheSpecRegistry._ensure_registered()
+    KVCacheSpecRegistry.register(KeyholeSpec, KeyholeManager, FullAttentionSpec)

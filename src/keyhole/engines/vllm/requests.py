@@ -17,6 +17,7 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.core.scales import all_finite
 from keyhole.engines.vllm.rows import Row
 from keyhole.engines.vllm.served import Fresh, ServedRequest
+from keyhole.engines.vllm.together import Together
 from keyhole.engines.vllm.usage import RequestUsage, usage_of
 from keyhole.methods.recipe import Recipe
 from keyhole.storage import DeviceStorage, Footprint, Pages
@@ -61,6 +62,7 @@ class ServedRequests:
         self._step: list[tuple[Row, ServedRequest]] = []
         self._usage: dict[str, RequestUsage] = {}
         self._counted = True
+        self._tables: dict[tuple[str, ...], Together] = {}
 
     def __len__(self) -> int:
         return len(self._served)
@@ -76,12 +78,20 @@ class ServedRequests:
         """
         self._count()
         for request in gone:
-            self._served.pop(request, None)
-            self.failed.pop(request, None)
+            self._forget(request)
         self._step = [(row, self._request(row)) for row in rows]
         self._counted = False
+        self._tables = {}
         for row, served in self._step:
             served.begin(row)
+
+    def _forget(self, request: str) -> None:
+        served = self._served.pop(request, None)
+        self.failed.pop(request, None)
+        if served is not None and _LOG.isEnabledFor(logging.INFO):
+            usage, held = served.usage(), sum(served.footprint)
+            told = "request %s is gone: %d steps read %.1f%% of their context; %.1f MiB beside the pages"
+            _LOG.info(told, request, usage.steps, 100 * usage.share, held / 2**20)
 
     def _request(self, row: Row) -> ServedRequest:
         """That of a row, begun anew where the row is not behind what there is."""
@@ -123,16 +133,32 @@ class ServedRequests:
         """
         fresh = Fresh(query, key, value)
         self._fail_rows(layer, fresh)
+        whole = []
         for row, served in self._step:
-            rows = slice(row.start, row.start + row.count)
-            if not served.failed:
-                try:
-                    own = fresh.of(rows.start, rows.stop)
-                    out[rows] = served.attend(layer, row, own, pages, logits)
-                except NonFiniteError as error:
-                    self._fail(row, served, f"layer {layer}: {error}")
-            if served.failed:
-                out[rows] = torch.nan
+            if served.reads_all(layer, row, pages):
+                whole.append(row)
+            else:
+                own = fresh.of(row.start, row.start + row.count)
+                out[row.start : row.start + row.count] = self._attend(layer, row, served, own, pages, logits)
+        if whole:
+            self._together(whole, pages).attend(query, pages, logits, out)
+
+    def _attend(
+        self, layer: int, row: Row, served: ServedRequest, fresh: Fresh, pages: Pages, logits: Logits
+    ) -> Tensor:
+        if not served.failed:
+            try:
+                return served.attend(layer, row, fresh, pages, logits)
+            except NonFiniteError as error:
+                self._fail(row, served, f"layer {layer}: {error}")
+        return fresh.query.new_full((*fresh.query.shape[:2], fresh.value.shape[2]), torch.nan)
+
+    def _together(self, rows: list[Row], pages: Pages) -> Together:
+        """Those rows, which are mostly the same in all layers of a step."""
+        asked = tuple(row.request for row in rows)
+        if asked not in self._tables:
+            self._tables[asked] = Together.of(rows, pages.keys.shape[1])
+        return self._tables[asked]
 
     def _fail_rows(self, layer: int, fresh: Fresh) -> None:
         """In pages nothing is appended that would be looked at: look at all rows at once."""

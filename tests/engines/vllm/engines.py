@@ -73,11 +73,10 @@ def engine(model, method=None, *, offload=None, tokens=512, **more):
     held = vllm.LLM(
         model=model,
         dtype="float32",
-        max_model_len=8192,
         max_num_batched_tokens=tokens,
         block_size=BLOCK,
         enforce_eager=True,
-        **{"max_num_seqs": 32, "seed": 0} | served | more,
+        **{"max_num_seqs": 32, "seed": 0, "max_model_len": 8192} | served | more,
     )
     try:
         yield held

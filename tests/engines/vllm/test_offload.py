@@ -63,16 +63,18 @@ def test_stock_vllm_refuses_the_pool():
 
 def test_a_request_longer_than_the_pool(live):
     asked = prompts(LONG)
-    with engine(MODEL, num_gpu_blocks_override=8192 // BLOCK) as held:
+    with engine(MODEL, num_gpu_blocks_override=8192 // BLOCK + 1) as held:
         stock = answered(held, asked)
     with engine(MODEL, "dense", offload="host", num_gpu_blocks_override=POOL) as held:
         served, again = answered(held, asked), answered(held, asked)
+        hits = [answered(held, asked[1:])[0] for _ in range(2)]
         spec = scheduler(held).kv_cache_config.kv_cache_groups[0].kv_cache_spec
         check_nothing_is_left(held)
     for outputs in (served, again):
         assert list(map(tokens, outputs)) == list(map(tokens, stock))
         assert max(map(gap, outputs, stock)) < 1e-4
-    assert again[1].num_cached_tokens > 0
+    assert list(map(tokens, hits)) == [tokens(stock[1])] * 2
+    assert hits[1].num_cached_tokens == 300 // BLOCK * BLOCK
     assert max(live.values()) <= spec.most_blocks < POOL
 
 
@@ -99,10 +101,10 @@ def test_preemption_changes_nothing(method, monkeypatch):
     monkeypatch.setattr(
         Scheduler, "_preempt_request", lambda self, *a, **k: (lost.append(a), preempt(self, *a, **k))[1]
     )
-    with engine(MODEL, method, num_gpu_blocks_override=300, max_model_len=640) as held:
-        calm = answered(held, asked, max_tokens=120)
-    assert not lost
     with engine(MODEL, method, num_gpu_blocks_override=62, max_model_len=640) as held:
+        calm = [answered(held, [one], max_tokens=120)[0] for one in asked]
+        assert not lost
+        held.reset_prefix_cache()
         pressed = answered(held, asked, max_tokens=120)
         check_nothing_is_left(held)
     assert lost

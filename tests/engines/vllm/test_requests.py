@@ -38,7 +38,14 @@ MODES = [
     for mirrored in (False, True)
     if mirrored or not must_mirror(recipe, LAYERS)
 ]
-everything = pytest.mark.parametrize(("name", "mirrored"), MODES)
+QUICK = [
+    ("dense", False),
+    ("quest-8", False),
+    ("delta-8", False),
+    ("snapkv-every", True),
+    ("mpcache(keep=0.5, window=6, sinks=2, fine=3, coarse=6)", True),
+]
+assert set(QUICK) <= set(MODES)
 
 
 def check(engine, text, expected):
@@ -74,14 +81,29 @@ def reached(engine, text):
     return max(engine.furthest[text.name], engine.done[text.name] + 1)
 
 
-@everything
-@settings(max_examples=4)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 130), st.integers(1, 24)), min_size=1, max_size=3),
-    hit=st.integers(0, 9),
-    seed=st.integers(0, 999),
-)
+LIVES = {
+    "sizes": st.lists(st.tuples(st.integers(1, 130), st.integers(1, 24)), min_size=1, max_size=3),
+    "hit": st.integers(0, 9),
+    "seed": st.integers(0, 999),
+}
+
+
+@pytest.mark.parametrize(("name", "mirrored"), QUICK)
+@settings(max_examples=2)
+@given(**LIVES)
 def test_answers_are_those_of_plain_layer_caches(name, mirrored, sizes, hit, seed):
+    live(name, mirrored, sizes, hit, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mirrored"), MODES)
+@settings(max_examples=6)
+@given(**LIVES)
+def test_all_methods(name, mirrored, sizes, hit, seed):
+    live(name, mirrored, sizes, hit, seed)
+
+
+def live(name, mirrored, sizes, hit, seed):
     recipe = RECIPES[name]
     texts = [Text(f"r{at}", prompt, more, seed=at) for at, (prompt, more) in enumerate(sizes)]
     engine = Engine(recipe, texts, mirrored=mirrored)

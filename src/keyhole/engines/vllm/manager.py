@@ -1,5 +1,7 @@
 """Which blocks a request of a served layer takes, keeps, and finds in the prefix cache."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -78,13 +78,20 @@ class ServedRequests:
         """
         self._count()
         for request in gone:
-            self._served.pop(request, None)
-            self.failed.pop(request, None)
+            self._forget(request)
         self._step = [(row, self._request(row)) for row in rows]
         self._counted = False
         self._tables = {}
         for row, served in self._step:
             served.begin(row)
+
+    def _forget(self, request: str) -> None:
+        served = self._served.pop(request, None)
+        self.failed.pop(request, None)
+        if served is not None and _LOG.isEnabledFor(logging.INFO):
+            usage, held = served.usage(), sum(served.footprint)
+            told = "request %s is gone: %d steps read %.1f%% of their context; %.1f MiB beside the pages"
+            _LOG.info(told, request, usage.steps, 100 * usage.share, held / 2**20)
 
     def _request(self, row: Row) -> ServedRequest:
         """That of a row, begun anew where the row is not behind what there is."""

@@ -1,5 +1,7 @@
 """The pages of layers that Keyhole serves, as vLLM's scheduler knows them."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
@@ -11,8 +13,6 @@ from keyhole.engines.vllm.hits import Hits, hits_of
 from keyhole.engines.vllm.prepare import prepared
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
     from keyhole.engines.vllm.config import Settings
 
 FIRST = 1  # blocks of a request's beginning that stay where others are given back
@@ -43,7 +43,7 @@ class KeyholeSpec(FullAttentionSpec):
         # The tokens in flight need not begin with a block.
         return FIRST + LAST + -(-self.in_flight // self.block_size) + 1
 
-    def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
+    def max_memory_usage_bytes(self, vllm_config: Any) -> int:
         prepared(vllm_config)  # the first of ours that the scheduler's process calls
         whole = super().max_memory_usage_bytes(vllm_config)
         return whole if self.most_blocks is None else min(whole, self.most_blocks * self.page_size_bytes)
@@ -56,7 +56,7 @@ class KeyholeSpec(FullAttentionSpec):
         return replace(super().merge(specs), **own[0])
 
 
-def serving_spec(spec: Any, settings: Settings, vllm_config: VllmConfig) -> Any:
+def serving_spec(spec: Any, settings: Settings, vllm_config: Any) -> Any:
     """The spec of a layer that is served; of another kind it stays as it is."""
     if type(spec) is not FullAttentionSpec:
         return spec

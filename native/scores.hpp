@@ -30,15 +30,18 @@ inline int estimate(const float* query, int heads, int64_t row, const Codebook& 
 }
 
 // out[g * out_stride + t] = scale * query g . key t, for the keys [from, to) of one row, which are `stride` apart.
+// `ahead`, where given, is the first of kTile keys that are asked for next.
 template <class T>
 inline void products(const float* query, int64_t padded, int heads, const T* keys, int64_t stride, int64_t from,
-                     int64_t to, int size, float scale, float* out, int64_t out_stride) {
+                     int64_t to, int size, float scale, float* out, int64_t out_stride, const T* ahead = nullptr) {
   Frame frame;
   float* dots = frame.take<float>(int64_t(heads) * kTile);
   Span next[kTile];
   for (int64_t start = from; start < to; start += kTile) {
     int count = int(std::min<int64_t>(kTile, to - start)), after = int(std::min<int64_t>(kTile, to - start - count));
-    for (int i = 0; i < after; i++) next[i] = {keys + (start + kTile + i) * stride, int64_t(size * sizeof(T))};
+    const T* following = after || !ahead ? keys + (start + kTile) * stride : ahead;
+    after = after || !ahead ? after : kTile;
+    for (int i = 0; i < after; i++) next[i] = {following + i * stride, int64_t(size * sizeof(T))};
     Fetcher fetch(next, after);
     for (int i = 0; i < count; i += 2) {
       const T* key = keys + (start + i) * stride;
@@ -71,7 +74,9 @@ inline bool products(const float* query, int64_t padded, int heads, const KeyRow
     if (block < 0 || block >= row.blocks) return false;
     end = std::min(to, (index + 1) * row.block_size);
     const T* keys = row.data + (block * row.block_stride - index * row.block_size * row.slot_stride);
-    products(query, padded, heads, keys, row.slot_stride, at, end, size, scale, out, out_stride);
+    const bool more = to - end >= kTile && row.block_size >= kTile;
+    const T* ahead = more ? row.data + row.table[index + 1] * row.block_stride : nullptr;
+    products(query, padded, heads, keys, row.slot_stride, at, end, size, scale, out, out_stride, ahead);
   }
   return true;
 }

@@ -12,6 +12,7 @@ from keyhole.bench.checks import CheckFailedError, check_close
 from keyhole.bench.decode import decode
 from keyhole.bench.gather import gather
 from keyhole.bench.gemv import gemv
+from keyhole.bench.paged import paged
 from keyhole.bench.scan import scan
 from keyhole.bench.step import step
 from keyhole.tuning import machine
@@ -46,6 +47,18 @@ def test_wrong_attention_is_refused(case, flusher, tiny):
         build(replace(case, read_tokens=0), PQ, rounds=1, flusher=flusher)
     with pytest.raises(CheckFailedError):
         step(tiny, [PQ], tokens=300, dtype="float32", read_tokens=50, rounds=1, flusher=flusher)
+
+
+def test_wrong_attention_over_pages_is_refused(case, flusher, monkeypatch):
+    spoil(monkeypatch, "paged_gather_attention", lambda found: found._replace(out=found.out * 1.01))
+    with pytest.raises(CheckFailedError, match="attention over what was read"):
+        paged(case, PQ, block_size=32, rounds=1, flusher=flusher)
+
+
+@pytest.mark.parametrize("method", ["snapkv", "oracle(kv_dtype=int8)", "oracle(place=host)"])
+def test_methods_that_pages_cannot_hold_are_refused(case, flusher, method):
+    with pytest.raises(ValueError, match="give a method that selects, with place=device and no kv_dtype"):
+        paged(case, method, block_size=32, rounds=1, flusher=flusher)
 
 
 def test_wrong_log_sum_exp_is_refused(case, flusher, monkeypatch):

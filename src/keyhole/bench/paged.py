@@ -48,11 +48,17 @@ def paged(
     if theirs is None:
         notes.append(f"vLLM is not installed, so that {VLLM} was not measured")
     else:
-        check_close(f"{VLLM}, or {DENSE},", theirs.run(), dense.run(), case.torch_dtype)
+        check_close(f"{VLLM}, or {DENSE},", _answer(theirs), _answer(dense), case.torch_dtype)
     baselines = [dense] if theirs is None else [dense, theirs]
     return [
         compare("paged", layer_sizes(case), [step], baselines, rounds=rounds, flusher=flusher, notes=notes)
     ]
+
+
+def _answer(candidate: Candidate) -> torch.Tensor:
+    out = candidate.run()
+    assert isinstance(out, torch.Tensor)
+    return out
 
 
 def _layer(recipe: Recipe) -> LayerCache:

@@ -74,6 +74,7 @@ class ChunkedPrefill(Prefill):
         batch, _, queries, _ = query.shape
         padding, constants = Visible(mask, batch).padding, Constants()
         begin, parts = storage.length - queries, []
+        held = storage.keys(), storage.values()  # once, since some storages copy them
         scored: Storage | None = None
         for start, stop in _chunks(begin, storage.length, self.chunk):
             unused = tuple(min(slots, stop) for slots in padding)
@@ -82,31 +83,29 @@ class ChunkedPrefill(Prefill):
             rows = slice(start - begin, stop - begin)
             if self._reads_all(where):
                 seen = None if mask is None else mask[:, :, rows, :stop]
-                keys, values = storage.keys()[:, :, :stop], storage.values()[:, :, :stop]
-                parts.append(dense_attention(query[:, :, rows], keys, values, mask=seen, **logits._asdict()))
+                before = (part[:, :, :stop] for part in held)
+                parts.append(dense_attention(query[:, :, rows], *before, mask=seen, **logits._asdict()))
             else:
-                scored = scored or self._scored(storage, padding)
-                read = self._read(query[:, :, rows], storage, scored, logits, where)
-                parts.append(self._attend(query[:, :, rows], storage, read, logits, where))
+                scored = scored or self._scored(storage, held[0], padding)
+                read = self._read(query[:, :, rows], held, scored, logits, where)
+                parts.append(self._attend(query[:, :, rows], held, read, logits, where))
         return torch.cat(parts, dim=2)
 
-    def _scored(self, storage: Storage, padding: tuple[int, ...]) -> Storage:
+    def _scored(self, storage: Storage, keys: Tensor, padding: tuple[int, ...]) -> Storage:
         """The keys that votes are on."""
         if self.scoring is None:
             return storage
-        keys = storage.keys()
         bare = BareKeys(self.scoring, torch.tensor(padding, device=keys.device))
         bare.add(keys)
         return bare
 
     def _read(
-        self, query: Tensor, storage: Storage, scored: Storage, logits: Logits, where: Regions
+        self, query: Tensor, held: tuple[Tensor, Tensor], scored: Storage, logits: Logits, where: Regions
     ) -> _Read:
         """What the chunk `query [B, H, C, D]` reads."""
         mean = _mean_query(query, where)
         # Not as the storage attends in decode steps: the chunk is read as one.
-        keys, values = storage.keys(), storage.values()
-        anchor = attend_slots(mean, keys, values, where.always, where.always_counts, logits)
+        anchor = attend_slots(mean, *held, where.always, where.always_counts, logits)
         step = Step(mean, scored, where, logits.with_sinks(anchor.lse), logits, self.budget)
         if self.scoring is not None:
             padding, begin = torch.tensor(where.padding, device=mean.device), where.length - query.shape[2]
@@ -120,9 +119,11 @@ class ChunkedPrefill(Prefill):
         slots = torch.cat([always, elected.slots], -1).long()
         return _Read(slots, torch.cat(valid, -1), torch.cat(moves, -1))
 
-    def _attend(self, query: Tensor, storage: Storage, read: _Read, logits: Logits, where: Regions) -> Tensor:
+    def _attend(
+        self, query: Tensor, held: tuple[Tensor, Tensor], read: _Read, logits: Logits, where: Regions
+    ) -> Tensor:
         """Causal attention of the newest queries `[B, H, C, D]` over what they read."""
-        keys, values = (at(part, read.slots) for part in (storage.keys(), storage.values()))
+        keys, values = (at(part, read.slots) for part in held)
         if self.renumber is not None:
             keys = moved_keys(self.renumber, keys, read.moves)
         own = torch.arange(where.length - query.shape[2], where.length, device=query.device)

@@ -81,11 +81,17 @@ class PagedStorage(Storage):
                     f"{new.dtype} {list(new.shape)} cannot be written to pages of {held.dtype}, which take "
                     f"{list(expected)}"
                 )
-        slots = torch.arange(self._length, length, device=self._table.device)
-        blocks, places = self._table[slots // self.block_size].long(), slots % self.block_size
-        self._keys[blocks, places] = keys[0].transpose(0, 1)
-        self._values[blocks, places] = values[0].transpose(0, 1)
+        for held, new in ((self._keys, keys), (self._values, values)):
+            self._write(held, new[0].transpose(0, 1), self._length)
         self._length = length
+
+    def _write(self, pages: Tensor, new: Tensor, start: int) -> None:
+        """Put `new [T, Hkv, D]` at the slots from `start` on, which waits for a table that is on a GPU."""
+        for index in range(start // self.block_size, -(-(start + len(new)) // self.block_size)):
+            begin = index * self.block_size
+            first, stop = max(start, begin), min(start + len(new), begin + self.block_size)
+            block = pages[int(self._table[index])]
+            block[first - begin : stop - begin] = new[first - start : stop - start]
 
     def keys(self, start: int = 0) -> Tensor:
         return self._tokens(self._keys, start)
@@ -94,12 +100,14 @@ class PagedStorage(Storage):
         return self._tokens(self._values, start)
 
     def _tokens(self, pages: Tensor, start: int) -> Tensor:
-        """A copy `[1, Hkv, length - start, D]`."""
+        """`[1, Hkv, length - start, D]`: of one block a view where the table is at hand, else a copy."""
         first, begin = divmod(start, self.block_size)
         count = self._length - start
-        if begin + count <= self.block_size:
-            # Of a single block only what is asked for is copied: steps ask for the newest token.
+        if 0 < count <= self.block_size - begin:
+            # Cheap, as each step asks for its newest token.
             pages, begin = pages[:, begin : begin + count], 0
+            if pages.is_cpu:
+                return pages[int(self._table[first])].transpose(0, 1).unsqueeze(0)
         # Not by index_select, which would first make the whole pool contiguous.
         by_head = pages.permute(2, 0, 1, 3)[:, self._blocks[first:]].flatten(1, 2)
         return by_head[:, begin : begin + count].unsqueeze(0)
@@ -124,17 +132,9 @@ class PagedStorage(Storage):
             return super().attend_all(query, logits, mask)
         folded = query.reshape(self._keys.shape[2], -1, query.shape[-1])
         sinks = None if logits.sink_logits is None else logits.sink_logits.view(folded.shape[:2])
-        length = torch.full((1,), self._length, device=query.device)
-        attended = kernels.paged_attention(
-            folded,
-            self._keys,
-            self._values,
-            self._blocks.unsqueeze(0),
-            length,
-            scale=logits.scale,
-            softcap=logits.softcap,
-            sink_logits=sinks,
-        )
+        where = self._blocks.unsqueeze(0), torch.full((1,), self._length, device=query.device)
+        options = {"scale": logits.scale, "softcap": logits.softcap, "sink_logits": sinks}
+        attended = kernels.paged_attention(folded, self._keys, self._values, *where, **options)
         return attended.out.reshape(1, -1, 1, query.shape[-1])
 
     def scores(self, query: Tensor, logits: Logits) -> Tensor:
@@ -186,10 +186,7 @@ class PagedStorage(Storage):
     def _check_room(self, table: Tensor, length: int) -> None:
         room = len(table) * self.block_size
         if not 0 <= length <= room:
-            raise ValueError(
-                f"{length} tokens do not fit the block table, which has room for 0 to {room}; give a "
-                "longer one"
-            )
+            raise ValueError(f"{length} tokens do not fit the block table, which has room for 0 to {room}")
 
     @property
     def footprint(self) -> Footprint:

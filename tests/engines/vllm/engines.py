@@ -51,6 +51,7 @@ _KINDS = {
             "sliding_window": 48,
             "query_pre_attn_scalar": 32,
             "attn_logit_softcapping": 20.0,
+            "tie_word_embeddings": True,
         },
     ),
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,6 +87,7 @@ def serve(
         hosts=names_of(host, allow_host or []),
         origins=frozenset(check_origin(origin) for origin in cors_origin or []),
         metrics=metrics,
+        records=True,
     )
     find_source(model)
     with listen_at(host, port) as listener:
@@ -110,7 +112,7 @@ def _scheduler(
     quota: str | None,
     quiet: bool,
     threads: int | None,
-    **limits: int | None,
+    **limits: Any,
 ) -> Scheduler:
     """Load the model, which takes long."""
     with reading_progress(quiet) as report:
@@ -118,11 +120,13 @@ def _scheduler(
         asking.set_threads(threads)
         from keyhole.documents.models import model_name
         from keyhole.serving.scheduler import Scheduler
+        from keyhole.view.served import ServedRecorder
 
         library = asking.library_at(store, quota, quiet=quiet)
         name = model_name(model)
         loaded = library.models.get(name)
-        return Scheduler(loaded, model=name, library=library, recipe=method, **limits)  # type: ignore[arg-type]
+        recorder = partial(ServedRecorder, loaded.tokenizer)  # of which the scheduler uses copies
+        return Scheduler(loaded, model=name, library=library, recipe=method, recorder=recorder, **limits)
 
 
 def _stored_as(settings: Settings, model: str | None) -> Settings:

@@ -50,10 +50,12 @@ class AddingDocument(Job):
         self.ticket.put(Progress(done, total))
 
     def finish(self) -> None:
-        assert self._document is not None
+        document = self._document
+        if document is None:
+            raise RuntimeError("a document cannot be reported before it is read")
         if self._done is None:  # nothing was left to read
-            self.ticket.put(Started(self._document.stored))
-        self.ticket.put(Added(self._document))
+            self.ticket.put(Started(document.stored))
+        self.ticket.put(Added(document))
 
     def failure(self, error: Exception) -> Failed:
         failed = failed_by(error)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keyhole.core.errors import StoreError
 from keyhole.documents.store import BLOCK
 from keyhole.generation.decoding import Token, decode
 from keyhole.generation.loading import Loaded
@@ -73,10 +74,16 @@ class Answering(Job):
     def _start(self) -> Reading:
         request, bench = self._request, self._bench
         if request.document is not None:
-            assert bench.shelf is not None
-            return DocumentReading(request, self._recipe, bench.shelf)
+            if bench.shelf is None:
+                raise StoreError("this server keeps no documents")
+            return DocumentReading(request, request.document, self._recipe, bench.shelf)
         ids = np.asarray(request.prompt, np.int64)
         return PromptReading(bench.loaded, self._recipe, ids, bench.shelf, bench.counts)
+
+    def _begun(self) -> Reading:
+        if self._reading is None:
+            raise RuntimeError("a request cannot end before it began")
+        return self._reading
 
     def _generate(self, reading: Reading) -> Iterator[None]:
         request, model = self._request, self._bench.loaded.model
@@ -111,8 +118,7 @@ class Answering(Job):
             self.ticket.put(piece)
 
     def finish(self) -> None:
-        reading = self._reading
-        assert reading is not None
+        reading = self._begun()
         self._report(self._pieces.end())
         reason, record = self.outcome, self._recorded()
         usage = usage_of(

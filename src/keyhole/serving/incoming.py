@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,11 +11,14 @@ from keyhole.core.errors import SpecError, UnknownDocumentError
 from keyhole.documents.form import asked
 from keyhole.documents.store import Document, Store
 from keyhole.engines.transformers.cache import check_method
+from keyhole.engines.transformers.sizes import position_range
 from keyhole.generation.answers import options_of
 from keyhole.generation.prompt import within_range
 from keyhole.methods import Method, Recipe
-from keyhole.serving.memory import Needs
+from keyhole.methods.beyond import renumbers
+from keyhole.serving.memory import MOST_METHODS, Needs
 from keyhole.serving.requests import Request, TooLongError
+from keyhole.serving.tokenizing import check_characters, longest_token
 
 MOST_LOGPROBS = 20
 
@@ -40,7 +45,8 @@ class Checks:
     ) -> None:
         self._model, self._tokenizer, self._recipe, self._context = model, tokenizer, recipe, context
         self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[attr-defined]
-        self._passed = {str(recipe)}
+        self._check_method = lru_cache(MOST_METHODS)(partial(_check_method, model))
+        self._longest = longest_token(tokenizer)
         self._memory, self._needs = memory, Needs(model)
         self._needs.of(recipe, 1)
 
@@ -114,9 +120,16 @@ class Checks:
                 f"{recipe} reads other weights than {self._recipe}, by which this server was started; leave "
                 "the method out, or start a server for it"
             )
-        if str(recipe) not in self._passed:
-            check_method(recipe, self._model)
-            self._passed.add(str(recipe))
+        self._check_method(recipe)
+
+    def check_text(self, characters: int, recipe: Recipe, *, beyond: bool = False) -> None:
+        """Raise TooLongError for a text that is too long for a recipe however it is tokenised.
+
+        Args:
+            beyond: the recipe may be changed to one that reads beyond the model's range.
+        """
+        most = None if beyond or renumbers(recipe) else position_range(self._model)
+        check_characters(characters, most, self._longest)
 
     def _check_length(self, recipe: Recipe, request: Request) -> None:
         tokens = len(request.prompt) + request.max_tokens
@@ -131,6 +144,10 @@ class Checks:
             within_range(self._model, recipe, prompt, request.max_tokens)
         except SpecError as error:
             raise TooLongError(str(error)) from error
+
+
+def _check_method(model: PreTrainedModel, recipe: Recipe) -> None:
+    check_method(recipe, model)  # whose thresholds need not be kept
 
 
 def check_numbers(**numbers: int | None) -> None:

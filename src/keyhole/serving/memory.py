@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import psutil
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +14,7 @@ from keyhole.engines.transformers.sizes import Attention, attention_sizes
 from keyhole.generation.decoding import CHUNK
 from keyhole.methods import Recipe
 
+MOST_METHODS = 256  # with their options, of which is remembered what was found out
 _SAMPLE = 1024  # tokens by which a method is measured
 _SPARE = 2  # a buffer's capacity doubles when it is full
 
@@ -33,16 +36,13 @@ class Needs:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._sizes = attention_sizes(model.config)
-        self._known: dict[str, float] = {}
+        self._measured = lru_cache(MOST_METHODS)(self._token_bytes)
 
     def of(self, recipe: Recipe, tokens: int) -> int:
         """Bytes of a request of so many tokens, prompt and answer; 0 where a model's sizes are not known."""
         if self._sizes is None:
             return 0
-        name = str(recipe)
-        if name not in self._known:
-            self._known[name] = self._token_bytes(recipe, self._sizes)
-        return int(self._known[name] * _held(recipe, tokens))
+        return int(self._measured(recipe, self._sizes) * _held(recipe, tokens))
 
     @torch.no_grad()
     def _token_bytes(self, recipe: Recipe, sizes: Attention) -> float:

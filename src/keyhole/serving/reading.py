@@ -127,15 +127,14 @@ class PromptReading(Reading):
 
 
 class DocumentReading(Reading):
-    """What follows a stored document, read as `keyhole.Library.ask` reads questions.
+    """What follows the stored document of a name, read as `keyhole.Library.ask` reads questions.
 
     Raises:
         StoreError: the document is gone, cannot be used, or is another one by now.
     """
 
-    def __init__(self, request: Request, recipe: Recipe, shelf: Shelf) -> None:
-        assert request.document is not None
-        self._opened = shelf.open(request.document)
+    def __init__(self, request: Request, name: str, recipe: Recipe, shelf: Shelf) -> None:
+        self._opened = shelf.open(name)
         self.cache, ids = self._opened.cache, np.asarray(request.prompt, np.int64)
         self.cached, self._read = len(self._opened.ids), len(self._opened.ids)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -31,8 +32,9 @@ from keyhole.serving.measuring import Counts, State
 from keyhole.serving.memory import default_memory
 from keyhole.serving.recording import Recorder
 from keyhole.serving.requests import NewDocument, Request
-from keyhole.serving.shelf import Shelf
+from keyhole.serving.shelf import Shelf, shelf_of
 from keyhole.serving.tickets import Ticket
+from keyhole.serving.tokenizing import OwnTokenizer
 from keyhole.serving.worker import Worker
 
 
@@ -74,21 +76,17 @@ class Scheduler(Closing):
         self.loaded, self.library, self.max_context = loaded, library, max_context
         self.recipe = Recipe.parse(recipe)
         self._model = model
-        # Tokenizers cannot be used by two threads at once.
+        # Tokenizers cannot be used by two threads at once; nor is one to wait for a document's text.
         own = Loaded(loaded.model, copy.deepcopy(loaded.tokenizer))
-        self._tokenizer, self._checking = copy.deepcopy(loaded.tokenizer), Lock()
+        self._texts, self._questions = OwnTokenizer(loaded.tokenizer), OwnTokenizer(loaded.tokenizer)
         self._counts = Counts()
         memory = default_memory(loaded.model.device) if memory is None else memory
-        self._checks = Checks(loaded.model, self._tokenizer, self.recipe, max_context, memory)
-        self._shelf = None if library is None else _shelf(library, model, loaded, own, store_prompts)
+        checked = copy.deepcopy(loaded.tokenizer)
+        self._checks, self._checking = Checks(loaded.model, checked, self.recipe, max_context, memory), Lock()
+        self._shelf = None if library is None else shelf_of(library, model, loaded, own, store_prompts)
         self._bench = Bench(own, self._shelf, self._counts, recorder)
-        self._worker = Worker(
-            slots=slots,
-            queue=queue,
-            memory=memory,
-            chunk=BLOCK,
-            inside=lambda: attach(loaded.model, self.recipe),
-        )
+        inside = partial(attach, loaded.model, self.recipe)
+        self._worker = Worker(slots=slots, queue=queue, memory=memory, chunk=BLOCK, inside=inside)
 
     def submit(self, request: Request) -> Ticket:
         """Let a request be answered. With a document it is looked up on the disk, which takes a moment.
@@ -125,15 +123,16 @@ class Scheduler(Closing):
         check_ttl(new.ttl)
         with self._checking:
             self._checks.check_recipe(recipe)
-            tokens = len(form_of(self._tokenizer, new.text, new.chat).ids)
+            self._checks.check_text(len(new.text), recipe, beyond=new.beyond_range)
+        with self._texts as tokenizer:
+            tokens = len(form_of(tokenizer, new.text, new.chat).ids)
+        with self._checking:
             needs = self._checks.needs(recipe, tokens)
         adding = Adding(
             name, new.text, self._model, recipe, new.chat, new.source, new.beyond_range, new.pinned, new.ttl
         )
-        ticket = Ticket(self._worker.wake)
-        return self._submitted(
-            AddingDocument(ticket, adding, shelf, self._counts, needs=needs, tokens=tokens)
-        )
+        ticket, counts = Ticket(self._worker.wake), self._counts
+        return self._submitted(AddingDocument(ticket, adding, shelf, counts, needs=needs, tokens=tokens))
 
     def document_prompt(self, name: str, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation behind a stored document, for a `Request` with that document.
@@ -149,8 +148,11 @@ class Scheduler(Closing):
             ValueError: the messages, or the tokenizer, do not fit it.
         """
         store = self._needed().store
+        recipe = Recipe.parse(stored_document(store, name, self._model).method)
         with self._checking:
-            return document_prompt(store, self._tokenizer, name, messages)
+            self._checks.check_text(sum(len(str(one["content"])) for one in messages), recipe)
+        with self._questions as tokenizer:
+            return document_prompt(store, tokenizer, name, messages)
 
     def state(self) -> State:
         """What goes on now."""
@@ -194,9 +196,3 @@ class Scheduler(Closing):
         if self._shelf is None:
             raise ValueError("this server keeps no documents; start it with a store")
         return self._shelf
-
-
-def _shelf(library: Library, model: str, loaded: Loaded, own: Loaded, keeping: bool) -> Shelf:
-    if not library.models.holds(model, loaded):
-        library.models.put(model, loaded)
-    return Shelf(library.store, library.models.beside(model, own), model, keeping=keeping)

@@ -14,12 +14,14 @@ from torch import Tensor
 from keyhole.cache.prompted import SHOWN
 from keyhole.core.errors import StoreError
 from keyhole.documents.layers import block_tensors, load_blocks, wants_every_query, whole_because
+from keyhole.documents.library import Library
 from keyhole.documents.models import Models
 from keyhole.documents.opening import Opened, open_document
 from keyhole.documents.recipes import fingerprint_of, stored_recipe
 from keyhole.documents.store import BLOCK, Store, Writer, block_keys
 from keyhole.engines.transformers import KeyholeCache
 from keyhole.engines.transformers.devices import input_device
+from keyhole.generation.loading import Loaded
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
 
@@ -162,6 +164,13 @@ class Keeping:
             _log.warning("a prompt is not kept: %s", error)
         finally:
             then(self._written)
+
+
+def shelf_of(library: Library, model: str, loaded: Loaded, own: Loaded, keeping: bool) -> Shelf:
+    """The shelf of a library, whose model is `loaded`, for a thread that reads with `own`."""
+    if not library.models.holds(model, loaded):
+        library.models.put(model, loaded)
+    return Shelf(library.store, library.models.beside(model, own), model, keeping=keeping)
 
 
 def _busy(_done: int, _total: int) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from keyhole.attention import key_logits
 from keyhole.cache.listening import LayerRead
-from keyhole.selection.exact import key_logits
 
 
 @dataclass

@@ -115,11 +115,11 @@ async def completions(request: HttpRequest) -> Response:
 
 
 async def _begun(service: Service, asked: Asked) -> tuple[list[Any], list[Choice]]:
-    requests = []
+    requests, most = [], service.most(asked.options.recipe)
     for prompt in asked.prompts:
         ids = prompt
         if isinstance(ids, str):
-            ids = await service.prompter.beside(partial(service.prompter.text, ids, "prompt"))
+            ids = await service.prompter.beside(partial(service.prompter.text, ids, "prompt", most))
         room = service.room(len(ids))
         for _ in range(asked.choices):
             requests.append(asked.sampling.request(ids, asked.options, len(requests), _USUAL_TOKENS, room))

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from keyhole.serving.http.errors import ApiError
-from keyhole.serving.http.token_text import longest_token
+from keyhole.serving.http.errors import ApiError, refused
+from keyhole.serving.requests import TooLongError
+from keyhole.serving.tokenizing import check_characters, longest_token
 
 T = TypeVar("T")
 
@@ -23,13 +24,11 @@ class Prompter:
 
     Args:
         tokenizer: stays as it is; copies of it are used.
-        most: tokens that a prompt can have; a text that has more in any case is not tokenised.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, most: int | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         # Tokenizers cannot be used by two threads at once: one is the event loop's, one that of the thread.
         self.tokenizer, self._own = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
-        self._most = most
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyhole-tokenise")
 
     async def beside(self, work: Callable[[], T]) -> T:
@@ -43,14 +42,26 @@ class Prompter:
     def takes_tools(self) -> bool:
         return "tools" in str(self.tokenizer.chat_template or "")
 
-    def text(self, text: str, param: str) -> tuple[int, ...]:
-        """The ids of a text, as a prompt without a template."""
-        return self._encoded(text, param, special=True)
+    def text(self, text: str, param: str, most: int | None) -> tuple[int, ...]:
+        """The ids of a text, as a prompt without a template.
+
+        Args:
+            most: tokens that a prompt can have; a text that has more in any case is not tokenised.
+
+        Raises:
+            ApiError: it is such a text.
+        """
+        self._check_length(len(text), param, most)
+        return self._encoded(text, special=True)
 
     def chat(
-        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None, param: str
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        param: str,
+        most: int | None,
     ) -> tuple[int, ...]:
-        """The ids of a conversation, up to where the next answer begins.
+        """The ids of a conversation, up to where the next answer begins; `most` as for a text.
 
         A model without a chat template continues the contents, each answer on a line of its own: so does
         `keyhole.Library.chat`.
@@ -58,9 +69,9 @@ class Prompter:
         Raises:
             ApiError: the template refuses these messages, or the prompt is longer than what is served.
         """
+        self._check_length(sum(len(str(message.get("content") or "")) for message in messages), param, most)
         if not self.tokenizer.chat_template:
-            return self._encoded(_plain(messages), param, special=True)
-        self._check_length(sum(len(str(message.get("content") or "")) for message in messages), param)
+            return self._encoded(_plain(messages), special=True)
         try:
             text = self._own.apply_chat_template(
                 list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True
@@ -69,24 +80,21 @@ class Prompter:
             raise ApiError(
                 f"the model's chat template does not take these messages: {error}", param=param
             ) from error
-        return self._encoded(str(text), param, special=False)
+        self._check_length(len(str(text)), param, most)
+        return self._encoded(str(text), special=False)
 
-    def _encoded(self, text: str, param: str, *, special: bool) -> tuple[int, ...]:
-        self._check_length(len(text), param)
+    def _encoded(self, text: str, *, special: bool) -> tuple[int, ...]:
         return tuple(self._own(text, add_special_tokens=special, verbose=False).input_ids)
 
     @cached_property
     def _longest(self) -> int:
         return longest_token(self.tokenizer)
 
-    def _check_length(self, characters: int, param: str) -> None:
-        if self._most is not None and characters > self._most * self._longest:
-            raise ApiError(
-                f"the prompt has {characters:,} characters, which is more than {self._most:,} tokens, the "
-                "context that is served; shorten it, or store it as a document",
-                param=param,
-                code="context_length_exceeded",
-            )
+    def _check_length(self, characters: int, param: str, most: int | None) -> None:
+        try:
+            check_characters(characters, most, self._longest)
+        except TooLongError as error:
+            raise refused(error, param) from error
 
 
 def _plain(messages: Sequence[dict[str, Any]]) -> str:

@@ -31,7 +31,9 @@ async def prompt_of(
                 param="x_keyhole.exact",
                 code="invalid_value",
             )
-        return await service.prompter.beside(partial(service.prompter.chat, messages, tools or None, param))
+        most = service.most(options.recipe)
+        ids = partial(service.prompter.chat, messages, tools or None, param, most)
+        return await service.prompter.beside(ids)
     if tools:
         raise ApiError(
             "a document was read without tools, so that none can be given now; leave 'tools' out",

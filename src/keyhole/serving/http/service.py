@@ -15,6 +15,8 @@ from starlette.requests import Request as HttpRequest
 
 from keyhole.core.errors import StoreError
 from keyhole.engines.transformers.sizes import position_range
+from keyhole.methods import Recipe
+from keyhole.methods.beyond import renumbers
 from keyhole.serving.http.backend import Scheduler, Ticket
 from keyhole.serving.http.errors import ApiError, refused
 from keyhole.serving.http.fields import Fields
@@ -32,7 +34,7 @@ class Service:
 
     def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
         self.scheduler, self.settings = scheduler, settings
-        self.prompter = Prompter(scheduler.loaded.tokenizer, scheduler.max_context)
+        self.prompter = Prompter(scheduler.loaded.tokenizer)
         self.began = int(time.time())
         self.parsers = asyncio.Semaphore(_PARSERS)
 
@@ -53,6 +55,11 @@ class Service:
         """Tokens of a prompt and its answer, where that is known."""
         most = self.scheduler.max_context
         return position_range(self.scheduler.loaded.model) if most is None else most
+
+    def most(self, recipe: Recipe | None) -> int | None:
+        """Tokens that a prompt can have by a recipe, else by the server's; None where nothing bounds them."""
+        beyond = renumbers(recipe or self.scheduler.recipe)
+        return self.scheduler.max_context if beyond else self.context
 
     def room(self, prompt: int) -> int | None:
         """Tokens that an answer to a prompt can have; None behind one that only some methods can read."""

@@ -11,11 +11,6 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
 
 
-def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Characters that one token can stand for."""
-    return max(map(len, tokenizer.get_vocab()), default=1)
-
-
 @lru_cache(maxsize=1 << 14)
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """A token alone as text; a piece of a character is shown as U+FFFD."""

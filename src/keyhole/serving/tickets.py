@@ -6,7 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -71,7 +71,7 @@ class Ticket:
         self.cancelled = True
         self._wake()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """All events, as they come. Leaving early cancels the ticket."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 

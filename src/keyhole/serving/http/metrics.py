@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -81,8 +81,8 @@ class _Scheduled(Collector):
         yield _counters("tokens", "Tokens by what became of them", "kind", state.tokens)
 
 
-def _counters(name: str, help_: str, label: str, values: object) -> CounterMetricFamily:
+def _counters(name: str, help_: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(f"keyhole_{name}", help_, labels=[label])
-    for word, value in dict(values).items():  # type: ignore[call-overload]
+    for word, value in values.items():
         family.add_metric([word], value)
     return family

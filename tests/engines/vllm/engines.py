@@ -54,6 +54,19 @@ _KINDS = {
             "tie_word_embeddings": True,
         },
     ),
+    "deepseek": (
+        "DeepseekV2Config",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "q_lora_rank": None,
+            "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+            "first_k_dense_replace": 2,
+        },
+    ),
 }
 
 

@@ -141,3 +141,8 @@ def test_settings(asked, mirrored):
 def test_settings_that_cannot_be_read(asked, said):
     with pytest.raises(SpecError, match=said):
         settings_of(_config({"keyhole": asked}))
+
+
+def test_a_setting_in_other_letters_is_not_passed_over():
+    with pytest.raises(SpecError, match="not 'Keyhole'"):
+        settings_of(_config({"Keyhole": {"method": "quest"}}))

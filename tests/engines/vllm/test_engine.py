@@ -28,7 +28,7 @@ def models(tmp_path_factory):
     return made | {"embedded": MODEL}
 
 
-@pytest.mark.parametrize("kind", ["embedded", "qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("qwen3", marks=pytest.mark.slow), "gemma2"])
 def test_a_full_budget_answers_as_vllm_does(models, kind):
     """In one mixed batch: chunks of long prompts beside decode steps of short ones."""
     asked = prompts(LENGTHS)
@@ -135,4 +135,13 @@ def _streams(held, prompt):
 def test_a_bad_setting_stops_the_start(asked, error, said):
     with pytest.raises(error, match=said):
         vllm.LLM(model=MODEL, enforce_eager=True, additional_config={"keyhole": asked})
+    vllm.distributed.cleanup_dist_env_and_memory()
+
+
+def test_a_model_of_another_backend_is_refused(tmp_path):
+    """It has none of the layers that Keyhole stands in for, and would be served without."""
+    model = engines.random_model("deepseek", tmp_path)
+    said = pytest.raises(UnsupportedModelError, match="latent attention")
+    with said, engine(model, "quest", skip_tokenizer_init=True):
+        pass
     vllm.distributed.cleanup_dist_env_and_memory()

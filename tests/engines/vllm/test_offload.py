@@ -18,6 +18,11 @@ METHODS = [
     "streamingllm(budget=160)",
     "snapkv(budget=160)",
 ]
+DELTA = "delta(budget=64, window=16, sinks=4, dense_below=0)"
+
+
+def _slow(method):
+    return pytest.param(method, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def test_a_request_longer_than_the_pool(live):
     assert max(live.values()) <= spec.most_blocks < POOL
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [METHODS[0], *map(_slow, METHODS[1:3]), METHODS[3]])
 def test_methods_in_a_small_pool(method, live):
     asked, model = prompts(LONG), AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     model.generation_config.eos_token_id = None
@@ -93,7 +98,7 @@ def test_methods_in_a_small_pool(method, live):
         assert text[0, ids.shape[1] :].tolist() == tokens(output)
 
 
-@pytest.mark.parametrize("method", [METHODS[0], "delta(budget=64, window=16, sinks=4, dense_below=0)"])
+@pytest.mark.parametrize("method", [METHODS[0], _slow(DELTA)])
 def test_preemption_changes_nothing(method, monkeypatch):
     """Requests that lose their blocks answer as those that do not."""
     from vllm.v1.core.sched.scheduler import Scheduler

@@ -40,7 +40,10 @@ def settings_of(vllm_config: Any) -> Settings | None:
         SpecError: they cannot be read.
     """
     asked: Any = getattr(vllm_config, "additional_config", None)
-    if not isinstance(asked, Mapping) or KEY not in asked:
+    if not isinstance(asked, Mapping):
+        return None
+    if KEY not in asked:
+        _check_spelling(asked)
         return None
     given = asked[KEY]
     if not isinstance(given, Mapping):
@@ -61,6 +64,13 @@ def settings_of(vllm_config: Any) -> Settings | None:
             "values in vLLM's pages"
         )
     return _settings(method, offload)
+
+
+def _check_spelling(asked: Mapping[str, Any]) -> None:
+    """The dictionary is open to other plug-ins; what differs from ours in case alone was meant for us."""
+    for name in asked:
+        if str(name).casefold() == KEY:
+            raise SpecError(f"additional_config: the setting is {KEY!r}, not {name!r}; write {_EXAMPLE}")
 
 
 @lru_cache(maxsize=8)

@@ -9,8 +9,6 @@ from keyhole.core.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from keyhole.methods.recipe import Recipe
 
-_DTYPES = ("auto", "float16", "bfloat16", "float32")
-
 
 def check_engine(config: Any, recipe: Recipe) -> None:
     """Raise unless an engine of this `VllmConfig` can be served by a recipe.
@@ -34,7 +32,7 @@ def _obstacle(config: Any) -> str:
         return "the model is an encoder-decoder; give a decoder-only one"
     if model.is_mm_prefix_lm:
         return "the model attends to the tokens of an image in both directions; give another model"
-    if config.cache_config.cache_dtype not in _DTYPES:
+    if config.cache_config.cache_dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
         return (
             f"it reads keys and values as the model makes them, not as {config.cache_config.cache_dtype}; "
             "leave out --kv-cache-dtype"

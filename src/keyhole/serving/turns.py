@@ -1,10 +1,10 @@
 """Whose turn it is: the order in which prompts and decode steps share a model. It knows no model.
 
-A *turn* is one decode step of each answer and one call of one of the longer prompts. *Short* prompts, which
-one call can finish, and the ends of long ones go before all that, as long as they have credit: what others
-are given adds to it, in tokens, up to the tokens of one call. So a short prompt waits for the call that is
-being made and for short ones before it; others wait at most about twice as long as without any short ones;
-of n long prompts each advances every n turns.
+A *turn* is one decode step of each answer, with one call of one of the longer prompts after every 16 of them,
+and at least one. *Short* prompts, which one call can finish, go before all that, as long as they have credit:
+what others are given adds to it, in tokens, up to the tokens of four calls. So a short prompt waits for the
+call that is being made and for short ones before it, others wait at most about twice as long as without any
+short ones, and long prompts advance one after another.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Sharing(Protocol):
 
 
 _STEPS = 16  # decode steps that count as much as a call with prompt tokens
+_BURST = 4  # calls that short prompts may take at once
 
 Job = TypeVar("Job", bound=Sharing)
 
@@ -41,11 +42,11 @@ class Turns(Generic[Job]):
         self._chunk = chunk
         self._step = max(1, chunk // _STEPS)
         self._jobs: list[Job] = []  # in order of arrival
-        self._served: dict[Job, int] = {}  # the turn in which a long prompt was last served
-        self._turn = 0
+        self._served: dict[Job, list[int]] = {}  # the numbers of the calls of each long prompt
+        self._calls = self._since = 0  # of long prompts; decode steps since the last one
         self._steps: deque[Job] = deque()  # those which are still to decode a step in this turn
-        self._long = False  # whether a long prompt is still to be served
-        self._credit = chunk  # tokens of short prompts that may be read now
+        self._long = False  # whether a long prompt is still to be served in this turn
+        self._credit = self._most = _BURST * chunk  # tokens of short prompts that may be read now
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -66,7 +67,7 @@ class Turns(Generic[Job]):
 
     def next(self) -> Job | None:
         """The job that goes on by one call of the model; None where there is none."""
-        short = next((job for job in self._jobs if 0 < job.unread <= self._chunk), None)
+        short = next((job for job in self._jobs if job.unread and not self._is_long(job)), None)
         if short is None or self._credit <= 0:
             found = self._other()
             if found is not None or short is None:
@@ -78,23 +79,35 @@ class Turns(Generic[Job]):
         """What is next beside short prompts, which earn credit by it."""
         found = self._rest_of_turn()
         if found is None:
-            self._turn, self._long = self._turn + 1, True
+            self._long = True
             self._steps.extend(job for job in self._jobs if not job.unread)
             found = self._rest_of_turn()
         return found
 
     def _rest_of_turn(self) -> Job | None:
-        if self._steps:
-            self._earn(self._step)
-            return self._steps.popleft()
-        long = [job for job in self._jobs if job.unread > self._chunk] if self._long else []
-        self._long = False
-        if not long:
+        if self._steps and self._since < _STEPS:
+            return self._stepped()
+        if not self._long and self._since < _STEPS:
             return None
+        long = [job for job in self._jobs if self._is_long(job)]
+        self._long, self._since = False, 0
+        if not long:
+            return self._stepped() if self._steps else None
         self._earn(self._chunk)
-        found = min(long, key=lambda job: self._served.get(job, 0))
-        self._served[found] = self._turn
+        found = min(long, key=lambda job: self._served.get(job, [0])[-1])
+        self._calls += 1
+        self._served.setdefault(found, []).append(self._calls)
         return found
 
+    def _is_long(self, job: Job) -> bool:
+        """Also the end of a long prompt, but for its last token; not a prompt of which most was stored."""
+        begun = len(self._served.get(job, ())) > 1
+        return job.unread > (1 if begun else self._chunk)
+
+    def _stepped(self) -> Job:
+        self._since += 1
+        self._earn(self._step)
+        return self._steps.popleft()
+
     def _earn(self, tokens: int) -> None:
-        self._credit = min(self._credit + tokens, self._chunk)
+        self._credit = min(self._credit + tokens, self._most)

@@ -74,13 +74,24 @@ def test_a_short_prompt_goes_before_the_steps_that_are_left_of_a_turn():
     assert log.index(("short", 7)) == 15
 
 
-def test_long_prompts_advance_in_turn():
+def test_of_long_prompts_the_first_and_the_shortest_take_turns():
     turns, log = Turns(CHUNK), []
-    for name in "abc":
-        turns.add(Fake(5 * CHUNK, 1, log=log, name=name))
+    for name, calls in (("first", 12), ("middle", 6), ("least", 3)):
+        turns.add(Fake(calls * CHUNK, 1, log=log, name=name))
     run(turns, log)
     pieces = [name for name, tokens in log if tokens]
-    assert pieces == [*"abc" * 5]
+    assert pieces[:6] == ["first", "least"] * 3
+    assert pieces[6:].index("middle") < 2
+    assert sorted(pieces) == ["first"] * 12 + ["least"] * 3 + ["middle"] * 6
+
+
+def test_the_longest_of_long_prompts_is_not_passed_over_for_ever():
+    turns, log = Turns(CHUNK), []
+    turns.add(Fake(20 * CHUNK, 1, log=log, name="longest"))
+    others = [(at, Fake(2 * CHUNK, 1, log=log, name=f"other {at}")) for at in range(100)]
+    run(turns, log, others, most=30_000)
+    places = [place for place, (name, _) in enumerate(log) if name == "longest"]
+    assert max(b - a for a, b in pairwise(places)) <= 8
 
 
 @pytest.mark.parametrize("count", [1, 6])

@@ -4,7 +4,8 @@ A *turn* is one decode step of each answer, with one call of one of the longer p
 and at least one. *Short* prompts, which one call can finish, go before all that, as long as they have credit:
 what others are given adds to it, in tokens, up to the tokens of four calls. So a short prompt waits for the
 call that is being made and for short ones before it, others wait at most about twice as long as without any
-short ones, and long prompts advance one after another.
+short ones. Calls of long prompts go in turn to the one that came first and to the one with the fewest tokens left,
+so that all get on, and few are held half read.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Turns(Generic[Job]):
         self._chunk = chunk
         self._step = max(1, chunk // _STEPS)
         self._jobs: list[Job] = []  # in order of arrival
-        self._served: dict[Job, list[int]] = {}  # the numbers of the calls of each long prompt
+        self._served: dict[Job, int] = {}  # calls of each long prompt
         self._calls = self._since = 0  # of long prompts; decode steps since the last one
         self._steps: deque[Job] = deque()  # those which are still to decode a step in this turn
         self._long = False  # whether a long prompt is still to be served in this turn
@@ -94,14 +95,14 @@ class Turns(Generic[Job]):
         if not long:
             return self._stepped() if self._steps else None
         self._earn(self._chunk)
-        found = min(long, key=lambda job: self._served.get(job, [0])[-1])
+        found = min(long, key=lambda job: job.unread) if self._calls % 2 else long[0]
         self._calls += 1
-        self._served.setdefault(found, []).append(self._calls)
+        self._served[found] = self._served.get(found, 0) + 1
         return found
 
     def _is_long(self, job: Job) -> bool:
         """Also the end of a long prompt, but for its last token; not a prompt of which most was stored."""
-        begun = len(self._served.get(job, ())) > 1
+        begun = self._served.get(job, 0) > 1
         return job.unread > (1 if begun else self._chunk)
 
     def _stepped(self) -> Job:

@@ -4,8 +4,8 @@ A *turn* is one decode step of each answer, with one call of one of the longer p
 and at least one. *Short* prompts, which one call can finish, go before all that, as long as they have credit:
 what others are given adds to it, in tokens, up to the tokens of four calls. So a short prompt waits for the
 call that is being made and for short ones before it, others wait at most about twice as long as without any
-short ones. Calls of long prompts go in turn to the one that came first and to the one with the fewest tokens left,
-so that all get on, and few are held half read.
+short ones. Calls of long prompts go in turn to the one that came first and to the one with the fewest tokens
+left, so that all get on, and few are held half read.
 """
 
 from __future__ import annotations

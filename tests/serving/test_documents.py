@@ -10,6 +10,7 @@ from tests.serving.prompts import PQ, alone, request, text_of
 
 WAIT = 60
 TEXT = text_of("a", 22)
+RENUMBERED = "pqcache(renumber=true, sparse_prefill=true, budget=64, window=16, chunk=16, sinks=4)"
 
 
 def add(scheduler, name="d", text=TEXT, **options):
@@ -42,6 +43,16 @@ def test_a_document_is_added_and_asked_as_by_a_library(talking, serve, library, 
             expected.prompt_tokens,
         )
         assert usage.share == pytest.approx(expected.read_fraction)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_document_by_renumbered_positions_is_asked_as_by_a_library(serve, library, exact):
+    scheduler = serve(library=library, recipe=RENUMBERED)
+    add(scheduler)
+    expected = library.ask("d", "Who is at sea?", max_new_tokens=8, exact=exact)
+    served = ask(scheduler, "Who is at sea?", exact=exact)
+    assert served.text == expected.text
+    assert served.finished.usage.share == pytest.approx(expected.read_fraction)
 
 
 def test_several_turns_follow_the_document(talking, serve, library):

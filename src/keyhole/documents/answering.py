@@ -10,11 +10,12 @@ import numpy as np
 from keyhole.cache.usage import Usage
 from keyhole.documents.form import asked, behind, form_of
 from keyhole.documents.opening import Opened
-from keyhole.engines.transformers import attach, served_layers
+from keyhole.engines.transformers import KeyholeCache, attach, served_layers
 from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.answers import options_of
 from keyhole.generation.prompt import Written, within_range, written_as
 from keyhole.generation.reader import Answer, AnswerRecorder, Options, Reader
+from keyhole.methods import Recipe
 from keyhole.methods.beyond import renumbers
 
 TOGETHER = 32  # tokens of a question that share a selection
@@ -64,16 +65,25 @@ def continued(
     written: Written | None = None,
 ) -> Answer:
     """The answer that follows the tokens `more` behind `ids`; both are `written`, where that is known."""
-    cache, prompt = opened.cache, asked(ids, more)._replace(written=written)
-    for layer in served_layers(cache):
-        layer.usage = Usage()  # that of this answer
+    prompt = asked(ids, more)._replace(written=written)
     within_range(opened.model, opened.recipe, prompt, asking.options.limit)
-    # Beyond a model's range one query's selection loses what the others ask for; prompts elect by many.
-    shares = not asking.exact and not renumbers(opened.recipe)
-    request = request_of(cache)
-    if request is not None:
-        request.together = shares
-        request.prompt_length = prompt.length
+    shares = begin_answer(opened.cache, opened.recipe, prompt.length, exact=asking.exact)
     reader = Reader(opened.loaded, opened.recipe, asking.options, TOGETHER if shares else None, None)
     with attach(opened.model, opened.recipe):
-        return reader.answer(question, prompt, cache, len(ids), together=shares)
+        return reader.answer(question, prompt, opened.cache, len(ids), together=shares)
+
+
+def begin_answer(cache: KeyholeCache, recipe: Recipe, length: int, *, exact: bool) -> bool:
+    """Let what follows in a document's cache be one answer's, behind a prompt of `length` tokens.
+
+    Returns:
+        Whether the tokens of its question share selections. Beyond a model's range they do not: one query's
+        selection loses what the others ask for, and prompts elect by many.
+    """
+    for layer in served_layers(cache):
+        layer.usage = Usage()
+    shares = not exact and not renumbers(recipe)
+    request = request_of(cache)
+    if request is not None:
+        request.together, request.prompt_length = shares, length
+    return shares

@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyhole.cache.usage import Usage
 from keyhole.core.closing import Closing
 from keyhole.core.errors import StoreError
-from keyhole.documents.answering import TOGETHER
+from keyhole.documents.answering import TOGETHER, begin_answer
 from keyhole.documents.layers import seal
 from keyhole.documents.store import BLOCK
 from keyhole.engines.transformers import KeyholeCache, served_layers
-from keyhole.engines.transformers.cache import request_of
 from keyhole.generation.decoding import prefill
 from keyhole.generation.loading import Loaded
 from keyhole.generation.reader import chunk_of
@@ -142,12 +140,12 @@ class DocumentReading(Reading):
         except BaseException:
             self.close()
             raise
-        self._begin(len(ids), together=not request.exact)
+        shares = begin_answer(self.cache, recipe, len(ids), exact=request.exact)
         behind = torch.from_numpy(ids[self.cached :])[None]
-        chunk = TOGETHER if not request.exact else chunk_of(self._opened.model, recipe)
+        chunk = TOGETHER if shares else chunk_of(self._opened.model, recipe)
         last = behind.tensor_split(-(-behind.shape[1] // chunk), dim=1)[-1]
-        self.last = int(behind[0, -1]) if request.exact else last
-        self._before = behind[:, : -1 if request.exact else -last.shape[1]]
+        self.last = last if shares else int(behind[0, -1])
+        self._before = behind[:, : -last.shape[1] if shares else -1]
         self._chunk = chunk
 
     def _check(self, ids: np.ndarray, recipe: Recipe) -> None:
@@ -156,13 +154,6 @@ class DocumentReading(Reading):
             raise StoreError(f"{document.name!r} must be added again: {drift.said}")
         if str(recipe) != document.method or not np.array_equal(ids[: self.cached], self._opened.ids):
             raise StoreError(f"{document.name!r} was replaced while the request waited; try again")
-
-    def _begin(self, length: int, *, together: bool) -> None:
-        for layer in served_layers(self.cache):
-            layer.usage = Usage()
-        request = request_of(self.cache)
-        if request is not None:
-            request.together, request.prompt_length = together, length
 
     def pieces(self) -> Iterator[int]:
         if not self._before.shape[1]:

@@ -17,10 +17,8 @@ from keyhole.generation.prompt import within_range
 from keyhole.methods import Method, Recipe
 from keyhole.methods.beyond import renumbers
 from keyhole.serving.memory import MOST_METHODS, Needs
-from keyhole.serving.requests import Request, TooLongError
+from keyhole.serving.requests import MOST_LOGPROBS, Request, TooLongError
 from keyhole.serving.tokenizing import check_characters, longest_token
-
-MOST_LOGPROBS = 20
 
 
 class Checks:

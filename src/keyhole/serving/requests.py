@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Reason = Literal["stop", "length"]
 FailureKind = Literal["model", "document", "memory", "closed", "stopped"]
+MOST_LOGPROBS = 20  # alternatives of a token
 
 
 @dataclass(frozen=True)

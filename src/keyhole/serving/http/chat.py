@@ -21,7 +21,6 @@ from keyhole.serving.http.messages import messages_of
 from keyhole.serving.http.options import Options, options_of
 from keyhole.serving.http.prompts import prompt_of
 from keyhole.serving.http.sampling import (
-    MOST_LOGPROBS,
     USUAL_TOKENS,
     Sampling,
     choices_of,
@@ -30,7 +29,7 @@ from keyhole.serving.http.sampling import (
 )
 from keyhole.serving.http.service import Service, service_of, submitted
 from keyhole.serving.http.tools import Call, CallReader, tools_of
-from keyhole.serving.requests import Logprob
+from keyhole.serving.requests import MOST_LOGPROBS, Logprob
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ async def chat_completions(request: HttpRequest) -> Response:
     """Answer a conversation."""
     service = service_of(request)
     asked = Asked.read(await read_json(request, service.settings.most_prompt), service)
-    spelled = Spelled(service.prompter.tokenizer) if asked.sampling.logprobs is not None else None
+    spelled = Spelled.where_asked(service.prompter.tokenizer, asked.sampling.logprobs)
     shape = Shape(
         head=_head(service, "chat.completion.chunk" if asked.stream else "chat.completion"),
         piece=partial(_piece_items, spelled),

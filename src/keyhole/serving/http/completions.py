@@ -102,7 +102,7 @@ async def completions(request: HttpRequest) -> Response:
     """Continue prompts."""
     service = service_of(request)
     asked = Asked.read(await read_json(request, service.settings.most_prompt), service)
-    spelled = Spelled(service.prompter.tokenizer) if asked.sampling.logprobs is not None else None
+    spelled = Spelled.where_asked(service.prompter.tokenizer, asked.sampling.logprobs)
     shape = Shape(
         head=_head(service),
         piece=partial(_pieces, spelled),

@@ -20,6 +20,11 @@ class Spelled:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
+    @classmethod
+    def where_asked(cls, tokenizer: PreTrainedTokenizerBase, logprobs: int | None) -> Spelled | None:
+        """None where a request asks for no log probabilities."""
+        return None if logprobs is None else cls(tokenizer)
+
     def chat(self, logprobs: Sequence[Logprob]) -> list[dict[str, Any]]:
         """The items of `logprobs.content`, also of an `output_text` of the Responses API."""
         return [

@@ -14,7 +14,6 @@ from keyhole.serving.requests import Request
 MOST_CHOICES = 16  # answers to one request
 USUAL_TOKENS = 1024  # of an answer, where the client says nothing
 MOST_TOKENS = 2**31 - 1
-MOST_LOGPROBS = 20
 _MOST_STOPS = 16
 _LONGEST_STOP = 256
 _SEEDS = 1 << 63

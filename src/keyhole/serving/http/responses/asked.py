@@ -10,9 +10,10 @@ from keyhole.serving.http.errors import ApiError
 from keyhole.serving.http.fields import Fields
 from keyhole.serving.http.options import Options, options_of
 from keyhole.serving.http.responses.items import messages_of
-from keyhole.serving.http.sampling import MOST_LOGPROBS, Sampling, sampling_of
+from keyhole.serving.http.sampling import Sampling, sampling_of
 from keyhole.serving.http.service import Service
 from keyhole.serving.http.tools import tools_of
+from keyhole.serving.requests import MOST_LOGPROBS
 
 _LOGPROBS = "message.output_text.logprobs"
 _MOST_INCLUDED = 20

@@ -36,7 +36,7 @@ async def responses(request: HttpRequest) -> Response:
     """Answer input items."""
     service = service_of(request)
     asked = Asked.read(await read_json(request, service.settings.most_prompt), service)
-    spelled = Spelled(service.prompter.tokenizer) if asked.sampling.logprobs is not None else None
+    spelled = Spelled.where_asked(service.prompter.tokenizer, asked.sampling.logprobs)
     story = Story(service.settings.model, asked.said, spelled)
     if not asked.stream:
         return await unless_gone(request, _whole(request, service, asked, story))

@@ -4,6 +4,7 @@
 #include "attention.hpp"
 #include "codes.hpp"
 #include "columns.hpp"
+#include "decoder.hpp"
 #include "matvec.hpp"
 #include "sale.hpp"
 #include "pool.hpp"
@@ -177,4 +178,8 @@ KH_API int kh_matvec_skip_columns(const void* weight, int type, int64_t stride, 
 
 KH_API int kh_sale_attention(const kh::sale::Job* job, int type, int threads) {
   return guarded([&] { return kh::sale::attention(*job, type, threads); });
+}
+
+KH_API int kh_decode(const kh::DecoderCall* call, int threads) {
+  return guarded([&] { return kh::decode(*call, threads); });
 }

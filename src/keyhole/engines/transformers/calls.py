@@ -1,4 +1,4 @@
-"""Whether the calls that filled a cache were whole.
+"""Calls of a model with a cache, and whether those that filled it were whole.
 
 A call that breaks off, by an error or an interrupt, leaves some layers with its tokens and others without.
 """
@@ -9,11 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from keyhole.cache.request import Request
 from keyhole.engines.transformers.cache import KeyholeLayer
 from keyhole.engines.transformers.hybrid import HybridLayer
+
+
+class ServedCache:
+    """A cache that is notified of the calls it is used in; see `keyhole_cache.KeyholeCache`."""
+
+    def begin_call(self, model: PreTrainedModel) -> None:
+        """A call of the model with this cache begins."""
+        raise NotImplementedError
+
+    def end_call(self) -> bool:
+        """It is over; returns whether any tokens came."""
+        raise NotImplementedError
 
 
 @dataclass

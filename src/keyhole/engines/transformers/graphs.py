@@ -27,8 +27,8 @@ from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import UnsupportedCacheError
 from keyhole.core.masks import left_padding
 from keyhole.engines.transformers.cache import KeyholeLayer
+from keyhole.engines.transformers.calls import ServedCache
 from keyhole.engines.transformers.compat import cache_argument, given_cache
-from keyhole.engines.transformers.switch import ServedCache
 
 _WARM_UPS = 2  # runs before the capture, in which libraries take their workspaces and kernels are compiled
 

@@ -26,11 +26,10 @@ from keyhole.engines.transformers.cache import (
     served_layers,
     usage,
 )
-from keyhole.engines.transformers.calls import CallState, are_level
+from keyhole.engines.transformers.calls import CallState, ServedCache, are_level
 from keyhole.engines.transformers.hidden_states import layers_that_ask
 from keyhole.engines.transformers.registration import is_serving, record_hidden_states
 from keyhole.engines.transformers.support import checked_recipe
-from keyhole.engines.transformers.switch import ServedCache
 from keyhole.feedforward import Activated
 from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe

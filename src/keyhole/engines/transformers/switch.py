@@ -12,12 +12,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from keyhole.engines.transformers.axes import axes_hooks
+from keyhole.engines.transformers.calls import ServedCache
 from keyhole.engines.transformers.compat import cache_argument, given_cache, with_cache
 from keyhole.engines.transformers.context import Serving, current
 from keyhole.engines.transformers.hidden_states import HiddenStates
 from keyhole.engines.transformers.implementation import hold, release, wants_cache
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.sparse_ffn.skipping import SkippingModules, sparse_steps
+from keyhole.engines.transformers.steps.forwards import StepForwards
 from keyhole.feedforward import FeedForward
 
 switching = RLock()  # held while a model is switched, or switched back
@@ -37,18 +39,6 @@ class _Call:
             self.attachment.finish(served)
         for attachment in self.missed:
             attachment.miss()
-
-
-class ServedCache:
-    """A cache that is notified of the calls it is used in; see `KeyholeCache`."""
-
-    def begin_call(self, model: PreTrainedModel) -> None:
-        """A call of the model with this cache begins."""
-        raise NotImplementedError
-
-    def end_call(self) -> bool:
-        """It is over; returns whether any tokens came."""
-        raise NotImplementedError
 
 
 class Switch:
@@ -74,6 +64,7 @@ class Switch:
             *axes_hooks(model),
         ]
         hold(model)
+        self._steps = StepForwards(model)
 
     @property
     def serving(self) -> bool:
@@ -100,6 +91,7 @@ class Switch:
         if self._skipping is not None:
             self._skipping.remove()
         self._hidden_states.remove()
+        self._steps.remove()
         release(self.model)
         adapter_of(self.model).switch = lambda: None
 

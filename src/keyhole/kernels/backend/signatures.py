@@ -46,6 +46,7 @@ SIGNATURES = {
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
     "kh_sale_attention": [_pointer, _int, _int],
+    "kh_decode": [_pointer, _int],
 }  # fmt: skip
 
 

@@ -45,14 +45,14 @@ def gated_obstacle(module: nn.Module) -> str | None:
         parts = (_weight_obstacle(module, name) for name in _FUSED)
     else:
         parts = (_behind(f".{name}", linear_obstacle(part)) for name, part in _projections(module).items())
-    return next(filter(None, (_own_forward(module), *parts)), None)
+    return next(filter(None, (own_forward(module), *parts)), None)
 
 
 def linear_obstacle(module: nn.Module) -> str | None:
     """As `gated_obstacle`, for a projection."""
     if type(module) is not nn.Linear:
         return f" is a {type(module).__module__}.{type(module).__qualname__}"
-    return _own_forward(module) or _weight_obstacle(module, "weight")
+    return own_forward(module) or _weight_obstacle(module, "weight")
 
 
 def _behind(name: str, obstacle: str | None) -> str | None:
@@ -81,7 +81,8 @@ def _projections(module: nn.Module) -> dict[str, Any]:
     return {name: getattr(module, name, None) for name in names}
 
 
-def _own_forward(module: nn.Module) -> str | None:
+def own_forward(module: nn.Module) -> str | None:
+    """Why a module's forward is not that of its class, as `linear_obstacle`."""
     own = vars(module).get("forward")
     if own is None or isinstance(own, Substitute):
         return None

@@ -1,0 +1,1 @@
+"""Decode steps in which native code computes all but attention."""

@@ -1,0 +1,71 @@
+"""Projections of a model as matrices that share its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keyhole.engines.transformers.sparse_ffn.obstacles import linear_obstacle
+from keyhole.kernels.decoder.types import Linear
+from keyhole.kernels.products.matrix import Matrix, dense
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_PLAIN = (nn.Parameter, Tensor)  # subclasses compute something of their own
+
+
+class NotUnderstood(Exception):
+    """Why a model's steps are left to its own modules; never shown to a caller."""
+
+
+def linear(module: nn.Module) -> Linear:
+    """A projection.
+
+    Raises:
+        NotUnderstood: it is no plain one, or not in memory as this can read it.
+    """
+    held = getattr(module, "matrix", None)
+    if isinstance(held, Matrix):
+        return Linear(held)
+    weight = _dense_weight(module)
+    return Linear(dense(weight), _bias(module))
+
+
+def linear_parts(module: nn.Module, rows: tuple[int, ...]) -> list[Linear]:
+    """A projection whose outputs are several, of so many rows each; as `linear`."""
+    weight, bias = _dense_weight(module), _bias(module)
+    biases = [None] * len(rows) if bias is None else bias.split(rows)
+    return [Linear(dense(each), own) for each, own in zip(weight.split(rows), biases, strict=True)]
+
+
+def weight_of(module: Any) -> Tensor | None:
+    """The weight of a norm.
+
+    Raises:
+        NotUnderstood: it is computed from others, or of a dtype or on a device that this cannot read.
+    """
+    return _numbers(type(module).__name__, module._parameters["weight"])
+
+
+def _dense_weight(module: nn.Module) -> Tensor:
+    obstacle = linear_obstacle(module)
+    if obstacle is not None:
+        raise NotUnderstood(f"a projection{obstacle}")
+    weight = _numbers("a projection", module._parameters["weight"])
+    if weight.dim() != 2 or weight.stride(1) != 1:
+        raise NotUnderstood("the weight of a projection is transposed in memory")
+    return weight
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    bias = module._parameters.get("bias")
+    return None if bias is None else _numbers("a bias", bias)
+
+
+def _numbers(what: str, tensor: Tensor | None) -> Tensor:
+    if tensor is None or type(tensor) not in _PLAIN:
+        raise NotUnderstood(f"the weight of {what} is a {type(tensor).__name__}")
+    if tensor.dtype not in _DTYPES or not tensor.is_cpu:
+        raise NotUnderstood(f"weights are {tensor.dtype} on {tensor.device}; native code reads float32 and bfloat16 on CPUs")
+    return tensor.detach()

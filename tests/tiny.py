@@ -71,6 +71,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     ),
     "granite": ("GraniteConfig", {"attention_multiplier": 0.25}),
     "cohere2": ("Cohere2Config", _TWO_KINDS | {"logit_scale": 1.0}),
+    "olmo": ("OlmoConfig", {"clip_qkv": 2.0}),
     "olmo2": ("Olmo2Config", {}),
     "glm4": ("Glm4Config", {}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),

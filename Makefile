@@ -21,9 +21,10 @@ demo: install
 demo-real: install
 	@$(call WITH_SMOLLM2,$(BIN)/python tools/demo_real.py)
 
-# A real model against transformers, and its file: some ten minutes.
+# A real model against transformers, its file, and rows that were measured once: some ten minutes.
 real: install
-	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py)
+	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py \
+		tests/evaluation/divergence/test_recorded.py)
 
 test: install
 	$(PYTEST)

@@ -8,6 +8,7 @@
 #include "sale.hpp"
 #include "pool.hpp"
 #include "select_rows.hpp"
+#include "unpack.hpp"
 
 #if defined(_WIN32)
 #define KH_API extern "C" __declspec(dllexport)
@@ -28,7 +29,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 7; }
+KH_API int kh_abi_version() { return 8; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -177,4 +178,15 @@ KH_API int kh_matvec_skip_columns(const void* weight, int type, int64_t stride, 
 
 KH_API int kh_sale_attention(const kh::sale::Job* job, int type, int threads) {
   return guarded([&] { return kh::sale::attention(*job, type, threads); });
+}
+
+KH_API int kh_multiply(const kh::Matrix* const* matrices, int count, const float* x, int64_t stride, int vectors,
+                       float* const* out, int threads) {
+  return guarded([&] { return kh::multiply_all(matrices, count, x, stride, vectors, out, threads); });
+}
+
+KH_API int kh_unpack(const kh::Matrix* matrix, const int64_t* rows, int64_t first, int64_t count, int type, void* out,
+                     int threads) {
+  if (type == kh::kFloat32) return kh::unpack(*matrix, rows, first, count, static_cast<float*>(out), threads);
+  return kh::unpack(*matrix, rows, first, count, static_cast<kh::bf16*>(out), threads);
 }

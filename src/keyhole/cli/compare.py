@@ -17,6 +17,7 @@ from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.cli.table import print_rows
 from keyhole.core.method_text import split_specs
+from keyhole.core.model_files import with_weights
 
 if TYPE_CHECKING:
     from keyhole.cli.asked import Found
@@ -31,6 +32,7 @@ _MOST = 2**31 - 1
 
 def compare(
     model: options.Model = None,
+    weights: options.Weights = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -110,6 +112,7 @@ def compare(
     check_plot(plot)
     specs, grid, names = split_specs(methods), split_specs(budgets), split_specs(tasks)
     _check(specs, grid, names, resume, json_file)
+    model = with_weights(model, weights)
     if not read_from:
         find_source(model)
     own = [path.expanduser() for path in text or ()]

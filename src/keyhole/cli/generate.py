@@ -13,6 +13,7 @@ from keyhole.cli.early import check_method, within
 from keyhole.cli.inputs import find_source, load, read_text
 from keyhole.cli.spent import print_chosen, print_spent
 from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
+from keyhole.core.model_files import with_weights
 
 _MOST = 2**31 - 1
 
@@ -27,6 +28,7 @@ def generate(
         typer.Option(help="The question, which follows the text; without one, the model continues the text."),
     ] = "",
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Annotated[
         str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
     ] = "pqcache",
@@ -69,6 +71,7 @@ def generate(
 ) -> None:
     """Answer a question about a text. The answer goes to stdout, statistics to stderr."""
     check_method(method)
+    model = with_weights(model, weights)
     text = _text(prompt, prompt_file)
     find_source(model)
     wanted = Wanted(view, record, exact_mass)

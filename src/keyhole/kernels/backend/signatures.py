@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -46,6 +46,8 @@ SIGNATURES = {
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
     "kh_sale_attention": [_pointer, _int, _int],
+    "kh_multiply": [_pointer, _int, _pointer, _long, _int, _pointer, _int],
+    "kh_unpack": [_pointer, _pointer, _long, _long, _int, _pointer, _int],
 }  # fmt: skip
 
 
@@ -124,4 +126,19 @@ class PoolingCall(ctypes.Structure):
         ("scores", _pointer),
         ("shares", _pointer),
         ("lse", _pointer),
+    )
+
+
+class MatrixCall(ctypes.Structure):
+    """A matrix of `multiply`."""
+
+    _fields_ = (
+        ("packing", _int),
+        ("rows", _long),
+        ("columns", _long),
+        ("weights", _pointer),
+        ("stride", _long),
+        ("scales", _pointer),
+        ("minima", _pointer),
+        ("bias", _pointer),
     )

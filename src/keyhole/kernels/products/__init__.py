@@ -1,0 +1,1 @@
+"""Products of weights in the form they are shipped in."""

@@ -13,7 +13,7 @@ from keyhole.storage import BiasedStorage
 from tests import oracles_nosa as oracle
 from tests.heads import AnyHead, _read
 
-KV, GROUPS, SIZE, VALUE = 2, 3, 16, 12
+KV, GROUPS, SIZE, VALUE = 2, 3, 16, 16
 RULE = {"block": 16, "stride": 4, "init": 1, "local": 4, "blocks": 17, "recalled": 4}
 OPTIONS = "block=16, stride=4, sinks=16, window=64, budget=192, dense_below=0"
 HOW = Logits(SIZE**-0.5)
@@ -185,7 +185,7 @@ def test_of_each_of_1000_steps_the_static_share_was_read_before(share, steps):
         before = now
     assert least < 1
     # A block that is fetched was chosen anew by the query, or is the window's next.
-    block_bytes = 16 * (SIZE + 3 + VALUE) * 4
+    block_bytes = 16 * (SIZE + VALUE + 6) * 4
     most = (steps + 1) * (recalled + 1) + RULE["blocks"]
     assert text.layer.usage.fetched <= most * KV * block_bytes
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keyhole.attention.biased import CHANNELS
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
 from keyhole.bench.offload.methods import linked_layer, plain_layer
@@ -181,7 +182,7 @@ def prompt_lengths(case: Case) -> list[int]:
 def resident_bytes(case: Case, read: int) -> int:
     """What the slots of a method take that reads so many tokens, the bias of nosa among it."""
     slots = -(-read // SLOT) + SPARE_SLOTS
-    token = case.kv_heads * (2 * case.head_dim + 3) * case.torch_dtype.itemsize
+    token = case.kv_heads * 2 * (case.head_dim + CHANNELS) * case.torch_dtype.itemsize
     return slots * SLOT * token * case.batch
 
 

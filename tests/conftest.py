@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -21,3 +22,12 @@ os.environ.pop("COLUMNS", None)
 
 # Tensors are tiny here: handing them to several threads takes longer than the work.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _importance_heads(monkeypatch):
+    """`nosa` has faint importance heads where none is given, so that it is tested as all methods are."""
+    from keyhole.methods import Nosa
+    from tests.heads import heads_at_hand
+
+    monkeypatch.setattr(Nosa, "heads", heads_at_hand)

@@ -28,10 +28,19 @@ class Footprint(NamedTuple):
 
 
 class Lookups(NamedTuple):
-    """Tokens that were read from resident blocks of a slower tier, and past them."""
+    """Tokens that were read from resident blocks of a slower tier, and past them.
+
+    Attributes:
+        fetched: bytes of a slower tier that were read for that, as far as `ResidentSlots` count them.
+        blocks: read by steps that another one came before, likewise.
+        again: of those, blocks that the step before had read.
+    """
 
     hits: int = 0
     misses: int = 0
+    fetched: int = 0
+    blocks: int = 0
+    again: int = 0
 
 
 class Storage(Informed, ABC):

@@ -92,5 +92,5 @@ def named(given: list[str], *, selecting: bool = False) -> list[str]:
     from keyhole.methods import METHODS, EvictionMethod, RetrievalMethod
 
     kinds = RetrievalMethod if selecting else (RetrievalMethod, EvictionMethod)
-    every = [name for name, kind in METHODS.items() if issubclass(kind, kinds)]
+    every = [name for name, kind in METHODS.items() if issubclass(kind, kinds) and not kind.required]
     return list(dict.fromkeys(spec for each in given for spec in (every if each == "all" else [each])))

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from keyhole.evaluation.haystack import Haystack
 from keyhole.training.batches import LABELS
+from keyhole.training.forms import Phrasebook
 from keyhole.training.lessons import build_lessons
 
 _LISTS = 0.2  # share of the rows of the tasks that are given to the counting ones
@@ -44,11 +45,12 @@ class Tasks:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         try:
-            self._lessons = build_lessons(tokenizer, Haystack.from_environment("train"))
+            Phrasebook(tokenizer)
         except ValueError as error:
             raise ValueError(
                 f"the tasks need the tokenizer of the embedded model ({error}); train this one with --text"
             ) from error
+        self._lessons = build_lessons(tokenizer, Haystack.from_environment("train"))
 
     def row(self, rng: np.random.Generator, length: int) -> Row:
         lesson = self._lessons["lists" if rng.random() < _LISTS else "tasks"]

@@ -10,6 +10,7 @@ import typer
 from keyhole.cli import options
 from keyhole.cli.outputs import check_writable
 from keyhole.cli.training import Further, train_further, train_small
+from keyhole.training.continued.settings import FILE as SETTINGS
 
 _CHECKPOINT = "checkpoint.safetensors"
 _FURTHER = "With --selection: "
@@ -79,11 +80,15 @@ def train(
     further = Further(source, text, tasks, steps, context, batch, lr, head_lr, head_only)
     settings = further.settings(selection, seed, quick=quick)
     _check_run(out, resume=resume)
-    if settings is not None and resume:
-        settings.check_same(out)
     if settings is None:
+        if resume and (out / SETTINGS).exists():
+            raise ValueError(
+                f"the run in {str(out)!r} trains a model further; give its --selection"
+            )
         train_small(out, seed=seed, quick=quick, threads=threads, quiet=quiet)
     else:
+        if resume:
+            settings.check_same(out)
         train_further(settings, out, threads=threads, quiet=quiet)
 
 

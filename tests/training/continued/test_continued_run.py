@@ -7,6 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.small_text import TEXT, byte_model, byte_tokenizer
+from tests.tiny import fresh_model, prompt, tiny_model
 from transformers import AutoModelForCausalLM
 
 from keyhole.core.errors import UnsupportedModelError
@@ -19,8 +21,6 @@ from keyhole.training.continued.importance import Importance
 from keyhole.training.continued.settings import Settings
 from keyhole.training.continued.start import train_further
 from keyhole.training.continued.switching import attending
-from tests.evaluation.small_text import TEXT, byte_model, byte_tokenizer
-from tests.tiny import fresh_model, prompt, tiny_model
 
 TEXTS = [" ".join(TEXT.sentences)]
 RULE = BlockRule(block=8, stride=4, init=1, local=1, blocks=5, recalled=2)

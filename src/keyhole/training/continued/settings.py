@@ -69,6 +69,8 @@ class Settings:
 
     def check_same(self, out: Path) -> None:
         """Raises ValueError where the run in `out` was started with other settings."""
+        if not (out / FILE).exists():
+            raise ValueError(f"the run in {str(out)!r} is of another kind; resume it without --selection")
         begun = json.loads((out / FILE).read_text(encoding="utf-8"))
         mine = json.loads(json.dumps(asdict(self)))
         differing = [f"{name} {begun.get(name)!r}" for name in mine if begun.get(name) != mine[name]]

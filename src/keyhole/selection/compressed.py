@@ -89,7 +89,7 @@ class CompressedSelector(Capturable):
         recall = by_block(shares, visible, blocks, self.block // self.stride)
         static = self._importance(visible, blocks)
         current = ((seen - 1) // self.block).view(-1, 1, 1)
-        rules = [self._rule(limit) for limit in step.limits()]
+        rules = [self.rule(limit) for limit in step.limits()]
         if len(set(rules)) == 1:
             return block_lists(recall, static, current, rules[0]).squeeze(2)
         rows = [
@@ -109,7 +109,7 @@ class CompressedSelector(Capturable):
 
         return regions.derived(("windows", windows, self.stride), make)
 
-    def _rule(self, limit: int) -> BlockRule:
+    def rule(self, limit: int) -> BlockRule:
         """For a row that may read so many tokens beside sinks and window."""
         blocks = self.init + self.local + max(1, limit // self.block)
         return BlockRule(self.block, self.stride, self.init, self.local, blocks)

@@ -47,8 +47,8 @@ class StaticSelector(CompressedSelector):
             rows = _biased(storage).importance(begin)[:, :, : self.length - begin]
             self._matter.append(stride_means(rows.unsqueeze(-1), self.stride))
 
-    def _rule(self, limit: int) -> BlockRule:
-        rule = super()._rule(limit)
+    def rule(self, limit: int) -> BlockRule:
+        rule = super().rule(limit)
         return replace(rule, recalled=min(max(int(self.query_share * rule.blocks), 1), rule.free))
 
     def _importance(self, visible: Tensor, blocks: int) -> Tensor:

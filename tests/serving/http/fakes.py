@@ -64,12 +64,14 @@ class FakeTicket:
 class FakeLibrary:
     """Documents in memory, which nobody reads."""
 
+    path = "/srv/private/documents"
+
     def __init__(self):
         self._held, self.store = {}, self
 
     def add(self, *, text, name, method, model=None, pinned=None, ttl=None):
         told = {"tokens": np.zeros(len(text), np.uint32), "stored": len(text), "finished": True}
-        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0}
+        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0, "source": "text"}
         self._held[name] = SimpleNamespace(
             name=name, method=str(method), model=model or "", pinned=bool(pinned), ttl=ttl, **told
         )

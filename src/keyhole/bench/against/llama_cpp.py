@@ -80,7 +80,7 @@ class LlamaCpp:
         if not context:
             raise ValueError(
                 f"llama.cpp makes no context of {capacity} tokens with kv={self._kv}, flash={self._flash}; "
-                "give flash=on for quantised values, or a shorter length"
+                "quantised values need flash=on and heads of a multiple of 32; else give a shorter length"
             )
         return context
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keyhole.bench.against.engine import Entrant, Settings, entrant
+from keyhole.bench.against.engine import Entrant, Settings
+from keyhole.bench.against.engines import entrant
 from keyhole.bench.against.figures import Measured
 from keyhole.bench.against.file_facts import FileFacts, file_facts
 from keyhole.bench.against.huggingface import HuggingFace

@@ -67,7 +67,7 @@ def installed(engines: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SpecError: there is no such engine or option.
     """
-    from keyhole.bench.against.engine import missing
+    from keyhole.bench.against.engines import missing
 
     reasons = {spec: missing(spec) for spec in dict.fromkeys(engines)}
     for reason in filter(None, reasons.values()):

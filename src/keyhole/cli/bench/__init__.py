@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from keyhole.cli.bench.against import against
 from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, paged, scan
 from keyhole.cli.bench.matrix import gemv
@@ -20,21 +21,8 @@ app = typer.Typer(
     "checked first; nothing is reported for an operation that is wrong.",
 )
 
-for command in (
-    decode,
-    paged,
-    step,
-    scan,
-    gather,
-    gemv,
-    build,
-    prefill,
-    prompt,
-    memory,
-    offload,
-    gpu,
-    report,
-):
+of_layers = (decode, paged, scan, gather, gemv, build, prefill)
+for command in (*of_layers, step, prompt, memory, offload, against, gpu, report):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ import typer
 
 from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, paged, scan
-from keyhole.cli.bench.matrix import gemv
+from keyhole.cli.bench.matrix import gemv, products
 from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
 from keyhole.cli.bench.prefill import prefill
@@ -19,7 +19,21 @@ app = typer.Typer(
     "checked first; nothing is reported for an operation that is wrong.",
 )
 
-for command in (decode, paged, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, report):
+for command in (
+    decode,
+    paged,
+    step,
+    scan,
+    gather,
+    gemv,
+    products,
+    build,
+    prefill,
+    prompt,
+    memory,
+    gpu,
+    report,
+):
     app.command()(command)
 
 

@@ -95,36 +95,38 @@ def _native(form: str, groups: Sequence[list[Tensor]], inputs: dict[int, Tensor]
 
 def _torch(groups: Sequence[list[Tensor]], inputs: dict[int, Tensor]) -> list[Candidate]:
     """torch's own: linear in two precisions, int8 by row, int4 in groups of 32."""
+    flat, ops = [weight for group in groups for weight in group], torch.ops.aten
     narrow = {columns: x.bfloat16() for columns, x in inputs.items()}
-
-    def candidate(
-        name: str, held: list, product: Callable, size: float, vectors: dict[int, Tensor] = inputs
-    ) -> Candidate:
-        def run() -> None:
-            for columns, parts in held:
-                product(vectors[columns], *parts)
-
-        return Candidate(name, "torch", run, size, count)
-
-    flat = [weight for group in groups for weight in group]
-    count = sum(weight.numel() for weight in flat)
-    rows = sum(weight.shape[0] for weight in flat)
-    wide = [(w.shape[1], (w,)) for w in flat]
-    half = [(w.shape[1], (w.bfloat16(),)) for w in flat]
-    int8 = [(w.shape[1], _by_row(w)) for w in flat]
-    int4 = [(w.shape[1], _int4(w)) for w in flat if not any(size % 64 for size in w.shape)]
-    ops = torch.ops.aten
+    count, rows = sum(w.numel() for w in flat), sum(w.shape[0] for w in flat)
+    wide, half = [(w,) for w in flat], [(w.bfloat16(),) for w in flat]
     found = [
-        candidate("torch linear float32", wide, F.linear, 4 * count),
-        candidate("torch linear bfloat16", half, F.linear, 2 * count, narrow),
-        candidate("torch int8, by row", int8, ops._weight_int8pack_mm, count + 2 * rows, narrow),
+        _candidate("torch linear float32", flat, wide, F.linear, 4 * count, inputs),
+        _candidate("torch linear bfloat16", flat, half, F.linear, 2 * count, narrow),
     ]
-    if len(int4) < len(flat):  # it takes no other sizes
-        return found
-    return [
-        *found,
-        candidate("torch int4", int4, ops._weight_int4pack_mm_for_cpu, count * (0.5 + 4 / GROUP), narrow),
-    ]
+    int8 = [_by_row(w) for w in flat]
+    size = count + 2 * rows
+    found.append(_candidate("torch int8, by row", flat, int8, ops._weight_int8pack_mm, size, narrow))
+    if not any(length % 64 for w in flat for length in w.shape):  # it takes no other sizes
+        int4, size = [_int4(w) for w in flat], count * (0.5 + 4 / GROUP)
+        found.append(_candidate("torch int4", flat, int4, ops._weight_int4pack_mm_for_cpu, size, narrow))
+    return found
+
+
+def _candidate(
+    name: str,
+    weights: Sequence[Tensor],
+    held: Sequence[tuple],
+    product: Callable,
+    size: float,
+    vectors: dict[int, Tensor],
+) -> Candidate:
+    work = [(vectors[weight.shape[1]], parts) for weight, parts in zip(weights, held, strict=True)]
+
+    def run() -> None:
+        for x, parts in work:
+            product(x, *parts)
+
+    return Candidate(name, "torch", run, size, sum(weight.numel() for weight in weights))
 
 
 def _by_row(weight: Tensor) -> tuple[Tensor, Tensor]:

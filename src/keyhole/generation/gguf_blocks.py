@@ -74,7 +74,7 @@ class _Tensors:
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         reader = GGUFReader(path)
-        architecture = read_field(reader, "general.architecture")[0]
+        architecture = str(read_field(reader, "general.architecture")[0])
         kind = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
         if kind.__name__ not in _KNOWN:
             raise ValueError(

@@ -51,7 +51,7 @@ def load_model(name: str | Path, *, dtype: torch.dtype | None = None, weights: s
         ValueError: there is none of that name, it is incomplete or corrupt, or it cannot be packed; the
             message names it.
     """
-    plain, form = split_name(with_weights(str(name), weights) if weights else name)
+    plain, form = split_name(with_weights(str(name), weights) or name)
     source = find_model(plain)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -7,7 +7,7 @@ import typer
 from keyhole.cli.bench.against import against
 from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, paged, scan
-from keyhole.cli.bench.matrix import gemv
+from keyhole.cli.bench.matrix import gemv, products
 from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
 from keyhole.cli.bench.offload import offload
@@ -21,7 +21,7 @@ app = typer.Typer(
     "checked first; nothing is reported for an operation that is wrong.",
 )
 
-of_layers = (decode, paged, scan, gather, gemv, build, prefill)
+of_layers = (decode, paged, scan, gather, gemv, products, build, prefill)
 for command in (*of_layers, step, prompt, memory, offload, against, gpu, report):
     app.command()(command)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ def _described(module: nn.Module) -> dict[str, Any] | None:
     kind = next((name for name, one in _KINDS.items() if isinstance(module, one)), None)
     if kind is None:
         return None
-    matrix = module.matrix  # type: ignore[union-attr]
+    matrix = cast(PackedLinear, module).matrix
     shape = [matrix.rows, matrix.columns]
     return {"kind": kind, "packing": matrix.packing.name, "shape": shape}
 
@@ -138,8 +138,8 @@ def _install(model: nn.Module, name: str, said: dict[str, Any], tensors: dict[st
     if codes is None or scales is None:
         raise ValueError(f"its weights lack codes or scales of {name!r}")
     low = None if minima is None else minima.view(torch.float16)
-    packing = Packing[said["packing"]]
-    matrix = Matrix(packing, *said["shape"], codes, scales.view(torch.float16), low, part("bias"))
+    packing, (rows, columns) = Packing[said["packing"]], said["shape"]
+    matrix = Matrix(packing, rows, columns, codes, scales.view(torch.float16), low, part("bias"))
     parent, _, own = name.rpartition(".")
     holder: Any = model.get_submodule(parent)
     setattr(holder, own, _KINDS[said["kind"]](matrix, getattr(holder, own).weight.dtype))
@@ -160,21 +160,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"the file {str(path)!r} is damaged ({error})") from error
 
 
-def _header(file: BinaryIO) -> _Header:
+def _header(file: BufferedReader) -> _Header:
     size = int.from_bytes(file.read(8), "little")
     if size > 100 << 20:
         raise ValueError("its header is too long")
     return _Header(json.loads(file.read(size)), 8 + size)
 
 
-def _tensor(file: BinaryIO, start: int, entry: dict[str, Any]) -> Tensor:
+def _tensor(file: BufferedReader, start: int, entry: dict[str, Any]) -> Tensor:
     begin, end = entry["data_offsets"]
     tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
     if tensor.nbytes != end - begin:
         raise ValueError("a tensor's size is not that of its shape")
     if end > begin:
         file.seek(start + begin)
-        room: np.ndarray = tensor.flatten().view(torch.uint8).numpy()
-        if file.readinto(memoryview(room)) != end - begin:
+        if file.readinto(tensor.flatten().view(torch.uint8).numpy().data) != end - begin:
             raise ValueError("it is cut short")
     return tensor

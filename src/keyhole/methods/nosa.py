@@ -97,4 +97,4 @@ class Nosa(InfLLMV2):
                 f"{self.name} needs an importance head; train a model and its head with `{TRAIN} --out DIR`, "
                 f"and give {self.name}(head=DIR); infllm_v2 selects without one"
             )
-        return read_heads(self.head, info)
+        return read_heads(self.head, info, block=self.block, stride=self.stride)

@@ -46,7 +46,10 @@ class Nosa(InfLLMV2):
         products="G * D * N / stride",
     )
 
-    required: ClassVar[tuple[str, ...]] = ("head",)
+    required: ClassVar[dict[str, str]] = {
+        "head": f"train a model and its head with `{TRAIN} --out DIR`, and give nosa(head=DIR); infllm_v2 "
+        "selects without one"
+    }
 
     head: str | None = options.directory(
         help=f"Directory of the importance head, which `{TRAIN}` writes beside the model it trains. Needed."
@@ -93,8 +96,5 @@ class Nosa(InfLLMV2):
         if not info.layers:
             return []
         if self.head is None:
-            raise SpecError(
-                f"{self.name} needs an importance head; train a model and its head with `{TRAIN} --out DIR`, "
-                f"and give {self.name}(head=DIR); infllm_v2 selects without one"
-            )
+            raise SpecError(f"{self.name} needs head=; {self.required['head']}")
         return read_heads(self.head, info, block=self.block, stride=self.stride)

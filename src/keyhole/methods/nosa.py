@@ -8,7 +8,7 @@ from typing import ClassVar
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
-from keyhole.methods.facts import Facts
+from keyhole.methods.facts import ON_DEVICE, Differs, Facts
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.prefill import BiasedPrefill, Prefill
 from keyhole.selection import Selector, StaticSelector
@@ -44,6 +44,7 @@ class Nosa(InfLLMV2):
         scan="(D * e + 4) * N / stride",
         row="(D + Dv + 6) * e",
         products="G * D * N / stride",
+        differs=(Differs("place", "host", ON_DEVICE),),
     )
 
     required: ClassVar[dict[str, str]] = {

@@ -32,16 +32,17 @@ class Nosa(InfLLMV2):
     summary: ClassVar[str] = "reads blocks by the query and by trained importance, which no query changes"
     facts: ClassVar[Facts] = Facts(
         stored="As infllm_v2, and from the first step on the mean importance of each `stride` tokens, in 4 "
-        "bytes. Three channels for the bias of each key. The head has `Hkv * Dv + 1` numbers per KV head.",
+        "bytes. Three more channels of each key and value, for the bias. The head has `Hkv * Dv + 1` numbers "
+        "per KV head.",
         select="As infllm_v2, and a second ranking of N / block blocks by importance.",
         best_for="Keys and values on host or disk, and a model that was trained with it: consecutive steps "
         "read mostly the same blocks.",
         weak_at="Needs a trained head, and a window of at least a block. Importance is never revised: a "
         "token without it is found only by the query's share of blocks.",
-        kept="(D + 3 + Dv) * e",
+        kept="(D + Dv + 6) * e",
         index="D * e / stride",
         scan="(D * e + 4) * N / stride",
-        row="(D + 3 + Dv) * e",
+        row="(D + Dv + 6) * e",
         products="G * D * N / stride",
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
@@ -24,7 +25,8 @@ from keyhole.storage.merging import Merge
 class BiasedStorage(CapturableStorage):
     """Attends to what `inner` holds, each token's logit raised by its importance.
 
-    `keys` and `values` are as they came. The importance is found when a token comes, and stays.
+    `keys` and `values` are as they came. The importance is found when a token comes, and stays. Values get as
+    many channels as keys do, without meaning: kernels read keys and values of one size.
 
     Args:
         importance_of: float32 `[B, Hkv, T]`, of values `[B, Hkv, T, E]`; None where it is 0 for all, so that
@@ -44,16 +46,18 @@ class BiasedStorage(CapturableStorage):
         return self.inner.length
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        self.inner.append(self._raised(keys, values), values)
+        self.inner.append(*self._raised(keys, values))
 
-    def _raised(self, keys: Tensor, values: Tensor) -> Tensor:
-        return keys if self._importance_of is None else with_bias(keys, self._importance_of(values))
+    def _raised(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._importance_of is None:
+            return keys, values
+        return with_bias(keys, self._importance_of(values)), F.pad(values, (0, CHANNELS))
 
     def keys(self, start: int = 0) -> Tensor:
         return self._without_bias(self.inner.keys(start))
 
     def values(self, start: int = 0) -> Tensor:
-        return self.inner.values(start)
+        return self._without_bias(self.inner.values(start))
 
     def biased_keys(self) -> Tensor:
         """Keys with the channels of their bias, `[B, Hkv, N, D + CHANNELS]`, unless it is `plain`."""
@@ -71,7 +75,8 @@ class BiasedStorage(CapturableStorage):
         if self.plain:
             return self.inner.attend(query, slots, counts, logits)
         if logits.softcap is None:
-            return self.inner.attend(asking_biased(query, logits.scale), slots, counts, logits)
+            asked = asking_biased(query, logits.scale)
+            return _narrowed(self.inner.attend(asked, slots, counts, logits))
         keys, values = self.biased_keys(), self.values()
         chosen = Chosen.of(slots, counts, keys.shape[1])
         shown = chosen.valid_mask().unsqueeze(2)
@@ -91,7 +96,7 @@ class BiasedStorage(CapturableStorage):
         else:
             slots, counts = packed_slots(shown.squeeze(2), keys.shape[2])
             asked = asking_biased(query.squeeze(2), logits.scale)
-            part = attend_slots(asked, keys, values, slots, counts, logits)
+            part = _narrowed(attend_slots(asked, keys, self.inner.values(), slots, counts, logits))
         return add_sink_logits(part, logits).out.unsqueeze(2)
 
     def scores(self, query: Tensor, logits: Logits) -> Tensor:
@@ -150,7 +155,7 @@ class BiasedStorage(CapturableStorage):
         self._capturable.extend(length)
 
     def put(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
-        self._capturable.put(self._raised(keys, values), values, slot)
+        self._capturable.put(*self._raised(keys, values), slot)
 
     def keys_at(self, slots: Tensor) -> Tensor:
         return self._without_bias(self._capturable.keys_at(slots))
@@ -161,11 +166,15 @@ class BiasedStorage(CapturableStorage):
             raise TypeError(self.varying)
         return self.inner
 
-    def _without_bias(self, keys: Tensor) -> Tensor:
-        return keys if self.plain else keys[..., :-CHANNELS]
+    def _without_bias(self, rows: Tensor) -> Tensor:
+        return rows if self.plain else rows[..., :-CHANNELS]
 
     def _bias_of(self, keys: Tensor) -> Tensor:
         return torch.zeros(keys.shape[:-1], device=keys.device) if self.plain else bias_of(keys)
+
+
+def _narrowed(part: Part) -> Part:
+    return part._replace(out=part.out[..., :-CHANNELS].contiguous())
 
 
 def _squeezed(part: Part) -> Part:

@@ -9,6 +9,7 @@ from keyhole.cli.bench.layer import build, decode, gather, paged, scan
 from keyhole.cli.bench.matrix import gemv
 from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
+from keyhole.cli.bench.offload import offload
 from keyhole.cli.bench.prefill import prefill
 from keyhole.cli.bench.report import report
 
@@ -19,7 +20,21 @@ app = typer.Typer(
     "checked first; nothing is reported for an operation that is wrong.",
 )
 
-for command in (decode, paged, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, report):
+for command in (
+    decode,
+    paged,
+    step,
+    scan,
+    gather,
+    gemv,
+    build,
+    prefill,
+    prompt,
+    memory,
+    offload,
+    gpu,
+    report,
+):
     app.command()(command)
 
 

@@ -14,6 +14,7 @@ FILE = "settings.json"
 FULL = "full"
 IMPORTANT = "nosa"  # the selection that has an importance head
 SELECTIONS = (FULL, "infllm_v2", IMPORTANT)
+_SHORTEST_TASKS = 256  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Settings:
             )
         if self.tasks and self.texts:
             raise ValueError("--tasks and --text are two kinds of data; give one of them")
+        if self.tasks and min(self.contexts) < _SHORTEST_TASKS:
+            raise ValueError(
+                f"--context {min(self.contexts)} has no room for the tasks; give at least {_SHORTEST_TASKS}"
+            )
         if not self.weights and term.name != IMPORTANT:
             raise ValueError(f"--head-only trains the importance head, which only {IMPORTANT} has")
 

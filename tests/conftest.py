@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 from hypothesis import settings
 
@@ -24,10 +23,9 @@ os.environ.pop("COLUMNS", None)
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _importance_heads(monkeypatch):
+def pytest_collection():
     """`nosa` has faint importance heads where none is given, so that it is tested as all methods are."""
     from keyhole.methods import Nosa
     from tests.heads import heads_at_hand
 
-    monkeypatch.setattr(Nosa, "heads", heads_at_hand)
+    Nosa.heads = heads_at_hand

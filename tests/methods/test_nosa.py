@@ -203,11 +203,13 @@ def test_unlike_queries_without_importance_change_more():
 
 def test_without_a_head_it_is_refused_with_the_command(monkeypatch):
     monkeypatch.setattr(Nosa, "heads", _read)
-    for heads in (Recipe.parse("nosa").layers,):
-        with pytest.raises(SpecError, match="keyhole train --selection nosa --out DIR"):
-            heads(2)
+    recipe = Recipe.parse("nosa")
+    with pytest.raises(SpecError, match="keyhole train --selection nosa --out DIR"):
+        recipe.layers(2)
     with pytest.raises(SpecError, match="kv_dtype=int8 is not supported"):
         Recipe.parse("nosa(kv_dtype=int8)")
+    with pytest.raises(SpecError, match="resident=slots is not supported"):
+        Recipe.parse("shadowkv(place=host, resident=slots)")
     with pytest.raises(SpecError, match="not a multiple of stride=16"):
         Recipe.parse("infllm_v2(block=40)")
 

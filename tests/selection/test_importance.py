@@ -72,6 +72,15 @@ def test_what_cannot_be_used_is_refused_with_the_command(tmp_path):
         read_heads(tmp_path, ModelInfo((0, 1), fingerprint=lambda: "weights one"))
 
 
+def test_blocks_are_those_it_was_trained_with(tmp_path):
+    write_heads(tmp_path, {0: _head()}, model="m", rule={"block": 32, "stride": 16})
+    assert read_heads(tmp_path, ModelInfo((0,)), block=32, stride=16)
+    with pytest.raises(
+        SavedStateError, match=re.escape("trained with block=32, not 64; give nosa(block=32)")
+    ):
+        read_heads(tmp_path, ModelInfo((0,)), block=64, stride=16)
+
+
 @pytest.mark.parametrize(
     "head",
     [

@@ -8,7 +8,7 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stdout
-from keyhole.cli.early import check_method, within
+from keyhole.cli.early import check_served, within
 from keyhole.cli.inputs import find_source
 from keyhole.documents.paths import name_of
 from keyhole.documents.text import check_files
@@ -50,7 +50,7 @@ def add(
 
     A reading that was interrupted goes on where it stopped when the same is added again.
     """
-    check_method(method)
+    check_served(method)
     name_of(name, files)
     check_files(files)
     if model is not None:

@@ -10,7 +10,7 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.inputs import find_source
 from keyhole.cli.spent import print_spent
 from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
@@ -106,7 +106,7 @@ def _added(
     document: str, store: Path | None, model: str | None, method: str | None, kv_dtype: str | None
 ) -> dict[str, Any]:
     """How a file is to be added; what cannot be asked is found out without importing torch."""
-    check_method(method or "pqcache")
+    check_served(method or "pqcache")
     if model is not None:
         find_source(model)
     from keyhole.documents.meant import find_document  # with SQLite and NumPy, which other commands spare

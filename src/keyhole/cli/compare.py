@@ -12,7 +12,7 @@ from keyhole.cli.asked import ALL, KL, Asked
 from keyhole.cli.comparing import run, write
 from keyhole.cli.console import progress
 from keyhole.cli.divergence_table import print_divergences
-from keyhole.cli.early import check_budgets, check_method
+from keyhole.cli.early import check_budgets, check_served
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.cli.table import print_rows
@@ -127,7 +127,7 @@ def compare(
 def _check(specs: list[str], grid: list[str], names: list[str], resume: bool, json_file: Path | None) -> None:
     for method in specs:
         if method != ALL:
-            check_method(method)
+            check_served(method)
     check_budgets(grid)
     if resume and (json_file is None or names != [KL]):
         raise ValueError(

@@ -10,7 +10,7 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import Report, progress, stderr
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.eval_table import print_lines
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
@@ -152,7 +152,7 @@ def _methods(text: str) -> list[str]:
     if not methods:
         raise ValueError("no method is given; give --method with one, such as --method pqcache")
     for method in methods:
-        check_method(method)
+        check_served(method)
     return methods
 
 

@@ -9,7 +9,7 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import progress
-from keyhole.cli.early import check_method, within
+from keyhole.cli.early import check_served, within
 from keyhole.cli.inputs import find_source, load, read_text
 from keyhole.cli.spent import print_chosen, print_spent
 from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
@@ -68,7 +68,7 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Answer a question about a text. The answer goes to stdout, statistics to stderr."""
-    check_method(method)
+    check_served(method)
     text = _text(prompt, prompt_file)
     find_source(model)
     wanted = Wanted(view, record, exact_mass)

@@ -14,7 +14,7 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stderr
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.inputs import find_source
 from keyhole.serving.http.keys import Keys, read_keys
 from keyhole.serving.http.settings import Settings, check_exposure, check_origin, listen_at, names_of
@@ -77,7 +77,7 @@ def serve(
 
     The first SIGTERM or Ctrl-C lets requests that run or wait end, for a minute; a second one ends at once.
     """
-    check_method(method)
+    check_served(method)
     _check_installed(metrics)
     keys = Keys() if api_key_file is None else read_keys(api_key_file)
     check_exposure(host, keys)

@@ -36,8 +36,9 @@ class Method:
     paper: ClassVar[str]
     summary: ClassVar[str]
     facts: ClassVar[Facts]
-    # Options without which it serves no model: it is left out where all methods are run by their defaults.
-    required: ClassVar[tuple[str, ...]] = ()
+    # Options without which it serves no model, and where to get them: it is left out where all methods are
+    # run by their defaults.
+    required: ClassVar[dict[str, str]] = {}
     # Options of earlier versions, and their current names.
     renamed: ClassVar[dict[str, str]] = {}
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
-from keyhole.methods.facts import Facts
+from keyhole.methods.facts import ON_DEVICE, Differs, Facts
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.prefill import BiasedPrefill, Prefill
 from keyhole.selection import Selector, StaticSelector
@@ -44,9 +44,13 @@ class Nosa(InfLLMV2):
         scan="(D * e + 4) * N / stride",
         row="(D + Dv + 6) * e",
         products="G * D * N / stride",
+        differs=(Differs("place", "host", ON_DEVICE),),
     )
 
-    required: ClassVar[tuple[str, ...]] = ("head",)
+    required: ClassVar[dict[str, str]] = {
+        "head": f"train a model and its head with `{TRAIN} --out DIR`, and give nosa(head=DIR); infllm_v2 "
+        "selects without one"
+    }
 
     head: str | None = options.directory(
         help=f"Directory of the importance head, which `{TRAIN}` writes beside the model it trains. Needed."
@@ -93,8 +97,5 @@ class Nosa(InfLLMV2):
         if not info.layers:
             return []
         if self.head is None:
-            raise SpecError(
-                f"{self.name} needs an importance head; train a model and its head with `{TRAIN} --out DIR`, "
-                f"and give {self.name}(head=DIR); infllm_v2 selects without one"
-            )
-        return read_heads(self.head, info)
+            raise SpecError(f"{self.name} needs head=; {self.required['head']}")
+        return read_heads(self.head, info, block=self.block, stride=self.stride)

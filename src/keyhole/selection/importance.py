@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole.core.artifacts import ArtifactFiles
-from keyhole.core.errors import SpecError
+from keyhole.core.errors import SavedStateError, SpecError
 from keyhole.core.model_info import ModelInfo
 
 TRAIN = "keyhole train --selection nosa"  # the command that makes a head
@@ -63,10 +63,10 @@ class ImportanceHead(NamedTuple):
                 f"an importance head {list(self.weight.shape)} does not fit {heads} KV heads of {size}; "
                 f"train one for this model with `{TRAIN}`"
             )
-        weight, scale, bias = (None if part is None else part.to(values.device) for part in self)
+        bias = None if self.bias is None else self.bias.to(values.device)
         joined = values.transpose(1, 2).flatten(2).float()
-        raised = F.softplus(F.linear(joined, weight, bias))
-        return (raised * scale).transpose(1, 2)
+        raised = F.softplus(F.linear(joined, self.weight.to(values.device), bias))
+        return (raised * self.scale.to(values.device)).transpose(1, 2)
 
 
 def write_heads(directory: str | Path, heads: dict[int, ImportanceHead], *, model: str, **made: Any) -> None:
@@ -75,7 +75,8 @@ def write_heads(directory: str | Path, heads: dict[int, ImportanceHead], *, mode
     Args:
         heads: by their layers' places in the model.
         model: the fingerprint of the model, with the weights and in the type it will be loaded with.
-        made: what else there is to say about how they were made, as JSON.
+        made: what else there is to say about how they were made, as JSON; `rule` are the fields of the
+            `BlockRule` that they were trained by.
     """
     tensors = {
         f"{place}.{name}": tensor.detach().float().cpu().contiguous()
@@ -86,13 +87,23 @@ def write_heads(directory: str | Path, heads: dict[int, ImportanceHead], *, mode
     _FILES.write(directory, tensors, model=model, layers=sorted(heads), **made)
 
 
-def read_heads(directory: str | Path, info: ModelInfo) -> list[ImportanceHead]:
+def read_heads(directory: str | Path, info: ModelInfo, **rule: int) -> list[ImportanceHead]:
     """The heads of a model's served layers; without a model the first ones of the file, in order.
 
+    Args:
+        rule: fields of the `BlockRule` that blocks are to be chosen by.
+
     Raises:
-        SavedStateError: there are none, they are damaged, or made for another model.
+        SavedStateError: there are none, they are damaged, made for another model, or trained by another rule.
     """
     settings = _FILES.settings(directory, info)
+    trained = settings.get("rule", {})
+    for name, value in rule.items():
+        if trained.get(name, value) != value:
+            raise SavedStateError(
+                f"{directory}: the importance heads were trained with {name}={trained[name]}, not {value}; "
+                f"give nosa({name}={trained[name]})"
+            )
     return _FILES.of_layers(directory, _FILES.read(directory, settings, _heads), info)
 
 

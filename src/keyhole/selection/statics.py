@@ -17,6 +17,8 @@ from keyhole.selection.block_lists import BlockRule, by_block
 from keyhole.selection.compressed import CompressedSelector, stride_means
 from keyhole.storage import BiasedStorage, CapturableStorage, GrowingBuffer, Storage
 
+_ROUNDING = 1e-6  # blocks: a share is a quotient of two numbers of them
+
 
 class StaticSelector(CompressedSelector):
     """Of all that a step reads, at least `1 - query_share` are blocks that it would read whatever was asked.
@@ -49,7 +51,8 @@ class StaticSelector(CompressedSelector):
 
     def rule(self, limit: int) -> BlockRule:
         rule = super().rule(limit)
-        return replace(rule, recalled=min(max(int(self.query_share * rule.blocks), 1), rule.free))
+        recalled = int(self.query_share * rule.blocks + _ROUNDING)
+        return replace(rule, recalled=min(max(recalled, 1), rule.free))
 
     def _importance(self, visible: Tensor, blocks: int) -> Tensor:
         means = self._matter.view().squeeze(-1).unsqueeze(2)

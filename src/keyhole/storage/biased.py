@@ -80,8 +80,8 @@ class BiasedStorage(CapturableStorage):
         keys, values = self.biased_keys(), self.values()
         chosen = Chosen.of(slots, counts, keys.shape[1])
         shown = chosen.valid_mask().unsqueeze(2)
-        held = (at(part, chosen.slots) for part in (keys, values))
-        return _squeezed(biased_attention(query.unsqueeze(2), *held, logits, shown))
+        keys, values = at(keys, chosen.slots), at(values, chosen.slots)
+        return _squeezed(biased_attention(query.unsqueeze(2), keys, values, logits, shown))
 
     def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         if self.plain:

@@ -200,7 +200,7 @@ class PlacedStorage(Storage):
             if chosen.counts.any() or not sources:
                 sources.append((self.form, *self.resident.bring(chosen, self.buffer, self._known().device)))
             return sources
-        if self.resident is not None and self.buffer.length:
+        if isinstance(self.resident, ResidentBlocks) and self.buffer.length:
             found, chosen = self.resident.look_up(chosen, self._packed)
             if self.resident.rows is not None:
                 sources.append((self.form, self.resident.rows, found))

@@ -69,7 +69,8 @@ def _placed(stage: Method, resident: int) -> Method:
     known: Any = stage
     if "place" not in {field.name for field in fields(known)}:
         raise ValueError(f"{stage.name} has no place=; give methods that place keys and values")
-    return replace(known, place="host", block_cache=resident, resident="slots")
+    slots = {} if stage.name == "shadowkv" else {"resident": "slots"}
+    return replace(known, place="host", block_cache=resident, **slots)
 
 
 def _layers(stage: Method, case: Case) -> LayerCache:

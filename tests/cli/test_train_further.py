@@ -67,6 +67,8 @@ def test_a_run_of_another_kind_is_not_resumed(refused, tmp_path):
         (("--selection", "nosa + sale"), "full, infllm_v2 or nosa"),
         (("--selection", "nosa(blok=3)"), "did you mean 'block'"),
         (("--selection", "nosa(budget=0.1)"), "give tokens"),
+        (("--selection", "nosa(head=dir)"), "head= changes nothing in training"),
+        (("--selection", "infllm_v2(place=disk)"), "place= changes nothing in training"),
         (("--selection", "infllm_v2", "--head-only"), "only nosa has"),
         (("--selection", "nosa", "--from", "no/such/dir"), "no model directory"),
         (("--selection", "nosa", "--text", "missing.txt"), "cannot read"),

@@ -14,6 +14,7 @@ FILE = "settings.json"
 FULL = "full"
 IMPORTANT = "nosa"  # the selection that has an importance head
 SELECTIONS = (FULL, "infllm_v2", IMPORTANT)
+_OF_BLOCKS = ("block", "stride", "sinks", "window", "budget", "query_share")
 _SHORTEST_TASKS = 256  # tokens of a row
 
 
@@ -54,6 +55,12 @@ class Settings:
             ValueError: with the way out.
         """
         term = selection_term(self.selection)
+        foreign = [name for name in term.options if name not in _OF_BLOCKS]
+        if foreign:
+            raise ValueError(
+                f"{foreign[0]}= changes nothing in training; leave it out, and give only "
+                f"{', '.join(_OF_BLOCKS)}"
+            )
         budget = term.options.get("budget")
         if budget is not None and Budget.parse(budget).tokens is None:
             raise ValueError(

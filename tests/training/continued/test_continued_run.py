@@ -159,10 +159,9 @@ def test_decoding_adds_the_importance_that_was_trained(folder, tmp_path):
         plain = model(input_ids=tokens, use_cache=False).logits[0, -1]
         with attending(model, SelectedAttention(every, trained)):
             expected = model(input_ids=tokens, use_cache=False).logits[0, -1]
-        cache = keyhole.make_cache(model, NOSA.replace("budget=24", f"budget=400, head='{made}'"))
-        model(input_ids=tokens[:, :-1], past_key_values=cache)
-        found = model(input_ids=tokens[:, -1:], past_key_values=cache).logits[0, -1]
-        keyhole.detach(model)
+        with keyhole.attach(model, NOSA.replace("budget=24", f"budget=400, head='{made}'")):
+            cache = model(input_ids=tokens[:, :-1]).past_key_values
+            found = model(input_ids=tokens[:, -1:], past_key_values=cache).logits[0, -1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - plain).abs().max() > 0.01
 

@@ -28,7 +28,7 @@ real: install
 
 # The embedded model trained further in three ways by the same steps on the same rows.
 STEPS ?= 80
-BLOCKS := block=16, stride=4, sinks=16, window=64, budget=336
+BLOCKS := block=16, stride=2, sinks=16, window=64, budget=336
 variants: install
 	for selection in full "infllm_v2($(BLOCKS))" "nosa($(BLOCKS))"; do \
 		$(BIN)/keyhole train --selection "$$selection" --tasks --steps $(STEPS) --context 1024 --context 2048 \

@@ -6,7 +6,7 @@ import pytest
 
 from keyhole.training.continued import start
 
-NOSA = "nosa(block=16, stride=4, sinks=16, window=64, budget=336)"
+NOSA = "nosa(block=16, stride=2, sinks=16, window=64, budget=336)"
 
 
 @pytest.fixture
@@ -67,9 +67,12 @@ def test_a_run_of_another_kind_is_not_resumed(refused, tmp_path):
         (("--selection", "nosa + sale"), "full, infllm_v2 or nosa"),
         (("--selection", "nosa(blok=3)"), "did you mean 'block'"),
         (("--selection", "nosa(budget=0.1)"), "give tokens"),
+        (("--selection", "nosa(head=dir)"), "head= changes nothing in training"),
+        (("--selection", "infllm_v2(place=disk)"), "place= changes nothing in training"),
         (("--selection", "infllm_v2", "--head-only"), "only nosa has"),
         (("--selection", "nosa", "--from", "no/such/dir"), "no model directory"),
         (("--selection", "nosa", "--text", "missing.txt"), "cannot read"),
+        (("--selection", "nosa", "--context", 255), "at least 256"),
         (("--selection", "nosa", "--lr", "0"), "--lr 0"),
         (("--selection", "nosa", "--head-lr", "nan"), "--head-lr nan"),
         (("--head-only",), "--head-only is for training a model further"),

@@ -222,7 +222,7 @@ def test_the_published_numbers_of_blocks():
         read = text.step()[1]
         for found in blocks_read(read, 64)[0]:
             assert len(found) == 64
-    rule = text.layer.selector._rule(47 * 64)
+    rule = text.layer.selector.rule(47 * 64)
     assert (rule.init, rule.local, rule.blocks, rule.recalled) == (1, 16, 64, 16)
 
 

@@ -82,9 +82,7 @@ def train(
     _check_run(out, resume=resume)
     if settings is None:
         if resume and (out / SETTINGS).exists():
-            raise ValueError(
-                f"the run in {str(out)!r} trains a model further; give its --selection"
-            )
+            raise ValueError(f"the run in {str(out)!r} trains a model further; give its --selection")
         train_small(out, seed=seed, quick=quick, threads=threads, quiet=quiet)
     else:
         if resume:

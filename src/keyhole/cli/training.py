@@ -53,9 +53,9 @@ class Further:
             weights=not self.head_only,
             seed=seed,
         )
-        settings.check()
         if selection_term(selection).name != FULL:
             early.check_method(selection)
+        settings.check()
         for path in texts:
             read_text(path)
         return settings

@@ -11,9 +11,12 @@ from tests.evaluation.small_text import TEXT, byte_model, byte_tokenizer
 from tests.tiny import fresh_model, prompt, tiny_model
 from transformers import AutoModelForCausalLM
 
+import keyhole
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.core.model_info import ModelInfo
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.selection.block_lists import BlockRule, sequence_lists
+from keyhole.selection.importance import read_heads
 from keyhole.training.continued import attention, data, run
 from keyhole.training.continued.attention import SelectedAttention
 from keyhole.training.continued.data import Texts
@@ -141,6 +144,26 @@ def test_the_head_alone(folder, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(made)
     assert manifest["model"] == fingerprint(model)
     assert manifest["rule"] == {"block": 8, "stride": 4, "init": 1, "local": 1, "blocks": 5, "recalled": 2}
+
+
+def test_decoding_adds_the_importance_that_was_trained(folder, tmp_path):
+    made = train_further(replace(SETTINGS, head_lr=0.5), folder, TEXTS, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(made)
+    held = read_heads(made, ModelInfo.of(2))
+    trained = heads(model)
+    for module, head in zip(trained, held, strict=True):
+        module.weight.data, module.scale.data = head.weight, head.scale
+    tokens = prompt(70)
+    every = replace(RULE, blocks=20, recalled=5)
+    with torch.no_grad():
+        plain = model(input_ids=tokens, use_cache=False).logits[0, -1]
+        with attending(model, SelectedAttention(every, trained)):
+            expected = model(input_ids=tokens, use_cache=False).logits[0, -1]
+        with keyhole.attach(model, NOSA.replace("budget=24", f"budget=400, head='{made}'")):
+            cache = model(input_ids=tokens[:, :-1]).past_key_values
+            found = model(input_ids=tokens[:, -1:], past_key_values=cache).logits[0, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - plain).abs().max() > 0.01
 
 
 def test_the_loss_falls(folder, tmp_path):

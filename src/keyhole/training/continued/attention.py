@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keyhole.selection.block_lists import BlockRule, sequence_lists
 from keyhole.training.continued.block_sparse import block_sparse_attention
+from keyhole.training.continued.importance import Importance
 
 
 class SelectedAttention:
     """Of all layers; selections have no gradient, so that importance learns by the bias alone."""
 
-    def __init__(self, rule: BlockRule, importance: nn.ModuleList | None = None) -> None:
+    def __init__(self, rule: BlockRule, importance: Sequence[Importance] | None = None) -> None:
         self.rule, self.importance = rule, importance
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

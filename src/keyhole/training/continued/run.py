@@ -47,9 +47,8 @@ class Run:
     ) -> None:
         self.settings, self.model, self.attention, self.source = settings, model, attention, source
         self.path = out / CHECKPOINT
-        heads = None if attention is None else attention.importance
-        self.heads = nn.ModuleList() if heads is None else heads
-        self.trained = nn.ModuleDict({"model": model, "importance": self.heads})
+        self.heads = [] if attention is None else list(attention.importance or ())
+        self.trained = nn.ModuleDict({"model": model, "importance": nn.ModuleList(self.heads)})
         model.requires_grad_(settings.weights)
         self.optimizer = torch.optim.AdamW(self._groups(), betas=_BETAS, weight_decay=_DECAY)
         self.progress = Progress()

@@ -14,6 +14,8 @@ FILE = "settings.json"
 FULL = "full"
 IMPORTANT = "nosa"  # the selection that has an importance head
 SELECTIONS = (FULL, "infllm_v2", IMPORTANT)
+_OF_BLOCKS = ("block", "stride", "sinks", "window", "budget", "query_share")
+_SHORTEST_TASKS = 256  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Settings:
             ValueError: with the way out.
         """
         term = selection_term(self.selection)
+        foreign = [name for name in term.options if name not in _OF_BLOCKS]
+        if foreign:
+            raise ValueError(
+                f"{foreign[0]}= changes nothing in training; leave it out, and give only "
+                f"{', '.join(_OF_BLOCKS)}"
+            )
         budget = term.options.get("budget")
         if budget is not None and Budget.parse(budget).tokens is None:
             raise ValueError(
@@ -61,6 +69,10 @@ class Settings:
             )
         if self.tasks and self.texts:
             raise ValueError("--tasks and --text are two kinds of data; give one of them")
+        if self.tasks and min(self.contexts) < _SHORTEST_TASKS:
+            raise ValueError(
+                f"--context {min(self.contexts)} has no room for the tasks; give at least {_SHORTEST_TASKS}"
+            )
         if not self.weights and term.name != IMPORTANT:
             raise ValueError(f"--head-only trains the importance head, which only {IMPORTANT} has")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.engines.transformers.fingerprint import fingerprint
@@ -72,10 +71,10 @@ def _attention(settings: Settings, model: PreTrainedModel) -> SelectedAttention 
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         generator = torch.Generator().manual_seed(settings.seed)
         bias = bool(getattr(config, "attention_bias", False))
-        heads = nn.ModuleList(
-            Importance(config.num_key_value_heads, size, bias=bias, generator=generator)
+        heads = [
+            Importance(config.num_key_value_heads, size, bias=bias, generator=generator).to(model.device)
             for _ in range(config.num_hidden_layers)
-        ).to(model.device)
+        ]
     return SelectedAttention(rule_of(settings.selection), heads)
 
 
@@ -90,8 +89,8 @@ def _export(
     run.model.to(stored)  # type: ignore[arg-type]
     run.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if run.attention is not None and run.attention.importance is not None:
-        heads = {place: module.head for place, module in enumerate(run.attention.importance)}
+    if run.attention is not None and run.heads:
+        heads = {place: module.head for place, module in enumerate(run.heads)}
         made: dict[str, Any] = {"settings": asdict(settings), "rule": asdict(run.attention.rule)}
         write_heads(folder, heads, model=fingerprint(load_model(folder).model), **made)
     return folder

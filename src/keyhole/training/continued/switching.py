@@ -47,7 +47,7 @@ def attending(model: PreTrainedModel, attention: TrainedAttention) -> Iterator[N
         UnsupportedModelError: a layer is no plain causal attention over the whole row, or is not called
             through transformers' AttentionInterface.
     """
-    before = model.config._attn_implementation
+    before: Any = model.config._attn_implementation
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     call = _Call(attention)

@@ -170,7 +170,7 @@ def test_names_of_prompts_and_of_other_models_are_not_suggested(loaded, serve, l
     library.add(text=TEXT, name="doc", model=loaded.model, tokenizer=loaded.tokenizer)
     (kept,) = [each.name for each in library.documents() if each.source == "a prompt"]
     for name in (kept, "do"):
-        with pytest.raises(UnknownDocumentError, match="did you mean 'd'?"):
+        with pytest.raises(UnknownDocumentError, match="did you mean 'd'"):
             scheduler.document_prompt(name, messages("Who?"))
     with pytest.raises(ValueError, match="by another model than the one that is served"):
         scheduler.document_prompt("doc", messages("Who?"))

@@ -11,9 +11,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 Sampler = Callable[[Tensor], int]
 MOST_SEED = 2**63 - 1
 MOST_TEMPERATURE = 1e6  # float32 logits still differ
-_LEAST_TEMPERATURE = (
-    1e-30  # divided by less, float32 logits overflow; the likeliest token has all probability
-)
+_LEAST_TEMPERATURE = 1e-30  # the likeliest token has all probability; by less, float32 logits overflow
 
 
 def greedy(logits: Tensor) -> int:

@@ -146,7 +146,8 @@ class Answering(Job):
 
     def close(self) -> None:
         super().close()
-        self._recorded()
+        if self._recorder is not None:
+            self._recorder.drop()
         if self._reading is not None:
             self._reading.close()
             self._reading = None

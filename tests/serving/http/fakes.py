@@ -108,7 +108,7 @@ class FakeScheduler:
         held: an event before which answers do not end, unless they are cancelled.
     """
 
-    max_context = 4096
+    max_context, slots = 4096, 32
     recipe = Recipe.parse("pqcache(budget=0.1)")
 
     def __init__(self, library=None, chat_template=None):
@@ -158,7 +158,7 @@ class FakeScheduler:
             reading=1,
             held_bytes=3,
             memory=4,
-            slots=5,
+            slots=self.slots,
             queue=6,
             finished=dict(self.ends),
             refused=7,

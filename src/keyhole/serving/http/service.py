@@ -83,8 +83,16 @@ async def submitted(
     """Tickets of several requests, all of them or none.
 
     Raises:
-        ApiError: one was refused.
+        ApiError: one was refused, or they are more than there may ever be at once.
     """
+    state = service.scheduler.state()
+    if len(submits) > state.slots + state.queue:
+        raise ApiError(
+            f"{len(submits)} answers at once are more than this server takes, which runs {state.slots} and "
+            f"lets {state.queue} wait; ask for fewer",
+            param="n",
+            code="invalid_value",
+        )
     work = asyncio.ensure_future(asyncio.to_thread(_submit, submits))
     try:
         return await asyncio.shield(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ class Vllm:
             "VLLM_LOGGING_LEVEL": "ERROR",
         }
         import torch
-        import vllm
 
         from keyhole.bench.case import DTYPES
 
         torch.set_num_threads(settings.threads)
         folder = _directory(settings.file, DTYPES[dtype])
-        self._vllm: Any = vllm
+        vllm: Any = import_module("vllm")
+        self._vllm = vllm
         self._model = vllm.LLM(
             model=folder,
             dtype=dtype,

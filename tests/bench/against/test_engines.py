@@ -79,3 +79,15 @@ def _after_steps(engine) -> np.ndarray:
     engine.step()
     engine.step()
     return engine.logits()
+
+
+def test_vllm_holds_what_it_reads(settings):
+    pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` has an environment with it")
+    engine = entrant("vllm(eager=on)", settings).make()
+    for _ in range(2):
+        engine.start(200)
+        engine.read(IDS)
+        engine.step()
+        assert engine._engine.has_unfinished_requests()
+    with pytest.raises(ValueError, match="--prompt 300"):
+        engine.fill(300)

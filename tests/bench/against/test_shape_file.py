@@ -58,7 +58,7 @@ def test_facts_are_those_of_the_shape(tmp_path):
     facts = file_facts(tmp_path / "m.gguf")
     assert facts.positions > 131_072
     assert facts.token_elements == 2 * 2 * 2 * 16
-    assert facts.cache_bytes(10) == 10 * facts.token_elements * 4
+    assert facts.cache_bytes(10, "float32") == 2 * facts.cache_bytes(10, "bf16") == 10 * 2 * 2 * 2 * 16 * 4
 
 
 def test_what_describes_no_model_is_refused(tmp_path):

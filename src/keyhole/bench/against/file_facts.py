@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_LONGEST_ITEM = 4  # bytes of an element of keys and values, at most
+# Bytes of an element of keys and values.
+_BYTES = {"f32": 4, "float32": 4, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
 
 class FileFacts(NamedTuple):
@@ -14,9 +15,9 @@ class FileFacts(NamedTuple):
     positions: int
     token_elements: int
 
-    def cache_bytes(self, tokens: int) -> int:
-        """What a cache of so many tokens takes at most."""
-        return tokens * self.token_elements * _LONGEST_ITEM
+    def cache_bytes(self, tokens: int, kind: str) -> float:
+        """What a cache of so many tokens takes, in a type of torch or ggml; those not named have 16 bits."""
+        return tokens * self.token_elements * _BYTES.get(kind, 2)
 
 
 def file_facts(path: Path) -> FileFacts:

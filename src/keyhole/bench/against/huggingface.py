@@ -49,6 +49,7 @@ class HuggingFace:
         with redirect_stderr(StringIO()):  # transformers has progress bars of its own
             self._model, self._tokenizer = load_model(settings.file, dtype=DTYPES[dtype], **(loading or {}))
         self._dtype, self._attached = dtype, ExitStack()
+        self._weights = ", ".join([dtype, *(f"{name}={value}" for name, value in (loading or {}).items())])
         self._recipe = None if method is None else Recipe.parse(method)
         if self._recipe is None:
             self._model.set_attn_implementation(attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ class LlamaCpp:
     """A model in llama.cpp, with its defaults but for threads, the context's length and what is named."""
 
     def __init__(self, settings: Settings, kv: str, flash: str) -> None:
-        from llama_cpp import llama_cpp as api
-
-        self._api: Any = api
+        api: Any = import_module("llama_cpp.llama_cpp")
+        self._api = api
         self._settings, self._kv, self._flash = settings, kv, flash
         self._silence = api.llama_log_callback(lambda *_: None)  # kept, as llama.cpp calls it later
         api.llama_log_set(self._silence, ctypes.c_void_p(0))
@@ -37,10 +37,9 @@ class LlamaCpp:
         self._logits, self._next = np.zeros(self._size, np.float32), 0
 
     def about(self) -> str:
-        from llama_cpp import __version__
-
+        installed: Any = import_module("llama_cpp")
         system = self._api.llama_print_system_info().decode().strip()
-        return f"llama-cpp-python {__version__}; {system}"
+        return f"llama-cpp-python {installed.__version__}; {system}"
 
     def start(self, capacity: int) -> None:
         if self._context is not None:

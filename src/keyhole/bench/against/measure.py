@@ -131,7 +131,11 @@ def _agreement(engines: Sequence[Worker], tokens: int) -> list[str]:
     first, *others = engines
     expected, notes = _log_probabilities(first.call("logits")), []
     for other in others:
-        found = _log_probabilities(other.call("logits"))
+        logits = other.call("logits")
+        if logits is None:
+            notes.append(f"{other.name} does not tell logits, so they are not compared")
+            continue
+        found = _log_probabilities(logits)
         distance = float((np.exp(expected) * (expected - found)).sum())
         what = f"KL({first.name} || {other.name}) of the token behind {tokens:,}: {distance:.4f} nats"
         if not distance <= _FARTHEST:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from keyhole.bench.against.engine import Entrant, Settings
-from keyhole.bench.against.engines import entrant
+from keyhole.bench.against.engines import entrant, read_engine
 from keyhole.bench.against.figures import Measured
 from keyhole.bench.against.file_facts import FileFacts, file_facts
 from keyhole.bench.against.huggingface import HuggingFace
 from keyhole.bench.against.measure import Plan, Report, measure, workers
 from keyhole.bench.against.tables import noise
 from keyhole.bench.against.worker import Worker, has_peaks
+from keyhole.bench.case import check_dtype
 from keyhole.tuning.machine import describe, require_memory
 
 LENGTHS = (512, 2048, 8064, 32_768, 131_072)
@@ -58,10 +59,12 @@ def run(task: Task, report: Report) -> Measured:
     """Measure a task.
 
     Raises:
-        ValueError: a length beyond the model's range, a text that is too short, or too little memory.
+        ValueError: an unknown dtype, a length beyond the model's range, a text that is too short, or too
+            little memory.
         EngineError: an engine raised an error.
         CheckFailedError: two engines do not compute the same model.
     """
+    check_dtype(task.dtype)
     if not has_peaks():
         raise ValueError("this system does not report the peak memory of a process; run it on Linux")
     facts, blank = file_facts(task.file), Plan((), [], task.rounds, task.steps)
@@ -69,8 +72,7 @@ def run(task: Task, report: Report) -> Measured:
     ours = {name: one for name, one in zip(map(_named, task.methods), _ours(task), strict=True)}
     settings = Settings(task.file, task.threads)
     entrants = [*ours.values(), *(entrant(spec, settings) for spec in task.engines)]
-    cached = len(entrants) * facts.cache_bytes(lengths[-1] + blank.room)
-    require_memory(f"{len(entrants)} engines, each with {lengths[-1]:,} tokens,", cached)
+    _check(task, facts, lengths[-1], blank.room)
     report("loading", 0, len(lengths))
     with workers(entrants) as engines:
         plan = blank._replace(lengths=lengths, ids=_prompt(task, engines[0], lengths))
@@ -88,17 +90,32 @@ def _ours(task: Task) -> list[Entrant]:
     return [Entrant(_named(method), partial(make, method=method)) for method in task.methods]
 
 
+def _check(task: Task, facts: FileFacts, length: int, room: int) -> None:
+    """Raise ValueError where an engine cannot hold `length` tokens, or memory all engines' together."""
+    engines = [(spec, *read_engine(spec)) for spec in task.engines]
+    for spec, name, _ in engines:
+        if name == "vllm" and length > task.prompt:
+            raise ValueError(
+                f"{spec} takes no synthetic tokens; give --prompt {length}, or shorter --lengths"
+            )
+    kinds = [task.dtype for _ in task.methods]
+    kinds += [options.get("kv") or options["dtype"] for _, _, options in engines]
+    needed = sum(facts.cache_bytes(length + room, kind) for kind in kinds)
+    require_memory(f"{len(kinds)} engines, each with {length:,} tokens,", needed)
+
+
 def _lengths(task: Task, facts: FileFacts, room: int) -> tuple[int, ...]:
     most = facts.positions - room
-    if task.lengths is None:
-        return tuple(length for length in LENGTHS if length <= most)
-    for length in task.lengths:
+    usual = tuple(length for length in LENGTHS if length <= most)
+    if task.lengths is None and usual:
+        return usual
+    for length in task.lengths or LENGTHS[:1]:
         if not 2 <= length <= most:
             raise ValueError(
                 f"length {length} is out of range; give 2 to {most} tokens, as the model has a range of "
                 f"{facts.positions} and {room} are generated"
             )
-    return tuple(sorted(set(task.lengths)))
+    return tuple(sorted(set(task.lengths or ())))
 
 
 def _prompt(task: Task, keyhole: Worker, lengths: Sequence[int]) -> list[int]:

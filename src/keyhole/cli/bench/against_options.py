@@ -23,7 +23,7 @@ Engines = Annotated[
     typer.Option(
         "--engine",
         help="Engine to compare with; may be repeated: llama.cpp, llama.cpp(kv=q8_0, flash=off), "
-        "transformers, transformers(attention=eager, dtype=bfloat16).",
+        "transformers, transformers(attention=eager, dtype=bfloat16), vllm.",
     ),
 ]
 Methods = Annotated[list[str], typer.Option("--method", help="Method of Keyhole; may be repeated.")]

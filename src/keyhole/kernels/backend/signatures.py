@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -46,6 +46,11 @@ SIGNATURES = {
     "kh_matvec_skip_rows": [_pointer, _int, _long, _pointer, _pointer, _long, _long, _pointer, _int],
     "kh_matvec_skip_columns": [_pointer, _int, _long, _pointer, _long, _long, _pointer, _int],
     "kh_sale_attention": [_pointer, _int, _int],
+    "kh_append": [_pointer, _int],
+    "kh_attend": [_pointer, _int],
+    "kh_pq_step": [_pointer, _int],
+    "kh_box_scores": [_pointer, _int],
+    "kh_pick_pages": [_pointer, _int],
 }  # fmt: skip
 
 

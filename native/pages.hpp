@@ -220,11 +220,14 @@ class PagePicker {
   int64_t wanted(int64_t list, const int32_t* order) const {
     int64_t most = p_.floor;
     for (int64_t head = list * heads(); head < (list + 1) * heads(); head++) {
-      double before = p_.anchored[head];
+      double sum = 0;
       int64_t slots = 0;
-      for (int64_t i = 0; i < p_.count && before < p_.mass; i++) {
-        slots += span(order[i], list / p_.lists).size;
-        before += p_.shares[head * p_.pages + order[i]];
+      for (int64_t i = 0; i < p_.count; i++) {
+        const float share = p_.shares[head * p_.pages + order[i]];
+        sum += share;
+        // Rounded as torch rounds it, since what is to be reached is such a sum, and is to be met exactly.
+        const float before = p_.anchored[head] + float(sum) - share;
+        if (before < float(p_.mass)) slots += span(order[i], list / p_.lists).size;
       }
       most = std::max(most, slots);
     }

@@ -55,7 +55,12 @@ class BoxSelector(SummarySelector):
         return self._estimated_at_once(step) or self._estimated(step)
 
     def _estimated_at_once(self, step: Step) -> Estimate | None:
-        """By one native call; None where there is none for such queries and boxes."""
+        """By one native call; None where there is none for such queries and boxes.
+
+        Budgets of mass end at the very sums that they were measured by: all queries are answered in one way.
+        """
+        if step.budget.mass is not None:
+            return None
         boxes, parts = self._boxes(step), step.regions
         if boxes is None or not boxes_are_native(step.query, boxes):
             return None

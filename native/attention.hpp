@@ -55,7 +55,8 @@ inline void dot_any(const T* key, const T* other, const float* q, int64_t stride
     dot_pair<T, 4>(key, other, q, stride, size, fetch, out);
   if (heads == 1) dot_pair<T, 1>(key, other, q, stride, size, fetch, out);
   if (heads == 2) dot_pair<T, 2>(key, other, q, stride, size, fetch, out);
-  if (heads == 3) dot_pair<T, 3>(key, other, q, stride, size, fetch, out);
+  // Of three the sums take longer than another head; what follows the queries is finite, and its sums are nobody's.
+  if (heads == 3) dot_pair<T, 4>(key, other, q, stride, size, fetch, out);
 }
 
 // acc[h] = acc[h] * alpha[h] + sum over the tile of p[h][i] * value[i], for H heads and V vectors from d on.
@@ -115,24 +116,29 @@ struct Partial {
 // gets the logits.
 inline void weigh_tile(const Attention& a, float* logits, const float* key_scale, const float* value_scale, int count,
                        int g, float* alpha, Partial& part, float* told) {
-  float high = part.most[g];
-  for (int i = 0; i < count; i++) {
-    logits[i] *= a.scale * key_scale[i];
-    if (a.softcap > 0) logits[i] = a.softcap * std::tanh(logits[i] / a.softcap);
-    high = logits[i] > high ? logits[i] : high;
+  const vf none = splat(-INFINITY), scale = splat(a.scale);
+  vf high = none;
+  for (int i = 0; i < kTile; i += kLanes) {
+    vf x = load<vf>(logits + i) * load<vf>(key_scale + i) * scale;
+    if (a.softcap > 0)
+      for (int j = 0; j < kLanes; j++) x[j] = a.softcap * std::tanh(x[j] / a.softcap);
+    x = iota() + i < count ? x : none;
+    store(logits + i, x);
+    high = largest(x, high);
   }
+  const float most = std::max(part.most[g], largest_of(high));
   if (told) memcpy(told, logits, sizeof(float) * count);
-  alpha[g] = high == -INFINITY ? 1.0f : std::exp(part.most[g] - high);
-  float total = part.total[g] * alpha[g], base = high == -INFINITY ? 0.0f : high;
-  for (int i = count; i < kTile; i++) logits[i] = -INFINITY;
-  for (int i = 0; i < kTile; i += kLanes)
-    store(logits + i, exp2((load<vf>(logits + i) - base) * splat(1.44269504f)));
-  for (int i = 0; i < count; i++) {
-    total += logits[i];
-    logits[i] *= value_scale[i];
+  alpha[g] = most == part.most[g] ? 1.0f : std::exp(part.most[g] - most);
+  const vf base = splat(most == -INFINITY ? 0.0f : most), log2e = splat(1.44269504f);
+  vf total{};
+  for (int i = 0; i < kTile; i += kLanes) {
+    vf weight = exp2((load<vf>(logits + i) - base) * log2e);
+    weight = iota() + i < count ? weight : vf{};
+    total += weight;
+    store(logits + i, weight * load<vf>(value_scale + i));
   }
-  part.most[g] = high;
-  part.total[g] = total;
+  part.most[g] = most;
+  part.total[g] = part.total[g] * alpha[g] + sum(total);
 }
 
 // Attends over the slots that one row reads, entries [from, to). While the keys of a tile are multiplied its values are fetched, and
@@ -142,7 +148,7 @@ inline int attend(const Attention& a, const float* q, int64_t stride, int64_t ro
                   Partial& part) {
   if (from >= to) return kOk;
   Frame frame;
-  float* logits = frame.take<float>(int64_t(a.heads) * kTile);
+  float* logits = frame.take<float>(int64_t(a.heads + kBeyond) * kTile);
   float* alpha = frame.take<float>(a.heads);
   typename Tile::Source source(a, row, frame);
   const SlotList slots = {a.slots ? a.slots + row * a.slots_stride : nullptr};
@@ -176,30 +182,46 @@ inline int attend_any(const Attention& a, const float* q, int64_t stride, int64_
   return attend<PlainTile<int8_t>>(a, q, stride, row, from, to, part);
 }
 
-// Merges the partial results of a row and divides.
+// Merges the partial results of a row, and the attention that came before, and divides.
 inline void finish(const Attention& a, const Partial* parts, int64_t count, int64_t stride, int64_t row) {
+  Frame frame;
+  float* out = frame.take<float>(stride);
+  float* before = frame.take<float>(stride);
   for (int g = 0; g < a.heads; g++) {
-    float* out = a.out + (row * a.heads + g) * a.size;
-    float sink = a.sinks ? a.sinks[row * a.heads + g] : -INFINITY, high = sink, total = 0;
+    const int64_t head = row * a.heads + g;
+    float sink = a.sinks ? a.sinks[head] : -INFINITY, earlier = a.before ? a.before_lse[head] : -INFINITY;
+    float high = std::max(sink, earlier), lse = -INFINITY;
     for (int64_t i = 0; i < count; i++) high = std::max(high, parts[i].most[g]);
     memset(out, 0, sizeof(float) * a.size);
-    a.lse[row * a.heads + g] = -INFINITY;
-    if (high == -INFINITY) continue;
-    total = std::exp(sink - high);
-    for (int64_t i = 0; i < count; i++) total += parts[i].total[g] * std::exp(parts[i].most[g] - high);
-    for (int64_t i = 0; i < count; i++) {
-      float weight = std::exp(parts[i].most[g] - high) / total;
-      if (weight == 0) continue;
-      for (int d = 0; d < a.size; d++) out[d] += weight * parts[i].acc[g * stride + d];
+    if (high != -INFINITY) {
+      float total = std::exp(sink - high) + std::exp(earlier - high);
+      for (int64_t i = 0; i < count; i++) total += parts[i].total[g] * std::exp(parts[i].most[g] - high);
+      auto add = [&](float weight, const float* part) {
+        for (int d = 0; weight != 0 && d < a.size; d++) out[d] += weight * part[d];
+      };
+      if (earlier != -INFINITY) {
+        to_floats(a.before, a.asked, head * a.size, a.size, before);
+        add(std::exp(earlier - high) / total, before);
+      }
+      for (int64_t i = 0; i < count; i++) add(std::exp(parts[i].most[g] - high) / total, parts[i].acc + g * stride);
+      lse = high + std::log(total);
     }
-    a.lse[row * a.heads + g] = high + std::log(total);
+    from_floats(out, a.size, a.out, a.asked, head * a.size);
+    if (a.lse) a.lse[head] = lse;
   }
+}
+
+inline int64_t bytes_of(int type, int size) {
+  if (type == kFloat32) return 4 * size;
+  if (type == kBFloat16 || type == kFloat16) return 2 * size;
+  return type == kCodes4 ? (size + 1) / 2 : size;
 }
 
 inline int gather_attention(const Attention& a, int64_t longest, int threads) {
   Frame frame;
+  threads = threads_for(2 * a.rows * longest * bytes_of(a.type, a.size), threads);
   int64_t stride = round_up(a.size, 16), cuts = pieces(a.rows, threads, longest, 128);
-  const float* queries = padded_queries(a.query, a.rows * a.heads, a.size, stride, frame);
+  const float* queries = padded_queries(a.query, a.rows * a.heads, a.size, stride, frame, a.asked);
   Partial* parts = frame.take<Partial>(a.rows * cuts);
   for (int64_t i = 0; i < a.rows * cuts; i++) {
     parts[i] = {frame.take<float>(a.heads * stride), frame.take<float>(a.heads), frame.take<float>(a.heads)};
@@ -207,7 +229,7 @@ inline int gather_attention(const Attention& a, int64_t longest, int threads) {
     for (int g = 0; g < a.heads; g++) parts[i].most[g] = -INFINITY, parts[i].total[g] = 0;
   }
   return parallel(a.rows * cuts, threads, [&](int64_t i) {
-    int64_t row = i / cuts, count = a.counts[row];
+    int64_t row = i / cuts, count = a.counts ? a.counts[row] : longest;
     if (count < 0 || count > longest) return int(kBadRange);
     for (int g = 0; a.logits && i % cuts == 0 && g < a.heads; g++)
       std::fill_n(a.logits + (row * a.heads + g) * a.width + count, a.width - count, -INFINITY);

@@ -12,7 +12,7 @@
 namespace kh {
 
 enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kCodes8 = 4, kCodes4 = 5 };
-enum Status : int { kOk = 0, kNotFinite = 1, kBadRange = 2, kBadSlot = 3, kNoMemory = 4 };
+enum Status : int { kOk = 0, kNotFinite = 1, kBadRange = 2, kBadSlot = 3, kNoMemory = 4, kOutOfRange = 5 };
 
 struct bf16 {
   uint16_t bits;
@@ -99,6 +99,8 @@ class Frame {
   size_t used_;
 };
 
+constexpr int64_t kBytesOfAThread = int64_t(512) << 10;
+
 // Calls body(i) for i in [0, n) on up to `threads` threads; returns the highest status any call gave.
 template <class Body>
 int parallel(int64_t n, [[maybe_unused]] int threads, const Body& body) {
@@ -114,6 +116,11 @@ int parallel(int64_t n, [[maybe_unused]] int threads, const Body& body) {
     if (status > worst) worst = status;
   }
   return worst;
+}
+
+// Threads for work that moves so many bytes: to wake one takes as long as to read some hundred KiB.
+inline int threads_for(int64_t bytes, int threads) {
+  return int(std::min<int64_t>(threads, 1 + bytes / kBytesOfAThread));
 }
 
 // Pieces to cut each of `rows` equal jobs into, so that the threads end together.

@@ -1,5 +1,7 @@
 // The C interface of one instruction-set level. Every function returns a Status; 0 is success.
 // src/keyhole/kernels/signatures.py mirrors these declarations.
+#include "append.hpp"
+#include "asked.hpp"
 #include "assign.hpp"
 #include "attention.hpp"
 #include "codes.hpp"
@@ -7,6 +9,7 @@
 #include "decoder.hpp"
 #include "matvec.hpp"
 #include "sale.hpp"
+#include "pages.hpp"
 #include "pool.hpp"
 #include "select_rows.hpp"
 #include "unpack.hpp"
@@ -30,7 +33,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 8; }
+KH_API int kh_abi_version() { return 9; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -194,4 +197,27 @@ KH_API int kh_unpack(const kh::Matrix* matrix, const int64_t* rows, int64_t firs
                      int threads) {
   if (type == kh::kFloat32) return kh::unpack(*matrix, rows, first, count, static_cast<float*>(out), threads);
   return kh::unpack(*matrix, rows, first, count, static_cast<kh::bf16*>(out), threads);
+}
+
+// Status kNotFinite: NaN or infinity among the numbers, and nothing was written.
+KH_API int kh_append(const kh::Append* append, int) { return kh::append(*append); }
+
+KH_API int kh_attend(const kh::Attention* attention, int threads) {
+  return guarded([&] { return kh::gather_attention(*attention, attention->width, threads); });
+}
+
+// Status kOutOfRange: the query has larger numbers than are answered here.
+KH_API int kh_pq_step(const kh::PqStep* step, int threads) {
+  return guarded([&] { return kh::pq_step(*step, threads); });
+}
+
+KH_API int kh_box_scores(const kh::Boxes* boxes, int threads) {
+  return guarded([&] {
+    kh::Frame frame;
+    return kh::BoxScores(*boxes, frame).run(threads);
+  });
+}
+
+KH_API int kh_pick_pages(const kh::Picking* picking, int threads) {
+  return guarded([&] { return kh::pick_pages(*picking, threads); });
 }

@@ -63,7 +63,13 @@ inline void multiply_rows(const Matrix& m, const Activations& a, int first, int6
       unroll<R>([&](auto r) { total[v][r] += weight[r] * input; });
     });
   };
-  for (int64_t i = 0; i < whole; i += kLanes) add([](auto* p) { return load_float(p); }, i);
+  // The processor's own prefetch would find each row anew; what follows are the rows behind these.
+  const int64_t behind = R * m.stride;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    if (i * sizeof(T) % 64 == 0)
+      for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + behind + i, 0, sizeof(T) == 4 ? 2 : 3);
+    add([](auto* p) { return load_float(p); }, i);
+  }
   const int left = int(m.columns - whole);
   if (left) add([left](auto* p) { return load_float(p, left); }, whole);
   unroll<N>([&](auto v) {
@@ -73,49 +79,77 @@ inline void multiply_rows(const Matrix& m, const Activations& a, int first, int6
   });
 }
 
-// Products of the 16 rows of a tile with N vectors.
-template <int Form, int N>
-inline void multiply_tile(const Matrix& m, const Activations& a, int first, int64_t row, float* out,
-                          int64_t out_stride) {
+// Asks for the codes of a group some way ahead: where a tile ends, those of the tile that comes K tiles later.
+template <int K, int Bytes>
+inline void fetch_group(const uint8_t* tile, int64_t group, int64_t groups) {
+  constexpr int64_t ahead = 2048 / Bytes;
+  const int64_t next = group + ahead < groups ? group + ahead : group + ahead + (K - 1) * groups;
+  for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(tile + next * Bytes + i, 0, 3);
+}
+
+// Products of the rows of K tiles with N vectors. One stream of bytes alone is not read at the memory's speed.
+template <int Form, int N, int K>
+inline void multiply_tiles(const Matrix& m, const Activations& a, int first, int64_t row, float* out,
+                           int64_t out_stride) {
   using Reader = Dots<Form == kPacked8 ? 8 : 4>;
   constexpr int parts = kTileRows / kLanes, bytes = kTileRows * kGroupColumns * Reader::bits / 8;
   const int64_t start = row / kTileRows * a.groups;
   const uint8_t* codes = static_cast<const uint8_t*>(m.weights) + start * bytes;
-  vf total[N][parts] = {};
+  vf total[K][N][parts] = {};
   for (int64_t g = 0; g < a.groups; g++) {
-    unroll<parts>([&](auto part) {
-      const int64_t range = (start + g) * kTileRows + part * kLanes;
-      const Reader reader(codes + g * bytes + part * kWidth);
-      const vf scale = load_float(m.scales + range);
-      unroll<N>([&](auto v) {
-        const int64_t at = (first + v) * a.groups + g;
-        vi dots = reader.with(a.codes + at * kGroupColumns, a.totals[at]);
-        if (Form == kPacked4) dots -= 8 * a.totals[at];
-        total[v][part] += __builtin_convertvector(dots, vf) * (scale * splat(a.scales[at]));
-        if (Form == kPacked4Min) total[v][part] += load_float(m.minima + range) * splat(a.sums[at]);
+    unroll<K>([&](auto k) {
+      const int64_t group = k * a.groups + g;
+      fetch_group<K, bytes>(codes + k * a.groups * bytes, g, a.groups);
+      unroll<parts>([&](auto part) {
+        const int64_t range = (start + group) * kTileRows + part * kLanes;
+        const Reader reader(codes + group * bytes + part * kWidth);
+        const vf scale = load_float(m.scales + range);
+        unroll<N>([&](auto v) {
+          const int64_t at = (first + v) * a.groups + g;
+          vi dots = reader.with(a.codes + at * kGroupColumns, a.totals[at]);
+          if (Form == kPacked4) dots -= 8 * a.totals[at];
+          total[k][v][part] += __builtin_convertvector(dots, vf) * (scale * splat(a.scales[at]));
+          if (Form == kPacked4Min) total[k][v][part] += load_float(m.minima + range) * splat(a.sums[at]);
+        });
       });
     });
   }
-  const int64_t here = std::min<int64_t>(kTileRows, m.rows - row);
-  unroll<N>([&](auto v) {
-    float sums[kTileRows];
-    unroll<parts>([&](auto part) { store(sums + part * kLanes, total[v][part]); });
-    write(m, sums, row, here, out + (first + v) * out_stride);
+  unroll<K>([&](auto k) {
+    const int64_t from = row + k * kTileRows, here = std::min<int64_t>(kTileRows, m.rows - from);
+    unroll<N>([&](auto v) {
+      float sums[kTileRows];
+      unroll<parts>([&](auto part) { store(sums + part * kLanes, total[k][v][part]); });
+      write(m, sums, from, here, out + (first + v) * out_stride);
+    });
   });
 }
 
+constexpr int kTiles = kWidth == 16 ? 1 : 4;  // read side by side for a single vector
+
+// Products of the rows [from, to) with N vectors, of which there are at most kTiles tiles.
+template <int Form, int N>
+inline void multiply_packed(const Matrix& m, const Activations& a, int first, int64_t from, int64_t to, float* out,
+                            int64_t stride) {
+  if (N == 1 && to - from > (kTiles - 1) * kTileRows)
+    return multiply_tiles<Form, N, N == 1 ? kTiles : 1>(m, a, first, from, out, stride);
+  for (int64_t row = from; row < to; row += kTileRows) multiply_tiles<Form, N, 1>(m, a, first, row, out, stride);
+}
+
+template <class T, int N>
+inline void multiply_dense(const Matrix& m, const Activations& a, int first, int64_t from, int64_t to, float* out,
+                           int64_t stride) {
+  for (int64_t row = from; row < to; row += 4) multiply_rows<T, N>(m, a, first, row, out, stride);
+}
+
 template <int N>
-inline void multiply_some(const Matrix& m, const Activations& a, int first, int64_t row, float* out, int64_t stride) {
+inline void multiply_some(const Matrix& m, const Activations& a, int first, int64_t from, int64_t to, float* out,
+                          int64_t stride) {
   switch (m.packing) {
-    case kDense32:
-      for (int r = 0; r < kTileRows && row + r < m.rows; r += 4) multiply_rows<float, N>(m, a, first, row + r, out, stride);
-      break;
-    case kDense16:
-      for (int r = 0; r < kTileRows && row + r < m.rows; r += 4) multiply_rows<bf16, N>(m, a, first, row + r, out, stride);
-      break;
-    case kPacked8: return multiply_tile<kPacked8, N>(m, a, first, row, out, stride);
-    case kPacked4: return multiply_tile<kPacked4, N>(m, a, first, row, out, stride);
-    default: return multiply_tile<kPacked4Min, N>(m, a, first, row, out, stride);
+    case kDense32: return multiply_dense<float, N>(m, a, first, from, to, out, stride);
+    case kDense16: return multiply_dense<bf16, N>(m, a, first, from, to, out, stride);
+    case kPacked8: return multiply_packed<kPacked8, N>(m, a, first, from, to, out, stride);
+    case kPacked4: return multiply_packed<kPacked4, N>(m, a, first, from, to, out, stride);
+    default: return multiply_packed<kPacked4Min, N>(m, a, first, from, to, out, stride);
   }
 }
 
@@ -127,11 +161,12 @@ inline void multiply_some(const Matrix& m, const Activations& a, int first, int6
 // sum over groups of (max|x| / 254 * sum W) for packed forms, and rounding of float32 sums.
 inline void multiply(const Matrix& m, const Activations& a, float* out, int64_t out_stride, int64_t from, int64_t to) {
   constexpr int side = kWidth == 64 ? 4 : 2;
-  for (int64_t row = from; row < to; row += kTileRows) {
+  for (int64_t row = from; row < to; row += kTiles * kTileRows) {
+    const int64_t end = std::min<int64_t>(to, row + kTiles * kTileRows);
     int i = 0;
-    for (; i + side <= a.count; i += side) multiply_some<side>(m, a, i, row, out, out_stride);
-    if (side == 4 && i + 2 <= a.count) multiply_some<2>(m, a, i, row, out, out_stride), i += 2;
-    if (i < a.count) multiply_some<1>(m, a, i, row, out, out_stride);
+    for (; i + side <= a.count; i += side) multiply_some<side>(m, a, i, row, end, out, out_stride);
+    if (side == 4 && i + 2 <= a.count) multiply_some<2>(m, a, i, row, end, out, out_stride), i += 2;
+    if (i < a.count) multiply_some<1>(m, a, i, row, end, out, out_stride);
   }
 }
 
@@ -144,9 +179,10 @@ inline int multiply_all(const Matrix* const* matrices, int count, const float* x
   int64_t tiles = 0;
   for (int k = 0; k < count; k++) packed |= is_packed(*matrices[k]), tiles += (matrices[k]->rows + kTileRows - 1) / kTileRows;
   if (packed) quantise(a, 0, a.groups);
-  const int64_t pieces = std::min<int64_t>(tiles, threads > 1 ? 4 * threads : 1);
+  const int64_t blocks = (tiles + kTiles - 1) / kTiles, rows = kTiles * kTileRows;
+  const int64_t pieces = std::min<int64_t>(blocks, threads > 1 ? 4 * threads : 1);
   return parallel(pieces, threads, [&](int64_t piece) {
-    int64_t from = tiles * piece / pieces * kTileRows, to = tiles * (piece + 1) / pieces * kTileRows;
+    int64_t from = blocks * piece / pieces * rows, to = blocks * (piece + 1) / pieces * rows;
     for (int k = 0; k < count; k++) {
       const int64_t all = round_up(matrices[k]->rows, kTileRows), first = std::max<int64_t>(from, 0), last = std::min(to, all);
       if (first < last)

@@ -35,7 +35,7 @@ template <class T>
 inline void products(const float* query, int64_t padded, int heads, const T* keys, int64_t stride, int64_t from,
                      int64_t to, int size, float scale, float* out, int64_t out_stride, const T* ahead = nullptr) {
   Frame frame;
-  float* dots = frame.take<float>(int64_t(heads) * kTile);
+  float* dots = frame.take<float>(int64_t(heads + kBeyond) * kTile);
   Span next[kTile];
   for (int64_t start = from; start < to; start += kTile) {
     int count = int(std::min<int64_t>(kTile, to - start)), after = int(std::min<int64_t>(kTile, to - start - count));

@@ -67,6 +67,17 @@ inline vi iota() {
 }
 
 inline float sum(vf v) {
+#if defined(__AVX2__) && !defined(KH_WIDTH)
+#if defined(__AVX512F__)
+  __m512 w = reinterpret_cast<__m512>(v);
+  __m256 all = _mm256_add_ps(_mm512_castps512_ps256(w), _mm512_extractf32x8_ps(w, 1));
+#else
+  __m256 all = reinterpret_cast<__m256>(v);
+#endif
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#endif
   float lanes[kLanes], total = 0;
   store(lanes, v);
   for (int width = kLanes / 2; width; width /= 2)
@@ -104,6 +115,14 @@ inline vf largest(vf a, vf b) {
 #else
   return a > b ? a : b;
 #endif
+}
+
+inline float largest_of(vf v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+  return lanes[0];
 }
 
 // kLanes shorter integers as 32-bit ones; GCC 12 spends four instructions on it by itself.

@@ -43,6 +43,14 @@ inline double dot_double(const double* q, const float* c, int width) {
 // logits [M][C] of one head, whose scaled query is q; returns false if one is not finite.
 inline bool head_logits(const double* q, const float* codebook, const Codebook& shape, double* out) {
   bool finite = true;
+  if (shape.width == 1) {
+    for (int m = 0; m < shape.subspaces; m++, codebook += shape.centroids, out += shape.centroids)
+      for (int c = 0; c < shape.centroids; c++) {
+        out[c] = q[m] * double(codebook[c]);
+        finite &= std::fabs(out[c]) < 1e30;
+      }
+    return finite;
+  }
   for (int m = 0; m < shape.subspaces; m++, q += shape.width)
     for (int c = 0; c < shape.centroids; c++, codebook += shape.width, out++) {
       *out = dot_double(q, codebook, shape.width);
@@ -51,17 +59,33 @@ inline bool head_logits(const double* q, const float* codebook, const Codebook& 
   return finite;
 }
 
+// The least and the greatest of n numbers.
+struct Ends {
+  double least, most;
+};
+inline Ends ends(const double* row, int n) {
+  constexpr int lanes = kLanes / 2;
+  Ends all = {row[0], row[0]};
+  int i = 0;
+  if (n >= lanes) {
+    vd low = load<vd>(row), high = low;
+    for (i = lanes; i + lanes <= n; i += lanes) {
+      vd x = load<vd>(row + i);
+      low = x < low ? x : low, high = x > high ? x : high;
+    }
+    for (int j = 0; j < lanes; j++) all.least = std::min(all.least, low[j]), all.most = std::max(all.most, high[j]);
+  }
+  for (; i < n; i++) all.least = std::min(all.least, row[i]), all.most = std::max(all.most, row[i]);
+  return all;
+}
+
 // Rounds one head's logits to integers [M][C] of at most `top`.
 inline void quantise(const double* logits, const Codebook& shape, int top, double* low, uint16_t* out, double* step,
                      double* base) {
   double span = 0, total = 0;
   for (int m = 0; m < shape.subspaces; m++) {
     const double* row = logits + m * shape.centroids;
-    double least = row[0], most = row[0];
-    for (int c = 1; c < shape.centroids; c++) {
-      least = std::min(least, row[c]);
-      most = std::max(most, row[c]);
-    }
+    const auto [least, most] = ends(row, shape.centroids);
     low[m] = least;
     total += least;
     span = std::max(span, most - least);

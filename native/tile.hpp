@@ -29,7 +29,7 @@ struct CodeSide {
 };
 
 struct Attention {
-  const float* query;  // [R, G, D]
+  const void* query;  // [R, G, D], of type `asked`
   Side keys, values;
   CodeSide key_codes, value_codes;  // instead of those two, where the type is of codes
   int64_t grouped;                  // tokens of a group of codes
@@ -41,9 +41,13 @@ struct Attention {
   int64_t rows;
   int heads, size;
   float scale, softcap;
-  float *out, *lse;  // [R, G, D], [R, G]
-  float* logits;     // [R, G, width] or null
+  void* out;      // [R, G, D], of type `asked`
+  float *lse;     // [R, G] or null
+  float* logits;  // [R, G, width] or null
   int64_t width;
+  int asked = kFloat32;          // or bfloat16
+  const void* before = nullptr;  // attention over other tokens that is merged in, as out, or null
+  const float* before_lse = nullptr;
 };
 
 // The slots a row reads: those listed, or all of them in order.
@@ -82,11 +86,24 @@ class Fetcher {
   const char *at_, *end_;
 };
 
+// n numbers of float32 or bfloat16, as float32, and back.
+inline void to_floats(const void* from, int type, int64_t at, int n, float* out) {
+  if (type == kFloat32) memcpy(out, static_cast<const float*>(from) + at, sizeof(float) * n);
+  else for (int i = 0; i < n; i++) out[i] = to_float(static_cast<const bf16*>(from)[at + i]);
+}
+inline void from_floats(const float* from, int n, void* out, int type, int64_t at) {
+  if (type == kFloat32) memcpy(static_cast<float*>(out) + at, from, sizeof(float) * n);
+  else for (int i = 0; i < n; i++) static_cast<bf16*>(out)[at + i] = to_bf16(from[i]);
+}
+
+constexpr int kBeyond = 3;  // rows that may be read behind queries, as heads are multiplied by fours
+
 // Queries `padded` floats apart, zero between: rows of a whole number of vectors.
-inline float* padded_queries(const float* query, int64_t count, int size, int64_t padded, Frame& frame) {
-  float* out = frame.take<float>(count * padded);
-  memset(out, 0, sizeof(float) * count * padded);
-  for (int64_t i = 0; i < count; i++) memcpy(out + i * padded, query + i * size, sizeof(float) * size);
+inline float* padded_queries(const void* query, int64_t count, int size, int64_t padded, Frame& frame,
+                             int type = kFloat32) {
+  float* out = frame.take<float>((count + kBeyond) * padded);
+  memset(out, 0, sizeof(float) * (count + kBeyond) * padded);
+  for (int64_t i = 0; i < count; i++) to_floats(query, type, i * size, size, out + i * padded);
   return out;
 }
 
@@ -135,7 +152,7 @@ template <class T>
 struct PlainTile {
   using Source = PlainSource<T>;
   int count = 0;
-  float key_scale[kTile], value_scale[kTile];
+  float key_scale[kTile] = {}, value_scale[kTile] = {};
 
   // Looks up the slots from entry `from` on; false if one lies outside the cache. Rows beyond the count repeat the
   // last one.
@@ -228,7 +245,7 @@ template <int Bits>
 struct PackedTile {
   using Source = PackedSource<Bits>;
   int count = 0;
-  float key_scale[kTile], value_scale[kTile];
+  float key_scale[kTile] = {}, value_scale[kTile] = {};
 
   bool fill(const Source& source, SlotList slots, int64_t from, int64_t left) {
     count = int(std::max<int64_t>(0, std::min<int64_t>(kTile, left)));

@@ -188,7 +188,10 @@ def check_step(layer, out):
             assert len(read) == len(set(read)), "a token is read twice"
             assert set(early + late) <= set(read) <= set(early + middle + late)
             if reading.budget.mass is None:
-                assert len(read) == len(early + late) + min(reading.budget.limit(real), len(middle))
+                most = len(early + late) + min(reading.budget.limit(real), len(middle))
+                # Who reads whole blocks leaves up to one, and what sinks and window have of two others.
+                left = 3 * (getattr(layer.cache.selector, "block", 1) - 1)
+                assert most - left <= len(read) <= most
             assert 0 <= float(selection.mass[row, head]) <= 1 + 1e-5
         expected, _ = oracles.attention(
             *(oracles.array(tensor[row]) for tensor in (layer.query[:, :, -1], layer.keys, layer.values)),

@@ -15,8 +15,8 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from urllib.request import urlopen
 
-import httpx
 from openai import AsyncOpenAI
 
 
@@ -45,7 +45,7 @@ async def main() -> int:
     alone = [await _answer(client, model, prompt, asked.tokens) for prompt in prompts]
     pairs = zip(together, alone, strict=True)
     other = [place for place, (one, two) in enumerate(pairs) if one.differs(two, asked.tolerance)]
-    left = await _left(asked.server)
+    left = _left(asked.server)
     print(f"{len(prompts) - len(other)} answers as alone, {len(other)} others: {other}")
     print(f"left in the pool: {left:.4%}")
     return 1 if other or left else 0
@@ -77,10 +77,10 @@ async def _answer(client: AsyncOpenAI, model: str, prompt: list[int], tokens: in
     return Answer(found, logprobs)
 
 
-async def _left(server: str) -> float:
+def _left(server: str) -> float:
     """The share of the pool that is taken, as the server says."""
-    async with httpx.AsyncClient() as client:
-        metrics = (await client.get(f"{server}/metrics")).text
+    with urlopen(f"{server}/metrics") as answer:
+        metrics = answer.read().decode()
     found = re.search(r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$", metrics, re.MULTILINE)
     if found is None:
         raise ValueError(f"{server}/metrics says nothing of the pool; is it a vLLM server?")

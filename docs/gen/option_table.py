@@ -11,7 +11,7 @@ _DROPPED = ("description", "x-unit")
 
 
 def table() -> str:
-    """The file: for each method the schema of its options, and the options of former versions."""
+    """The file: for each method the schema of its options, those of former versions, and those it needs."""
     held = {
         name: {
             "options": {
@@ -19,6 +19,7 @@ def table() -> str:
                 for option, schema in kind.schema()["properties"].items()
             },
             "renamed": kind.renamed,
+            **({"required": kind.required} if kind.required else {}),
         }
         for name, kind in METHODS.items()
     }

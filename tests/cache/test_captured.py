@@ -31,6 +31,10 @@ SPECS = [
     f"a2ats(budget=17, codewords=16, distance=30, {COMMON})",
     f"a2ats(budget=0.2, union=turns, codewords=16, distance=30, {COMMON})",
     f"pqcache(budget=17, bits=4, {COMMON})",
+    f"infllm_v2(budget=16, block=8, stride=4, {COMMON})",
+    f"infllm_v2(budget=0.3, block=4, stride=2, {COMMON})",
+    f"nosa(budget=16, block=4, stride=2, {COMMON})",
+    f"nosa(budget=0.3, block=4, stride=4, {COMMON})",
     f"oracle(budget=17, {COMMON})",
     f"oracle(budget=0.3, {COMMON})",
 ]

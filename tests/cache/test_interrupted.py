@@ -51,7 +51,8 @@ def test_a_storage_that_was_interrupted(name, what, monkeypatch):
         "reorder": lambda: layer.cache.reorder(torch.tensor([0])),
     }
     with monkeypatch.context() as patch:
-        patch.setattr(layer.cache.storage, what, broken)
+        for name in (what, "append_finite") if what == "append" else (what,):
+            patch.setattr(layer.cache.storage, name, broken)
         with pytest.raises(KeyboardInterrupt):
             calls[what]()
     refuses(layer)

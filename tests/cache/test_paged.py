@@ -38,8 +38,8 @@ def both(spec, **options):
     return [kind(spec, **options) for kind in (Layer, PagedLayer)]
 
 
-# shadowkv holds keys in another form.
-@pytest.mark.parametrize("name", [name for name in SELECTIVE if name != "shadowkv"])
+# shadowkv holds keys in another form, nosa more than keys.
+@pytest.mark.parametrize("name", [name for name in SELECTIVE if name not in ("shadowkv", "nosa")])
 def test_steps_read_the_same(name):
     plain, paged = both(small(name, 20), groups=3, softcap=4.0)
     for layer in (plain, paged):

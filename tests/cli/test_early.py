@@ -75,3 +75,10 @@ def test_a_budget_of_mass_is_refused_with_what_to_give(spec):
 def test_a_renamed_option_is_shown_as_it_is_written():
     with pytest.raises(SpecError, match=r"write kv_dtype=int8$"):
         early.check_method("quest(keys=int8)")
+
+
+def test_a_method_that_needs_an_option_is_refused_before_torch_is_imported():
+    with pytest.raises(SpecError, match=r"nosa needs head=; .*keyhole train --selection nosa --out DIR"):
+        early.check_served("nosa(budget=0.1)")
+    early.check_served("nosa(head='some/folder')")
+    early.check_served("infllm_v2")

@@ -10,7 +10,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
 from keyhole.core import model_files
 from keyhole.core.hub import find_on_hub
-from keyhole.core.model_files import find_model
+from keyhole.core.model_files import find_model, split_name, with_weights
 
 
 @pytest.fixture
@@ -100,3 +100,24 @@ def test_torch_is_not_imported_to_say_so():
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_may_ask_for_a_form_of_weights(tmp_path):
+    assert split_name("org/model@int4") == ("org/model", "int4")
+    assert split_name("@as-is") == ("", "as-is")
+    assert split_name("org/model@int5") == ("org/model@int5", None)
+    folder = tmp_path / "model@int8"
+    folder.mkdir()
+    assert split_name(folder) == (folder, None)
+    assert with_weights("smollm2", None) == "smollm2"
+    assert with_weights("smollm2", "int8") == with_weights("smollm2@int8", "int8") == "smollm2@int8"
+    assert with_weights(None, "int4") == "@int4"
+    with pytest.raises(ValueError, match="'smollm2@int8' asks for int8 weights, not int4"):
+        with_weights("smollm2@int8", "int4")
+    with pytest.raises(ValueError, match="weights 'q4' are not one of int8, int4, as-is"):
+        with_weights("smollm2", "q4")
+
+
+def test_a_form_of_weights_does_not_change_what_is_found(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert find_model(f"{tmp_path}@int8") == str(tmp_path)

@@ -9,8 +9,8 @@ from keyhole.methods.recipe import alone
 from tests.documents.unsaved import BLOCK, QUESTION, TEXT, unsaved_answer
 from tests.small import DROPPING, SELECTIVE, small
 
-FORMED = [name for name in SELECTIVE if name != "shadowkv"]
-WHOLE = [*DROPPING, "shadowkv"]
+FORMED = [name for name in SELECTIVE if name not in ("shadowkv", "nosa")]
+WHOLE = [*DROPPING, "shadowkv", "nosa"]
 
 
 def recipe_of(name, kv_dtype=None):

@@ -44,6 +44,14 @@ def ask(library, name="d"):
     return library.ask(name, QUESTION, max_new_tokens=6)
 
 
+def test_a_document_belongs_to_the_form_of_weights_that_read_it(library):
+    plain, packed = add(library), add(library, name="packed", model="@int8")
+    assert (plain.model, packed.model) == ("", "@int8")
+    again = Library(library.path)
+    assert again.models.identity("") != again.models.identity("@int8")
+    assert again.ask("packed", QUESTION, max_new_tokens=6).tokens == ask(library, "packed").tokens
+
+
 def test_a_document_is_read_once(library, calls):
     first = add(library)
     assert sum(calls) == len(first.tokens)

@@ -10,7 +10,8 @@ HIDDEN, HEADS, FEED_FORWARD = 32, 2, 64
 TOKENS = [*bytes_to_unicode().values(), "ab", "<|end|>"]
 
 
-def write_gguf(path: Path, seed: int = 0) -> Path:
+def write_gguf(path: Path, seed: int = 0, kinds: dict[str, gguf.GGMLQuantizationType] | None = None) -> Path:
+    """Matrices are of the kind whose key is the last one that is part of their name; by default float32."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
@@ -29,7 +30,10 @@ def write_gguf(path: Path, seed: int = 0) -> Path:
         add(len(TOKENS) - 1)
     rng = np.random.default_rng(seed)
     for name, shape in _shapes().items():
-        writer.add_tensor(f"{name}.weight", 0.1 * rng.standard_normal(shape).astype(np.float32))
+        numbers = 0.1 * rng.standard_normal(shape).astype(np.float32)
+        kind = [kind for key, kind in (kinds or {}).items() if key in name and len(shape) == 2][-1:]
+        data = gguf.quantize(numbers, kind[0]) if kind else numbers
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=kind[0] if kind else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

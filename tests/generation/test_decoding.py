@@ -70,6 +70,11 @@ def test_temperature_zero_is_greedy():
     assert sampler(0.0, 0) is greedy
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-46, 1e-39, 1e-30, 1e-20])
+def test_a_temperature_as_good_as_zero_takes_the_likeliest(temperature):
+    assert sampler(temperature, 0)(torch.tensor([3.0, 4.0, 1e4, -torch.inf, 9.9e3])) == 2
+
+
 @pytest.mark.parametrize("temperature", [-0.1, float("nan")])
 def test_temperature_out_of_range(temperature):
     with pytest.raises(ValueError, match="temperature"):

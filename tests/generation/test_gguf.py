@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("gguf")
 
 from keyhole.generation import gguf as converting
-from keyhole.generation import load_model
+from keyhole.generation import keeping, load_model
 from tests.generation.small_gguf import write_gguf
 
 
@@ -75,7 +75,7 @@ def test_a_process_killed_in_the_middle_leaves_nothing_that_is_used(home, file, 
     child = os.fork()
     if child == 0:
         # Killed between the weights and the list of its directory.
-        monkeypatch.setattr(converting, "sync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(keeping, "sync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
         converting.converted(file, torch.float32)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -96,7 +96,7 @@ def obstacle(request, monkeypatch, home):
 
     if request.param == "no room":
         usage = type("Usage", (), {"free": 10_000})
-        monkeypatch.setattr(converting.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: usage)
     elif request.param == "full":
         monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fill)
     else:
@@ -105,7 +105,7 @@ def obstacle(request, monkeypatch, home):
 
 @pytest.mark.usefixtures("obstacle")
 def test_where_nothing_can_be_kept_the_model_is_used_with_a_warning(home, file):
-    with pytest.warns(converting.ModelNotKept, match=r"could not be kept .*KEYHOLE_HOME"):
+    with pytest.warns(keeping.ModelNotKept, match=r"could not be kept .*KEYHOLE_HOME"):
         loaded = load_model(file)
     assert loaded.tokenizer("ab").input_ids
     assert not home.is_dir() or not kept(home)

@@ -33,3 +33,13 @@ def test_a_long_life_of_keys_of_low_rank(options, window):
 def test_a_long_life_elsewhere(place, kv_dtype):
     method = replace(small("quest", 9), place=place, kv_dtype=kv_dtype, page=7, dense_below=0)
     live(method, Layer if kv_dtype == "auto" else Rounded, tokens=200)
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+@pytest.mark.parametrize("name", ["quest", "delta", "pqcache", "infllm_v2", "nosa"])
+def test_a_long_life_in_resident_slots(place, name):
+    method = replace(small(name, 9), place=place, resident="slots", dense_below=0)
+    layer = live(method, tokens=200)
+    usage = layer.cache.usage
+    assert usage.fetched > 0
+    assert 0 < usage.gamma <= 1

@@ -143,7 +143,8 @@ def test_a_schema_takes_the_defaults(name):
     for option, (declared, default) in METHODS[name].options().items():
         described = schema["properties"][option]
         assert described["description"] == declared.help
-        assert described["default"] == (default.fraction if isinstance(default, Budget) else default)
+        plain = (default.fraction or default.tokens) if isinstance(default, Budget) else default
+        assert described["default"] == plain
         assert described.get("x-unit", "") == declared.unit
 
 

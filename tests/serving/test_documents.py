@@ -140,6 +140,7 @@ def test_a_document_beyond_the_quota_fails_alone(loaded, serve, tmp_path):
     assert isinstance(last, Failed)
     assert last.kind == "document"
     assert "quota" in last.error
+    assert str(tmp_path) not in last.error
     assert scheduler.submit(request(loaded, text_of("a", 2))).result(WAIT).text
 
 
@@ -160,6 +161,19 @@ def test_documents_that_are_not_there_or_not_meant_are_refused(serve, library):
     for wrong in ([], messages("a", "b"), [{"role": "tool", "content": "x"}]):
         with pytest.raises(ValueError, match=r"messages|role"):
             scheduler.document_prompt("d", wrong)
+
+
+def test_names_of_prompts_and_of_other_models_are_not_suggested(loaded, serve, library):
+    scheduler = serve(library=library, recipe=PQ)
+    add(scheduler)
+    scheduler.submit(request(loaded, text_of("b", 40))).result(WAIT)
+    library.add(text=TEXT, name="doc", model=loaded.model, tokenizer=loaded.tokenizer)
+    (kept,) = [each.name for each in library.documents() if each.source == "a prompt"]
+    for name in (kept, "do"):
+        with pytest.raises(UnknownDocumentError, match="did you mean 'd'"):
+            scheduler.document_prompt(name, messages("Who?"))
+    with pytest.raises(ValueError, match="by another model than the one that is served"):
+        scheduler.document_prompt("doc", messages("Who?"))
 
 
 def test_a_document_that_goes_while_a_request_waits_fails_that_request(loaded, serve, library):

@@ -1,6 +1,7 @@
 """Answers of a scheduler are those that each request gets alone."""
 
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -237,6 +238,31 @@ def test_a_record_is_made_where_one_is_wanted(loaded, serve):
     served = scheduler.submit(replace(asked, record=True)).result(WAIT)
     length = len(asked.prompt)
     assert served.finished.record == [True, length - 1, length, *served.tokens]
+
+
+def test_no_record_is_made_for_a_client_that_went_away(loaded, serve):
+    ended, ready, dropped = [], threading.Event(), threading.Event()
+
+    class Recorder:
+        def begin(self, model, cache, prompt):
+            pass
+
+        def step(self, _):
+            ready.wait(WAIT)
+            tickets[0].cancel()
+
+        def end(self):
+            ended.append(self)
+
+        def drop(self):
+            dropped.set()
+
+    scheduler = serve(recipe=PQ, recorder=Recorder)
+    tickets = []
+    tickets.append(scheduler.submit(request(loaded, text_of("a", 3), max_tokens=100, record=True)))
+    ready.set()
+    assert dropped.wait(WAIT)
+    assert not ended
 
 
 def test_the_model_is_left_as_it_was(loaded, serve):

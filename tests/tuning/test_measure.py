@@ -32,7 +32,7 @@ def test_every_method_gives_a_point_for_each_case():
         for form in ("float32", "int8")
         for name in measured_methods()
         for case in CASES
-        if (form, name) != ("int8", "shadowkv")
+        if (form, name) != ("int8", "shadowkv") and name != "infllm_v2"  # whose window is longer than these
     }
     assert all(point.selecting > 0 < point.dense for point in points)
     assert [done for _, done, _ in said] == list(range(said[0][2]))

@@ -12,6 +12,7 @@ from keyhole.view import RecordError, read_record, write_record
 from keyhole.view.file import from_json, to_json
 from tests.view.made import made
 
+NUMBERS = ("prompt", "heads", "block", "sinks", "window")
 SHAPES = st.fixed_dictionaries(
     {
         "tokens": st.sampled_from([12, 63, 400]),
@@ -98,6 +99,13 @@ def test_files(tmp_path):
         ({"text": 5}, "damaged"),
         ({"steps": []}, "damaged"),
         ({"starts": "gA=="}, "inside a number"),
+        ({"counts": None}, "damaged"),
+        ({"tiers": ["device"]}, "tiers"),
+        ({"layers": ["<b>", 1, 2]}, "a layer"),
+        ({"document": [5, 1]}, "begin of the document"),
+        ({"sets": "////////////////"}, "damaged"),
+        *[({name: value}, name) for name in NUMBERS for value in (-1, None, "5", True, 1.5, 10**30)],
+        *[({"prompt": 5000}, "more tokens than the text"), ({"block": 1 << 63}, "block")],
     ],
 )
 def test_damage_is_refused(change, said):
@@ -106,7 +114,21 @@ def test_damage_is_refused(change, said):
         from_json(json.dumps(held | change).encode())
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+STEPS = [
+    *[{"token": -1}, {"token": 9999}, {"token": "0"}, {"first": None}, {"queries": 0}],
+    *[{"best": [[-1, 0.5]]}, {"absent": [[1, "x"]]}],
+]
+
+
+@pytest.mark.parametrize("change", STEPS)
+def test_damage_to_a_step_is_refused(change):
+    held = json.loads(to_json(made()))
+    held["steps"][1] |= change
+    with pytest.raises(RecordError, match="damaged"):
+        from_json(json.dumps(held).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 200_000])
 def test_what_is_no_record_is_refused(data):
     with pytest.raises(RecordError, match="no record of a run"):
         from_json(data)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from keyhole.bench.case import Case
@@ -33,9 +33,16 @@ def shape_case(shape: Shape, tokens: int, dtype: str, read_tokens: int, seed: in
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights a decode step reads: all but an input embedding that is no output layer."""
     whole: Any = model
-    embedding = whole.get_input_embeddings().weight
-    tied = embedding is whole.get_output_embeddings().weight
-    return sum(weight.nbytes for weight in whole.parameters()) - (0 if tied else embedding.nbytes)
+    held = _weights(whole)
+    only_looked_up = set(_weights(whole.get_input_embeddings())) - set(
+        _weights(whole.get_output_embeddings())
+    )
+    return sum(held.values()) - sum(held[each] for each in only_looked_up)
+
+
+def _weights(module: nn.Module) -> dict[int, int]:
+    """Bytes by address: parameters, and what packed modules have in their place."""
+    return {weight.data_ptr(): weight.nbytes for weight in module.state_dict().values()}
 
 
 def sources_of_layers(case: Case, layers: int) -> Iterator[Synthetic]:

@@ -63,6 +63,7 @@ class Shape:
 
 
 SHAPES = {
+    "SmolLM2-135M": Shape("llama", 576, 1536, 30, 9, 3, 64, 49_152, tied=True),
     "Llama-3.2-1B": Shape("llama", 2048, 8192, 16, 32, 8, 64, 128_256, tied=True),
     "Llama-3.2-3B": Shape("llama", 3072, 8192, 28, 24, 8, 128, 128_256, tied=True),
     "Llama-3.1-8B": Shape("llama", 4096, 14_336, 32, 32, 8, 128, 128_256, tied=False),

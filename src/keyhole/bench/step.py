@@ -12,6 +12,7 @@ from keyhole.bench.models import SDPA, shape_case
 from keyhole.bench.result import Result, Timed, noise
 from keyhole.bench.shapes import Shape
 from keyhole.bench.step_candidates import DENSE, StepCandidates
+from keyhole.engines.transformers.packed import pack_model, summary
 from keyhole.methods.recipe import Recipe, answers
 from keyhole.tuning.machine import free_bytes, require_memory
 from keyhole.tuning.timing import CacheFlusher, Candidate, interleave
@@ -31,10 +32,14 @@ def step(
     rounds: int,
     flusher: CacheFlusher,
     seed: int = 0,
+    weights: str | None = None,
 ) -> list[Result]:
     """Time one decode step with synthetic tokens in the cache, by each method, by transformers and dense.
 
     All caches are held at once and take turns where memory allows; otherwise one after the other.
+
+    Args:
+        weights: "int8" or "int4": packed for transformers and Keyhole alike.
 
     Raises:
         ValueError: a method cannot be read, or memory does not even allow one cache.
@@ -45,7 +50,10 @@ def step(
     whole = next((recipe for recipe in recipes if _stores_plainly(recipe)), None)
     together = _fits_together(shape, case, len(recipes) + 1)
     torch.manual_seed(seed)
-    entrants = StepCandidates(shape.model(case.torch_dtype, tokens), case, shape.layers)
+    model = shape.model(case.torch_dtype, tokens)
+    if weights is not None:
+        pack_model(model, weights)
+    entrants = StepCandidates(model, case, shape.layers)
     makers: list[Callable[[], list[Candidate]]] = [entrants.transformers]
     for recipe in recipes:
         with_dense = recipe is whole
@@ -61,6 +69,7 @@ def step(
         f"random weights, {shape.layers} layers, {tokens} synthetic tokens in every layer's cache",
         "all caches held at once" if together else "memory allows one cache at a time: one after the other",
     ]
+    notes += [] if weights is None else [f"{weights} weights: {summary(model)}"]
     notes += noise(timed)
     return [Result("step", layer_sizes(case), ours, baselines, flusher.bandwidth, notes)]
 

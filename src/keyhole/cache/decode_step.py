@@ -81,11 +81,11 @@ class StepReader:
     ) -> Read:
         """Attend `query [B, H, D]` to the part of what is stored that the selector picks."""
         parts = self.index(storage, seen, context)
-        anchor = storage.attend(query, parts.always, parts.always_counts, logits)
+        anchor = storage.attend(query, *parts.always_by_head(storage.heads), logits)
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = _shown(self.selector.select(step), parts)
-        found = storage.attend(query, selection.slots, selection.counts, logits)
-        return Read(merge(anchor, found), selection, parts, self.selector.bytes_read(step))
+        part = storage.attend_beside(anchor, query, selection.slots, selection.counts, logits)
+        return Read(part, selection, parts, self.selector.bytes_read(step))
 
     def read_together(
         self,
@@ -143,13 +143,12 @@ class StepReader:
         Raises:
             ValueError: the newest token sees nothing of its row.
         """
-        newest = storage.keys(storage.length - 1)
         if max(seen.padding) >= storage.length:
             raise ValueError(
                 "the attention mask hides the whole sequence from its newest token; remove that row"
             )
         sinks, window = self.reading.sinks, self.reading.window + together - 1
-        parts = self.request.regions(storage.length, seen, sinks, window, newest.device, context)
+        parts = self.request.regions(storage.length, seen, sinks, window, storage.device, context)
         try:
             if self.selector.length == 0:
                 self.selector.build(storage.keys(), parts)

@@ -16,6 +16,7 @@ from keyhole.cache.request import Request
 from keyhole.core.layout import packed_slots
 from keyhole.core.masks import Visible
 from keyhole.core.needs import Informed
+from keyhole.core.scales import all_finite
 from keyhole.prefill import Prefill
 from keyhole.retention import Kept, Retention, ScorerInput
 from keyhole.selection import Selector
@@ -64,13 +65,16 @@ class EvictingLayer(LayerCache):
         """Drop tokens when a prompt is complete, so that the pieces in which it comes do not matter."""
         self.retention.policy = self.retention.policy._replace(whole_prompt=True)
 
-    def _append(self, keys: Tensor, values: Tensor) -> None:
+    def _append(self, keys: Tensor, values: Tensor) -> bool:
+        if not (all_finite(keys) and all_finite(values)):
+            return False
         batch, heads, tokens, _ = keys.shape
         if self._pending and self.request.generates(tokens):
             self._evict()
-        super()._append(keys.detach(), values.detach())
+        self.storage.append(keys.detach(), values.detach())
         self.kept.append(batch, heads, tokens, keys.device)
         self.retention.scorer.append(batch, heads, tokens, keys.device)
+        return True
 
     def _attend(self, query: Tensor, logits: Logits, seen: Visible) -> Tensor:
         queries = query.shape[2]

@@ -113,15 +113,18 @@ class LayerCache:
             raise ValueError(
                 f"keys {list(keys.shape)} and values {list(values.shape)} are of different tokens"
             )
-        for name, tensor in (("keys", keys), ("values", values)):
-            if not all_finite(tensor):
-                raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
-        with self._changing():
-            self._append(keys, values)
+        self._check_whole()
+        self._torn = True
+        stored = self._append(keys, values)
+        self._torn = False
+        if not stored:
+            name = "values" if all_finite(keys) else "keys"
+            raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")
         self._batch = keys.shape[0]
 
-    def _append(self, keys: Tensor, values: Tensor) -> None:
-        self.storage.append(keys, values)
+    def _append(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether they are finite; else nothing changes."""
+        return self.storage.append_finite(keys, values)
 
     @outside_inference_mode()
     def attend(self, query: Tensor, logits: Logits, *, mask: Tensor | None = None) -> Tensor:

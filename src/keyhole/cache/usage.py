@@ -22,6 +22,9 @@ class Usage:
         bytes: bytes of keys, values and index read by all KV heads of a batch row, summed over steps.
         hits: reads of a token by a KV head that a block cache answered, over all batch rows.
         misses: those that went past it, to a slower tier.
+        fetched: bytes of a slower tier that resident slots fetched, over all batch rows.
+        blocks: blocks read past resident slots by all steps but the first.
+        again: of these, those that the step before had read too.
     """
 
     steps: int = 0
@@ -31,6 +34,14 @@ class Usage:
     bytes: float = 0.0
     hits: int = 0
     misses: int = 0
+    fetched: int = 0
+    blocks: int = 0
+    again: int = 0
+
+    @property
+    def gamma(self) -> float | None:
+        """The mean share of a step's blocks that the step before had read too; None where none is known."""
+        return self.again / self.blocks if self.blocks else None
 
     def record_everything(self, tokens: float, kept: float, token_bytes: float) -> None:
         """Count a step that read all that is `kept` of `tokens`."""
@@ -40,7 +51,8 @@ class Usage:
         """Count a step that read a selection."""
         parts, selection = read.regions, read.selection
         real = sum(parts.context) / len(parts.context)
-        count = _mean(selection.counts) + _mean(parts.always_counts)
+        always = parts.derived("mean always", lambda: _mean(parts.always_counts))
+        count = _mean(selection.counts) + always
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, _mean(selection.mass), read_bytes)
 
@@ -50,13 +62,14 @@ class Usage:
 
     def record_lookups(self, lookups: Lookups) -> None:
         """Take over what a storage's block cache has counted so far."""
-        self.hits, self.misses = lookups
+        for name, count in lookups._asdict().items():
+            setattr(self, name, count)
 
     def __add__(self, other: Usage) -> Usage:
         total = Usage(**vars(self))
         total.steps += other.steps
-        total.hits += other.hits
-        total.misses += other.misses
+        for name in Lookups._fields:
+            setattr(total, name, getattr(self, name) + getattr(other, name))
         total._add(other.tokens, other.read, other.mass, other.bytes, steps=0)
         return total
 

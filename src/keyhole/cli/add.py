@@ -8,8 +8,9 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stdout
-from keyhole.cli.early import check_method, within
+from keyhole.cli.early import check_served, within
 from keyhole.cli.inputs import find_source
+from keyhole.core.model_files import with_weights
 from keyhole.documents.paths import name_of
 from keyhole.documents.text import check_files
 
@@ -25,6 +26,7 @@ def add(
     ],
     name: asking.Name = None,
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Annotated[
         str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
     ] = "pqcache",
@@ -50,7 +52,8 @@ def add(
 
     A reading that was interrupted goes on where it stopped when the same is added again.
     """
-    check_method(method)
+    check_served(method)
+    model = with_weights(model, weights)
     name_of(name, files)
     check_files(files)
     if model is not None:

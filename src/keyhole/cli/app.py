@@ -18,6 +18,7 @@ from keyhole.cli import (
     generate,
     lm_eval,
     methods,
+    private,
     serve,
     train,
     tune,
@@ -78,6 +79,7 @@ app.command("eval")(eval.eval_)
 app.command("lm-eval", context_settings=lm_eval.PASSED_ON)(lm_eval.lm_eval)
 app.add_typer(bench.app)
 app.add_typer(calibrate.app)
+app.add_typer(private.app)
 
 
 def main() -> None:

@@ -10,10 +10,11 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.inputs import find_source
 from keyhole.cli.spent import print_spent
 from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
+from keyhole.core.model_files import with_weights
 from keyhole.documents.text import check_files
 
 Document = Annotated[str, typer.Argument(help="Name of a stored document, or a file, which is added first.")]
@@ -27,6 +28,7 @@ def ask(
     document: Document,
     question: Annotated[str, typer.Argument(help="The question.")],
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Method = None,
     kv_dtype: asking.KvDtype = None,
     place: asking.Place = None,
@@ -46,7 +48,7 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty; give some text")
     wanted = Wanted(view, record, exact_mass)
-    added = _added(document, store, model, method, kv_dtype)
+    added = _added(document, store, with_weights(model, weights), method, kv_dtype)
     with asking.resumable("the same command"), reading_progress(quiet) as report:
         report("loading", 0, None)
         asking.set_threads(threads)
@@ -74,6 +76,7 @@ def ask(
 def chat(
     document: Document,
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Method = None,
     kv_dtype: asking.KvDtype = None,
     place: asking.Place = None,
@@ -87,7 +90,7 @@ def chat(
     quiet: options.Quiet = False,
 ) -> None:
     """Talk about a document: a question a line, until the end of the input (Ctrl-D)."""
-    added = _added(document, store, model, method, kv_dtype)
+    added = _added(document, store, with_weights(model, weights), method, kv_dtype)
     if document == "-":
         raise ValueError("the document cannot be stdin, on which the questions come; `keyhole add` it first")
     with asking.resumable("the same command"), reading_progress(quiet) as report:
@@ -106,7 +109,7 @@ def _added(
     document: str, store: Path | None, model: str | None, method: str | None, kv_dtype: str | None
 ) -> dict[str, Any]:
     """How a file is to be added; what cannot be asked is found out without importing torch."""
-    check_method(method or "pqcache")
+    check_served(method or "pqcache")
     if model is not None:
         find_source(model)
     from keyhole.documents.meant import find_document  # with SQLite and NumPy, which other commands spare

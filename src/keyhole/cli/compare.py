@@ -12,11 +12,12 @@ from keyhole.cli.asked import ALL, KL, Asked
 from keyhole.cli.comparing import run, write
 from keyhole.cli.console import progress
 from keyhole.cli.divergence_table import print_divergences
-from keyhole.cli.early import check_budgets, check_method
+from keyhole.cli.early import check_budgets, check_served
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.cli.table import print_rows
 from keyhole.core.method_text import split_specs
+from keyhole.core.model_files import with_weights
 
 if TYPE_CHECKING:
     from keyhole.cli.asked import Found
@@ -31,6 +32,7 @@ _MOST = 2**31 - 1
 
 def compare(
     model: options.Model = None,
+    weights: options.Weights = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -110,6 +112,7 @@ def compare(
     check_plot(plot)
     specs, grid, names = split_specs(methods), split_specs(budgets), split_specs(tasks)
     _check(specs, grid, names, resume, json_file)
+    model = with_weights(model, weights)
     if not read_from:
         find_source(model)
     own = [path.expanduser() for path in text or ()]
@@ -127,7 +130,7 @@ def compare(
 def _check(specs: list[str], grid: list[str], names: list[str], resume: bool, json_file: Path | None) -> None:
     for method in specs:
         if method != ALL:
-            check_method(method)
+            check_served(method)
     check_budgets(grid)
     if resume and (json_file is None or names != [KL]):
         raise ValueError(

@@ -34,6 +34,19 @@ def check_method(spec: str) -> None:
             raise SpecError(f"unknown method {name!r}{nearest(name, [*table, *_plugins()])}")
 
 
+def check_served(spec: str) -> None:
+    """As `check_method`, of a method that is to serve a model: options it cannot do without are given.
+
+    Raises:
+        SpecError: as the method itself would.
+    """
+    check_method(spec)
+    for name, options in read_terms(spec):
+        for option, way in _table().get(name, {}).get("required", {}).items():
+            if options.get(option) is None:
+                raise SpecError(f"{name} needs {option}=; {way}")
+
+
 def check_budgets(budgets: list[str]) -> None:
     """Raise SpecError unless each of them can be read."""
     for budget in budgets:

@@ -10,12 +10,13 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import Report, progress, stderr
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.eval_table import print_lines
 from keyhole.cli.inputs import find_source
 from keyhole.cli.outputs import check_plot, check_writable
 from keyhole.core.files import write_text, write_whole
 from keyhole.core.method_text import split_specs
+from keyhole.core.model_files import with_weights
 
 if TYPE_CHECKING:
     from keyhole.evaluation.benchmarks import Result, Settings
@@ -33,6 +34,7 @@ def eval_(
         Path | None, typer.Option(help="Directory with the benchmark's own files; niah needs none.")
     ] = None,
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Annotated[
         str, typer.Option(help="Methods with options, such as pqcache(bits=6), separated by commas.")
     ] = "dense,pqcache",
@@ -83,6 +85,7 @@ def eval_(
         "depths": _numbers("--depths", depths, 0, 100),
     }
     _check_files(benchmark, data, json_file, plot)
+    model = with_weights(model, weights)
     find_source(model)
     with progress(quiet) as report:
         report("loading", 0, None)
@@ -152,7 +155,7 @@ def _methods(text: str) -> list[str]:
     if not methods:
         raise ValueError("no method is given; give --method with one, such as --method pqcache")
     for method in methods:
-        check_method(method)
+        check_served(method)
     return methods
 
 

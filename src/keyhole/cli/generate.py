@@ -9,10 +9,11 @@ import typer
 
 from keyhole.cli import options
 from keyhole.cli.console import progress
-from keyhole.cli.early import check_method, within
+from keyhole.cli.early import check_served, within
 from keyhole.cli.inputs import find_source, load, read_text
 from keyhole.cli.spent import print_chosen, print_spent
 from keyhole.cli.view import ExactMass, RecordFile, View, Wanted
+from keyhole.core.model_files import with_weights
 
 _MOST = 2**31 - 1
 
@@ -27,6 +28,7 @@ def generate(
         typer.Option(help="The question, which follows the text; without one, the model continues the text."),
     ] = "",
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Annotated[
         str, typer.Option(help="Method with options, such as pqcache(budget=0.1); see `keyhole methods`.")
     ] = "pqcache",
@@ -68,7 +70,8 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Answer a question about a text. The answer goes to stdout, statistics to stderr."""
-    check_method(method)
+    check_served(method)
+    model = with_weights(model, weights)
     text = _text(prompt, prompt_file)
     find_source(model)
     wanted = Wanted(view, record, exact_mass)

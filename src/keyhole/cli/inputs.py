@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyhole.cli.console import stderr
-from keyhole.core.model_files import find_model
+from keyhole.core.model_files import find_model, split_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,8 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
     from rich.markup import escape
 
     from keyhole.generation import load_model
-    from keyhole.generation.gguf import ModelNotKept
+    from keyhole.generation.keeping import ModelNotKept
+    from keyhole.generation.packing import packing_seconds
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -65,6 +66,11 @@ def load(name: str | None, threads: int | None = None) -> Loaded:
     for warning in warned:
         if issubclass(warning.category, ModelNotKept):
             stderr().print("[yellow]warning:[/]", escape(str(warning.message)), highlight=False)
+    seconds = packing_seconds(loaded.model)
+    if seconds is not None:
+        from keyhole.engines.transformers.packed import summary
+
+        stderr().print(f"packed the weights in {seconds:.1f} s: {summary(loaded.model)}", highlight=False)
     return loaded
 
 
@@ -80,11 +86,16 @@ def training_context(model: PreTrainedModel) -> int:
 
 
 def find_source(name: str | None) -> str | Path:
-    """What `load` will read, found without importing torch; raises as `load`."""
-    if name is not None:
-        return find_model(name)
+    """What `load` will read, found without importing torch, with its form of weights; raises as `load`."""
+    plain, form = split_name(name or "")
+    if str(plain):
+        return _with_form(find_model(plain), form)
     if not SHIPPED.is_dir():
         raise ValueError(
             "this installation ships no model; give one with --model, or make one with `keyhole train`"
         )
-    return SHIPPED
+    return _with_form(SHIPPED, form)
+
+
+def _with_form(source: str | Path, form: str | None) -> str | Path:
+    return source if form is None else f"{source}@{form}"

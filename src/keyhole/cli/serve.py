@@ -14,8 +14,9 @@ import typer
 
 from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stderr
-from keyhole.cli.early import check_method
+from keyhole.cli.early import check_served
 from keyhole.cli.inputs import find_source
+from keyhole.core.model_files import split_name, with_weights
 from keyhole.serving.http.keys import Keys, read_keys
 from keyhole.serving.http.settings import Settings, check_exposure, check_origin, listen_at, names_of
 
@@ -30,6 +31,7 @@ _EMBEDDED = "keyhole"  # under which the embedded model is served
 
 def serve(
     model: options.Model = None,
+    weights: options.Weights = None,
     method: Annotated[
         str, typer.Option(help="Method of requests that name none; see `keyhole methods`.")
     ] = "pqcache",
@@ -77,7 +79,8 @@ def serve(
 
     The first SIGTERM or Ctrl-C lets requests that run or wait end, for a minute; a second one ends at once.
     """
-    check_method(method)
+    check_served(method)
+    model = with_weights(model, weights)
     _check_installed(metrics)
     keys = Keys() if api_key_file is None else read_keys(api_key_file)
     check_exposure(host, keys)
@@ -175,5 +178,7 @@ def _served_as(model: str | None) -> str:
     """The name that clients see; of a path its last part, as the folders of this machine are not theirs."""
     if model is None:
         return _EMBEDDED
-    path = Path(model).expanduser()
-    return path.absolute().name.removesuffix(".gguf") if path.exists() else model
+    plain, form = split_name(model)
+    path = Path(plain).expanduser()
+    name = path.absolute().name.removesuffix(".gguf") if str(plain) and path.exists() else str(plain)
+    return name or _EMBEDDED if form is None else f"{name or _EMBEDDED}@{form}"

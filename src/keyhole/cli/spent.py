@@ -45,6 +45,9 @@ def _rows(answer: Answer) -> list[tuple[str, str]]:
     rows.append(("cache and index size", ", ".join(tiers)))
     if lookups := read.hits + read.misses:
         rows.append(("block cache hits", f"{read.hits / lookups:.1%} of {lookups:,} reads"))
+    if read.gamma is not None:
+        rows.append(("fetched per step", f"{amount(read.fetched / read.steps)} a layer, for all sequences"))
+        rows.append(("blocks read before", f"{read.gamma:.1%} of a step's, by the step before"))
     if (share := answer.activated.share) < 1:
         rows.append(("weights read per token", f"{share:.1%}"))
     rows.append(("prompt", f"{answer.prompt_tokens:,} tokens, {answer.prompt_seconds:.2f} s"))

@@ -24,13 +24,15 @@ class ArtifactFiles:
 
     Attributes:
         name: what they hold, in the plural, and are called.
-        method: the method they are for, and the command that makes them.
+        method: the method they are for.
         format: of the tensors.
+        command: what makes them; by default `keyhole calibrate` with the method's name.
     """
 
     name: str
     method: str
     format: int
+    command: str = ""
 
     def write(self, directory: str | Path, tensors: dict[str, Tensor], *, model: str, **made: Any) -> None:
         """Write tensors made for the model of a fingerprint, and what else there is to say about them.
@@ -54,7 +56,7 @@ class ArtifactFiles:
         except OSError as error:
             raise SavedStateError(
                 f"there are no {self.name} in {str(held.path)!r} ({error.strerror}); "
-                f"make some with `keyhole calibrate {self.method}`"
+                f"make some with `{self._making}`"
             ) from error
         if info.fingerprint is not None:
             self._check_model(held.path, settings["model"], info.fingerprint())
@@ -92,6 +94,10 @@ class ArtifactFiles:
             )
         return [held[place] for place in places]
 
+    @property
+    def _making(self) -> str:
+        return self.command or f"keyhole calibrate {self.method}"
+
     def _in(self, directory: str | Path) -> Generations:
         return Generations(directory, self.name, self.format, "calibrate again")
 
@@ -101,7 +107,7 @@ class ArtifactFiles:
             differing = [f"{was}, not {now}" for was, now in pairs if was != now]
             raise SavedStateError(
                 f"{source}: the {self.name} were made for another model ({'; '.join(differing)}); make some "
-                f"with `keyhole calibrate {self.method}`"
+                f"with `{self._making}`"
             )
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-@contextmanager
-def outside_inference_mode() -> Iterator[None]:
-    """Let tensors made here be written to later: those of inference mode could not be outside it.
 
-    Nothing changes outside inference mode. Serves as a decorator too.
+def outside_inference_mode() -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator that lets tensors made inside be written to later: those of inference mode could not be.
+
+    Nothing changes outside inference mode.
     """
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            # Not a context manager: layers do this twice in each step.
+            if not torch.is_inference_mode_enabled():
+                return function(*args, **kwargs)
+            with torch.inference_mode(False), torch.no_grad():
+                return function(*args, **kwargs)
+
+        return run
+
+    return decorate

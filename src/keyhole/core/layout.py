@@ -63,6 +63,15 @@ class Regions:
     # Not an argument, so that `replace` makes regions that share nothing with those they came of.
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def always_by_head(self, heads: int) -> tuple[Tensor, Tensor]:
+        """`always` and `always_counts` for each KV head, int32 `[B, Hkv, A]` and `[B, Hkv]`."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            slots = self.always.unsqueeze(1).expand(-1, heads, -1).contiguous()
+            return slots, self.always_counts.unsqueeze(1).expand(-1, heads).contiguous()
+
+        return self.derived(("always", heads), make)
+
     def derived(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What follows from the regions alone, made once for all layers of a step; not to be written to."""
         if key not in self._derived:

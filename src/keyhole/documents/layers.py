@@ -87,7 +87,9 @@ def _plain(rows: Tensor) -> Tensor:
 
 
 def _form(layer: LayerCache) -> Form:
-    return layer.storage.form if isinstance(layer.storage, PlacedStorage) else _AS_THEY_ARE
+    """In which form a layer's tokens are stored in blocks."""
+    form = layer.storage.form if isinstance(layer.storage, PlacedStorage) else _AS_THEY_ARE
+    return _AS_THEY_ARE if form.lossless else form
 
 
 def load_blocks(cache: KeyholeCache, blocks: tuple[Entry, ...], device: torch.device) -> None:

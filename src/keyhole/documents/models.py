@@ -8,7 +8,6 @@ from: as long as these stay, so does it. That a model was served by this version
 from __future__ import annotations
 
 import json
-import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import transformers
 
 from keyhole.core.files import write_text
-from keyhole.core.model_files import find_model
+from keyhole.core.model_files import find_model, split_name, stamps
 from keyhole.core.version import __version__
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.support import passed_before
@@ -26,7 +25,6 @@ from keyhole.models import default_model
 
 _VERSION = f"{__version__}, transformers {transformers.__version__}"
 _LOADING = threading.Lock()  # transformers cannot load two models at once in one process
-_COUNTED = (".safetensors", ".json", ".bin", ".gguf", ".txt", ".model", ".jinja")
 
 
 class Models:
@@ -42,7 +40,7 @@ class Models:
         """The model of a name, "" for the embedded one."""
         with _LOADING:
             if name not in self._loaded:
-                self._loaded[name] = load_model(name or default_model())
+                self._loaded[name] = load_model(_source(name))
                 self._from_files.add(name)
                 if (self._noted(_files(name)) or {}).get("served"):
                     passed_before(self._loaded[name].model)
@@ -115,22 +113,27 @@ def model_name(model: str | Path | None) -> str:
     """The name of a model that is loaded by `model`, the same from every working directory."""
     if model is None:
         return ""
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.exists() else str(model)
+    plain, form = split_name(model)
+    path = Path(plain).expanduser()
+    # The embedded model has no name, but may be wanted in another form.
+    found = str(path.absolute()) if str(plain) and path.exists() else str(plain)
+    return found if form is None else f"{found}@{form}"
+
+
+def _source(name: str) -> str | Path:
+    """What to load by a name, which is "" for the embedded model."""
+    plain, form = split_name(name)
+    if str(plain):
+        return name
+    return default_model() if form is None else f"{default_model()}@{form}"
 
 
 def _files(name: str) -> dict[str, Any] | None:
     """Sizes and times of the files a model is loaded from; None of one that is not loaded from files here."""
     with suppress(ValueError, OSError):
-        source = Path(find_model(name or default_model()))
-        paths = [source] if source.is_file() else sorted(source.iterdir()) if source.is_dir() else []
-        counted = [path for path in paths if path.suffix in _COUNTED]
-        if counted:
-            found = [[path.name, *_stamp(path)] for path in counted]
-            return {"path": str(source.resolve()), "files": found}
+        source, (_, form) = Path(find_model(_source(name))), split_name(name)
+        found = stamps(source)
+        if found:
+            path = str(source.resolve())
+            return {"path": path if form is None else f"{path}@{form}", "files": found}
     return None
-
-
-def _stamp(path: Path) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

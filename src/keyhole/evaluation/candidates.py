@@ -43,7 +43,8 @@ def candidates(
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
     of several stages with budgets as it is written. Methods that cannot promise a mass are left out at
-    budgets of mass. `all` stands for every registered method with its defaults.
+    budgets of mass. `all` stands for every registered method with its defaults, but for those
+    that need an option.
 
     Args:
         left_out: called for each method and budget that is left out.
@@ -73,7 +74,8 @@ def candidates(
 def _named(methods: Iterable[str | Method | Recipe]) -> Iterator[str | Method | Recipe]:
     for method in methods:
         if method == ALL:
-            yield from (alone(kind()) for name, kind in METHODS.items() if name != DENSE.method)
+            kinds = [kind for kind in METHODS.values() if kind.name != DENSE.method and not kind.required]
+            yield from (alone(kind()) for kind in kinds)
         else:
             yield method
 

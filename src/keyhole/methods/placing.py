@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Protocol
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
-from keyhole.storage import BLOCK_EVICTIONS, PLACES, Storage, make_storage
+from keyhole.storage import BLOCK_EVICTIONS, PLACES, RESIDENT, Storage, make_storage
+
+_SLOT = 64  # tokens of a resident slot, for methods whose own units are smaller
 
 RENAMED = {"cache": "block_cache", "eviction": "block_eviction"}
 
@@ -52,16 +54,43 @@ def block_eviction() -> Any:
     )
 
 
+def resident() -> Any:
+    """The option `resident`."""
+    return options.choice(
+        "blocks",
+        RESIDENT,
+        help='What stays on the device of a slower place: "blocks" of 128 tokens, the same for all heads, '
+        'fetched after the read that missed them; or "slots", in which each KV head has the blocks it chose, '
+        "fetched before they are read, so that steps that choose alike fetch little. `block_cache` is the "
+        "size of either; 0 is none, or as many slots as a step reads. On a GPU, place=host with unquantised "
+        "keys always has single tokens.",
+    )
+
+
 def check_blocks(method: Placing) -> None:
     """Raise SpecError for a block cache without a slower tier behind it."""
     if method.block_cache and method.place == "device":
         raise SpecError(f"{method.name}: block_cache={method.block_cache} needs place=host or place=disk")
 
 
-def storages(method: Placing, info: ModelInfo, kv_dtype: str, window: int = 0) -> list[Storage]:
-    """A storage for each served layer, whose `window` newest tokens are always read."""
+def storages(
+    method: Placing, info: ModelInfo, kv_dtype: str, window: int = 0, slot_tokens: int = 0
+) -> list[Storage]:
+    """A storage for each served layer, whose `window` newest tokens are always read.
+
+    Args:
+        slot_tokens: of a resident slot; 0 has resident blocks that all heads share.
+    """
     share = info.share(int(method.block_cache))
     return [
-        make_storage(method.place, kv_dtype, share, method.block_eviction, info.device, window)
+        make_storage(method.place, kv_dtype, share, method.block_eviction, info.device, window, slot_tokens)
         for _ in info.layers
     ]
+
+
+def slot_tokens(method: Placing) -> int:
+    """Tokens of a resident slot: as many as the method reads together, if that is a long run; 0 without."""
+    if getattr(method, "resident", "blocks") != "slots":
+        return 0
+    unit = getattr(method, "block", None) or getattr(method, "page", None) or 0
+    return unit if unit >= _SLOT // 4 else _SLOT

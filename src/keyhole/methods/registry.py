@@ -27,8 +27,10 @@ from keyhole.methods.dense import Dense
 from keyhole.methods.expectedattention import ExpectedAttentionKV
 from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
+from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.mpcache import MPCache
+from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quantised import Quantised
@@ -42,7 +44,7 @@ from keyhole.methods.windowkv import WindowKV
 
 GROUP = "keyhole.methods"
 
-_RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache, InfLLM)
+_RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache, InfLLM, InfLLMV2, Nosa)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)

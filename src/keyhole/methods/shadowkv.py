@@ -95,6 +95,11 @@ class ShadowKV(RetrievalMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resident != "blocks":
+            raise SpecError(
+                f"{self.name}: resident={self.resident} is not supported, because chunks of values are read; "
+                "leave it out"
+            )
         if self.kv_dtype != "auto":
             raise SpecError(
                 f"{self.name}: kv_dtype={self.kv_dtype} is not supported, because keys are stored at low "

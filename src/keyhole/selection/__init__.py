@@ -6,6 +6,7 @@ from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.clusters import ClusterSelector
 from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
+from keyhole.selection.compressed import CompressedSelector
 from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
@@ -13,6 +14,7 @@ from keyhole.selection.following import FollowingClusters
 from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.product import ProductSelector
 from keyhole.selection.shared import SharedPageSelector
+from keyhole.selection.statics import StaticSelector
 from keyhole.selection.vote import Vote, VoteSelector
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "ClusterSelector",
     "CodedBoxSelector",
     "CodewordSelector",
+    "CompressedSelector",
     "DistantVoteSelector",
     "ExactSelector",
     "FollowingClusters",
@@ -30,6 +33,7 @@ __all__ = [
     "Selection",
     "Selector",
     "SharedPageSelector",
+    "StaticSelector",
     "Step",
     "Vote",
     "VoteSelector",

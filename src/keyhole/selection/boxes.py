@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.kernels.pq.tables import softcapped
+from keyhole.kernels.ranking.box_scores import CodedEnds, Ends, box_scores, boxes_are_native
 from keyhole.selection.base import Step
 from keyhole.selection.mass_control import Estimate
 from keyhole.selection.picking.pages import page_count, spans
@@ -51,6 +52,36 @@ class BoxSelector(SummarySelector):
         return torch.cat([greatest.maximum(other_greatest), least.minimum(other_least)], -1)
 
     def _estimate(self, step: Step) -> Estimate:
+        return self._estimated_at_once(step) or self._estimated(step)
+
+    def _estimated_at_once(self, step: Step) -> Estimate | None:
+        """By one native call; None where there is none for such queries and boxes.
+
+        Budgets of mass end at the very sums that they were measured by: all queries are answered in one way.
+        """
+        if step.budget.mass is not None:
+            return None
+        boxes, parts = self._boxes(step), step.regions
+        if boxes is None or not boxes_are_native(step.query, boxes):
+            return None
+        boxed = box_scores(
+            step.query,
+            boxes,
+            kernels.Paged(parts.first, parts.stop, parts.last, self.page),
+            step.anchor_lse,
+            kv_heads=self._kv_heads(),
+            pages=page_count(parts, self.page),
+            spread=_ABOVE_MIDDLE * step.query.shape[-1] ** -0.5,
+            scale=step.logits.scale,
+            softcap=step.logits.softcap,
+        )
+        return None if boxed is None else Estimate(*boxed, self._by_page)
+
+    def _boxes(self, step: Step) -> Ends | CodedEnds | None:  # noqa: ARG002
+        """The boxes as they are held; None where kernels do not read them so."""
+        return Ends(self._summaries.view())
+
+    def _estimated(self, step: Step) -> Estimate:
         upper, lower = self._bounds(step)
         _, sizes = spans(step.regions, self.page)
         sizes = sizes.view(len(sizes), 1, 1, -1)

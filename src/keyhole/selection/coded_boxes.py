@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.core.layout import Regions
+from keyhole.kernels.ranking.box_scores import CodedEnds
 from keyhole.selection.base import Step
 from keyhole.selection.boxes import BoxSelector
 from keyhole.selection.quantisers.boxcodes import (
@@ -24,6 +25,7 @@ from keyhole.selection.summaries import Rows
 
 PAGE = 4  # tokens; a box takes as many bytes as one of 16 bits for 16 tokens
 _LARGEST = 2.0**16  # bounds beyond are scaled down to it for the scan, which adds integers
+_LEAST = 1e-30  # of a bound
 
 
 class CodedBoxSelector(BoxSelector):
@@ -37,6 +39,8 @@ class CodedBoxSelector(BoxSelector):
     def __init__(self, page: int | None) -> None:
         super().__init__(page)
         self._levels: Tensor | None = None  # float32 `[B, Hkv, D, 2]`
+        # What codes stand for, `[B * Hkv, 2 * D, 16, 1]`, and the largest of it; made when first asked for.
+        self._books: tuple[Tensor, float] | None = None
 
     @staticmethod
     def _default_page(head_dim: int) -> int:  # noqa: ARG004
@@ -52,7 +56,7 @@ class CodedBoxSelector(BoxSelector):
 
     def build(self, keys: Tensor, regions: Regions) -> None:
         slots = torch.arange(keys.shape[2], device=keys.device)
-        self._levels = fit_levels(keys, slots >= regions.first.view(-1, 1))
+        self._levels, self._books = fit_levels(keys, slots >= regions.first.view(-1, 1)), None
         super().build(keys, regions)
 
     def _summarised(self, keys: Tensor, counted: Tensor, begun: int) -> Tensor:
@@ -67,6 +71,17 @@ class CodedBoxSelector(BoxSelector):
 
     def _page_bytes(self) -> int:
         return self._fitted().shape[2]
+
+    def _boxes(self, step: Step) -> CodedEnds | None:
+        boxes, size = self._summaries, self._fitted().shape[2]
+        assert isinstance(boxes, PackedBoxes)
+        if parts_of(size) > 1:
+            return None
+        if self._books is None:
+            levels = level_values(self._fitted())
+            self._books = levels.flatten(2, 3).flatten(0, 1).unsqueeze(-1), float(levels.abs().max())
+        books, most = self._books
+        return CodedEnds(books, boxes.codes, _LARGEST / max(most * 2 * size * step.logits.scale, _LEAST))
 
     def _products(self, query: Tensor, pages: int, scale: float) -> Tensor:
         batch, heads, size = self._fitted().shape[:3]
@@ -85,6 +100,7 @@ class CodedBoxSelector(BoxSelector):
 
     def reorder(self, rows: Tensor) -> None:
         super().reorder(rows)
+        self._books = None
         if self._levels is not None:
             self._levels = self._levels.index_select(0, rows.to(self._levels.device))
 
@@ -94,7 +110,7 @@ class CodedBoxSelector(BoxSelector):
 
     def restore(self, state: dict[str, Tensor], length: int) -> None:
         super().restore(state, length)
-        self._levels = state.get("levels")
+        self._levels, self._books = state.get("levels"), None
 
     def bytes_read(self, step: Step) -> int:
         return super().bytes_read(step) + self._fitted()[0, 0].nbytes

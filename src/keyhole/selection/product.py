@@ -9,7 +9,7 @@ M sub-spaces, C = 2 ** bits centroids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.core.scales import scales_of
 from keyhole.kernels.backend.dispatch import at_hand
+from keyhole.kernels.pq.step import PreparedScan, scan_is_native
 from keyhole.kernels.pq.types import BLOCK
 from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.mass_control import Estimate, MassControl
@@ -69,6 +70,12 @@ class ProductSelector(Capturable):
         )
         self._refits = Refits(sample)
         self._mass_control = MassControl()
+        self._scan: PreparedScan | None = None
+        self._scan_of: Tensor | None = None  # the codes that it reads
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses are no part of a copy.
+        return self.__dict__ | {"_scan": None, "_scan_of": None}
 
     @property
     def minimum(self) -> int:
@@ -117,6 +124,43 @@ class ProductSelector(Capturable):
         self._refits.watch(self._encode(keys))
 
     def select(self, step: Step) -> Selection:
+        return self._selected_at_once(step) or self._selected(step)
+
+    def _selected_at_once(self, step: Step) -> Selection | None:
+        """One native call for all rows; None where there is no such call, or rows are not of one budget."""
+        limits, books, codes = step.limits(), self._fitted("codebooks"), self._fitted("codes")
+        plain = (
+            step.budget.mass is None and "scales" not in self._held and limits.count(limits[0]) == len(limits)
+        )
+        if not plain or not scan_is_native(step.query, books, codes):
+            return None
+        if self._scan is None or self._scan_of is not codes:
+            rotation = self._held.get("rotation")
+            self._scan_of = codes
+            self._scan = PreparedScan(
+                books.flatten(0, 1),
+                codes.flatten(0, 1),
+                None if rotation is None else rotation.flatten(0, 1),
+                self._fitted("residuals").flatten(0, 1),
+            )
+        batch, heads, size = len(books), books.shape[1], step.query.shape[-1]
+        first, stop = step.regions.derived(("of rows", heads), lambda: _of_rows(step.regions, heads))
+        query = step.query.reshape(batch * heads, -1, size)
+        picked = self._scan.pick(
+            query,
+            first,
+            stop,
+            step.anchor_lse.view(query.shape[:2]),
+            k=limits[0],
+            largest=_LARGEST / (size**0.5 * self._bound * step.logits.scale),
+            scale=step.logits.scale,
+            softcap=step.logits.softcap,
+        )
+        if picked is None:
+            return None
+        return Selection(*(part.view(batch, heads, *part.shape[1:]) for part in picked))
+
+    def _selected(self, step: Step) -> Selection:
         batch, kv_heads = self._fitted("codebooks").shape[:2]
         reach = self._mass_control.reach(step, self._estimate)
         asked = self._asked(step)
@@ -256,7 +300,7 @@ class ProductSelector(Capturable):
         return sum(tensor.nbytes for tensor in self._held.values()) + self._mass_control.nbytes
 
     def _hold(self, held: dict[str, Tensor]) -> None:
-        self._held = held
+        self._held, self._scan = held, None
         if held:
             longest = held["codebooks"].double().norm(dim=-1).amax(-1)  # of each sub-space
             self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)

@@ -166,7 +166,8 @@ class SummarySelector(Capturable):
 
     def _page_bytes(self) -> int:
         """Bytes of a summary, for one KV head."""
-        return self._summaries.view()[0, 0, 0].nbytes
+        held = self._summaries.view()
+        return held.shape[-1] * held.element_size()
 
     def crop(self, length: int) -> None:
         # A summary cannot be made smaller: a page that is cut is dropped and summarised again from its keys.

@@ -11,7 +11,7 @@ from keyhole.serving.baton import in_turns
 from keyhole.serving.jobs import Job
 from keyhole.serving.measuring import Counts, failed_by
 from keyhole.serving.requests import Added, Failed, Progress, Started
-from keyhole.serving.shelf import Shelf
+from keyhole.serving.shelf import UNUSABLE, Shelf
 from keyhole.serving.tickets import Ticket
 
 
@@ -58,5 +58,5 @@ class AddingDocument(Job):
         self.ticket.put(Added(document))
 
     def failure(self, error: Exception) -> Failed:
-        failed = failed_by(error)
-        return Failed(failed.error, "document") if isinstance(error, ValueError) else failed
+        failed = failed_by(error, self._shelf.store.path)
+        return Failed(failed.error, "document") if isinstance(error, UNUSABLE) else failed

@@ -135,7 +135,8 @@ class Answering(Job):
         reading.end(report)
 
     def failure(self, error: Exception) -> Failed:
-        failed = failed_by(error)
+        shelf = self._bench.shelf
+        failed = failed_by(error, None if shelf is None else shelf.store.path)
         cannot_open = self._reading is None and self._request.document and isinstance(error, ValueError)
         return Failed(failed.error, "document") if cannot_open else failed
 
@@ -145,7 +146,8 @@ class Answering(Job):
 
     def close(self) -> None:
         super().close()
-        self._recorded()
+        if self._recorder is not None:
+            self._recorder.drop()
         if self._reading is not None:
             self._reading.close()
             self._reading = None

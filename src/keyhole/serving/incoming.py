@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keyhole.core.errors import SpecError, UnknownDocumentError
 from keyhole.documents.form import asked
-from keyhole.documents.store import Document, Store
+from keyhole.documents.store import Document, Store, unknown
 from keyhole.engines.transformers.cache import check_method
 from keyhole.engines.transformers.sizes import position_range
 from keyhole.generation.answers import options_of
@@ -17,7 +17,7 @@ from keyhole.generation.prompt import within_range
 from keyhole.methods import Method, Recipe
 from keyhole.methods.beyond import renumbers
 from keyhole.serving.memory import MOST_METHODS, Needs
-from keyhole.serving.requests import MOST_LOGPROBS, Request, TooLongError
+from keyhole.serving.requests import MOST_LOGPROBS, PROMPT, Request, TooLongError
 from keyhole.serving.tokenizing import check_characters, longest_token
 
 
@@ -160,16 +160,18 @@ def stored_document(store: Store, name: str, model: str) -> Document:
     """The document of a name, which was read by the model of that name.
 
     Raises:
-        UnknownDocumentError: there is none.
+        UnknownDocumentError: there is none; the message names similar ones of this model.
         ValueError: it was read by another model.
     """
-    found = store.document(name)
+    held = store.documents()
+    found = next((each for each in held if each.name == name and each.source != PROMPT), None)
+    if found is None:
+        raise unknown(name, [each.name for each in held if each.model == model and each.source != PROMPT])
     if not found.finished:
         raise UnknownDocumentError(f"{name!r} is not read to its end; add it again to go on")
     if found.model != model:
         raise ValueError(
-            f"{name!r} was read by {found.model or 'the embedded model'}, which this server does not serve; "
-            "add its text again"
+            f"{name!r} was read by another model than the one that is served; add its text under another name"
         )
     return found
 

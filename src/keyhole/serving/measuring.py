@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 import torch
@@ -98,9 +99,10 @@ def _missed(cache: KeyholeCache) -> float | None:
     return max(0.0, 1.0 - total.mass / total.steps) if total.steps else 0.0
 
 
-def failed_by(error: Exception) -> Failed:
-    """The last event of a request that ended by this error."""
+def failed_by(error: Exception, store: Path | None = None) -> Failed:
+    """The last event of a request that ended by this error; where its `store` is, is nobody's business."""
     said = " ".join(str(error).split()) or type(error).__name__
+    said = said if store is None else said.replace(str(store), "the store")
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in said:
         return Failed(f"the server ran out of memory: {said}", "memory")
     return Failed(said, "document" if isinstance(error, StoreError) else "model")

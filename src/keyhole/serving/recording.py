@@ -21,5 +21,9 @@ class Recorder(Protocol):
         ...
 
     def end(self) -> Any:
-        """Nothing follows; returns the record. Called, too, where a request ends before its time."""
+        """Nothing follows; returns the record."""
+        ...
+
+    def drop(self) -> None:
+        """The request ended before its time: nothing follows, and no record is made."""
         ...

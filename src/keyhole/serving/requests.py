@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Reason = Literal["stop", "length"]
 FailureKind = Literal["model", "document", "memory", "closed", "stopped"]
 MOST_LOGPROBS = 20  # alternatives of a token
+PROMPT = "a prompt"  # the source of what is kept of prompts, which is nobody's document
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from keyhole.engines.transformers.devices import input_device
 from keyhole.generation.loading import Loaded
 from keyhole.methods import Recipe
 from keyhole.methods.recipe import answers
+from keyhole.serving.requests import PROMPT
 
-PROMPT = "a prompt"  # the source of what is kept of prompts
 _TTL = 86_400.0  # seconds for which the beginning of a prompt is kept after its last use
 _MOST = 1 << 28  # bytes of blocks that wait to be written
 UNUSABLE = (OSError, ValueError)  # what a store raises; answers do without it then

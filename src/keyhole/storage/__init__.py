@@ -1,6 +1,7 @@
 """Place: where kept keys and values live, and in which form."""
 
 from keyhole.storage.base import CapturableStorage, Footprint, Lookups, Storage
+from keyhole.storage.biased import BiasedStorage
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
@@ -8,7 +9,7 @@ from keyhole.storage.merging import Merge
 from keyhole.storage.paged import PagedStorage
 from keyhole.storage.pages import Pages, split_pages
 from keyhole.storage.pinned import PinnedStorage
-from keyhole.storage.places import KV_DTYPES, PLACES, make_rows, make_storage
+from keyhole.storage.places import KV_DTYPES, PLACES, RESIDENT, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
 from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident.blocks import BLOCK_EVICTIONS
@@ -19,7 +20,9 @@ __all__ = [
     "BLOCK_EVICTIONS",
     "KV_DTYPES",
     "PLACES",
+    "RESIDENT",
     "ROOM",
+    "BiasedStorage",
     "CapturableStorage",
     "Chosen",
     "DeviceStorage",

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.attention import Logits, Part, dense_attention, key_logits
+from keyhole.attention import Logits, Part, dense_attention, key_logits, merge
 from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
+from keyhole.core.scales import all_finite
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merge
 
@@ -28,10 +29,19 @@ class Footprint(NamedTuple):
 
 
 class Lookups(NamedTuple):
-    """Tokens that were read from resident blocks of a slower tier, and past them."""
+    """Tokens that were read from resident blocks of a slower tier, and past them.
+
+    Attributes:
+        fetched: bytes of a slower tier that were read for that, as far as `ResidentSlots` count them.
+        blocks: read by steps that another one came before, likewise.
+        again: of those, blocks that the step before had read.
+    """
 
     hits: int = 0
     misses: int = 0
+    fetched: int = 0
+    blocks: int = 0
+    again: int = 0
 
 
 class Storage(Informed, ABC):
@@ -45,6 +55,23 @@ class Storage(Informed, ABC):
     @abstractmethod
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add `keys [B, Hkv, T, D]` (after RoPE) and `values [B, Hkv, T, Dv]`."""
+
+    def append_finite(self, keys: Tensor, values: Tensor) -> bool:
+        """`append`, unless NaN or infinity is among them: then nothing changes, and it returns False."""
+        if not (all_finite(keys) and all_finite(values)):
+            return False
+        self.append(keys, values)
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys come from and go to; ValueError where nothing was appended yet."""
+        return self.keys(self.length - 1).device
+
+    @property
+    def heads(self) -> int:
+        """Hkv; ValueError where nothing was appended yet."""
+        return self.keys(self.length - 1).shape[1]
 
     @abstractmethod
     def keys(self, start: int = 0) -> Tensor:
@@ -65,6 +92,10 @@ class Storage(Informed, ABC):
         Returns:
             The part, out `[B, H, Dv]` and lse `[B, H]`.
         """
+
+    def attend_beside(self, part: Part, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        """As `attend`, and over what a `part` was computed of, which are other slots."""
+        return merge(part, self.attend(query, slots, counts, logits))
 
     def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         """Attention of one `query [B, H, 1, D]`, sink logits included, over all slots; `[B, H, 1, Dv]`.

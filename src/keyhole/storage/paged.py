@@ -5,13 +5,14 @@ Legend: H query heads, Hkv KV heads, T tokens, D head size.
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from keyhole import kernels
-from keyhole.attention import Logits, Part
+from keyhole.attention import Logits, Part, merge
+from keyhole.kernels.attention.prepared import prepared
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.chosen import Chosen
@@ -40,6 +41,12 @@ class PagedStorage(Storage):
         self._keys, self._values = keys, values
         self._table = torch.zeros(0, dtype=torch.int32, device=keys.device)
         self._length = 0
+        self._token_bytes = 2 * keys.shape[2] * keys.shape[3] * keys.element_size()
+        self._attention = prepared(keys, values, paged=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses are no part of a copy.
+        return self.__dict__ | {"_attention": None}
 
     def at(self, table: Tensor, length: int) -> None:
         """Use a block table from now on, of which the first `length` tokens are written.
@@ -60,6 +67,14 @@ class PagedStorage(Storage):
     @property
     def length(self) -> int:
         return self._length
+
+    @property
+    def device(self) -> torch.device:
+        return self._keys.device
+
+    @property
+    def heads(self) -> int:
+        return self._keys.shape[2]
 
     @property
     def block_size(self) -> int:
@@ -113,10 +128,17 @@ class PagedStorage(Storage):
         return by_head[:, begin : begin + count].unsqueeze(0)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
-        heads = self._keys.shape[2]
-        chosen = Chosen.of(slots, counts, heads)
+        return self._attend(query, Chosen.of(slots, counts, self.heads), logits, None)
+
+    def attend_beside(self, part: Part, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        return self._attend(query, Chosen.of(slots, counts, self.heads), logits, part)
+
+    def _attend(self, query: Tensor, chosen: Chosen, logits: Logits, before: Part | None) -> Part:
+        found = self._attend_prepared(query, chosen, logits._replace(sink_logits=None), before)
+        if found is not None:
+            return found
         attended = kernels.paged_gather_attention(
-            query.reshape(heads, -1, query.shape[-1]),
+            query.reshape(self.heads, -1, query.shape[-1]),
             self._keys,
             self._values,
             self._blocks.unsqueeze(0),
@@ -125,12 +147,27 @@ class PagedStorage(Storage):
             scale=logits.scale,
             softcap=logits.softcap,
         )
-        return Part(attended.out.reshape(1, query.shape[1], -1), attended.lse.reshape(1, -1))
+        part = Part(attended.out.reshape(1, query.shape[1], -1), attended.lse.reshape(1, -1))
+        return part if before is None else merge(before, part)
+
+    def _attend_prepared(
+        self, query: Tensor, chosen: Chosen | None, logits: Logits, before: Part | None
+    ) -> Part | None:
+        """Attention of `query [1, H, D]` over chosen slots or all; None where no native call does it."""
+        native, table = self._attention, self._table
+        if native is None or not native.takes(query) or table.dtype != torch.int32 or table.stride(0) != 1:
+            return None
+        slots, counts, _ = (None, None, None) if chosen is None else chosen
+        options = logits._asdict() | {"before": before, "table": table}
+        return Part(*native.attend(query, self._length, slots, counts, **options))
 
     def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         if mask is not None:
             return super().attend_all(query, logits, mask)
-        folded = query.reshape(self._keys.shape[2], -1, query.shape[-1])
+        found = self._attend_prepared(query.squeeze(2), None, logits, None)
+        if found is not None:
+            return found.out.unsqueeze(2)
+        folded = query.reshape(self.heads, -1, query.shape[-1])
         sinks = None if logits.sink_logits is None else logits.sink_logits.view(folded.shape[:2])
         where = self._blocks.unsqueeze(0), torch.full((1,), self._length, device=query.device)
         options = {"scale": logits.scale, "softcap": logits.softcap, "sink_logits": sinks}
@@ -169,7 +206,7 @@ class PagedStorage(Storage):
 
     @property
     def token_bytes(self) -> float:
-        return self._keys[0, 0].nbytes + self._values[0, 0].nbytes
+        return self._token_bytes
 
     def crop(self, length: int) -> None:
         self._length = min(length, self._length)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part, attend_slots, merge
+from keyhole.core.layout import Regions
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.formats.base import Form, Full, TokenSpec
 from keyhole.storage.resident.blocks import ResidentBlocks
+from keyhole.storage.resident.slots import ResidentSlots
 from keyhole.storage.tiers.buffer import Buffer, GrowingBuffer
 
 _PACKED = 4096  # tokens packed at a time, to bound temporary memory
@@ -28,7 +30,9 @@ class PlacedStorage(Storage):
     them. What is chosen on another device than the query's is gathered there and moved.
     """
 
-    def __init__(self, form: Form, buffer: Buffer, resident: ResidentBlocks | None = None) -> None:
+    def __init__(
+        self, form: Form, buffer: Buffer, resident: ResidentBlocks | ResidentSlots | None = None
+    ) -> None:
         self.form, self.buffer, self.resident = form, buffer, resident
         self._recent = GrowingBuffer()
         self._kind: TokenSpec | None = None
@@ -85,9 +89,13 @@ class PlacedStorage(Storage):
         sources = self._sources(Chosen.of(slots, counts, kind.heads))
         sources = [source for source in sources if source[2].counts.any()] or sources[:1]
         part = reduce(merge, (_attend(query, *source, kind, logits) for source in sources))
-        if self.resident is not None:
+        if isinstance(self.resident, ResidentBlocks):
             self.resident.admit(self.buffer, kind.device)
         return part
+
+    def settle(self, regions: Regions) -> None:  # noqa: ARG002
+        if isinstance(self.resident, ResidentSlots):
+            self.resident.begin()
 
     @property
     def token_bytes(self) -> float:
@@ -100,7 +108,7 @@ class PlacedStorage(Storage):
 
     def crops_exactly(self, length: int) -> bool:
         """What was packed is not what it was before."""
-        return self.form.in_place or self._packed == 0 or self._packed + self.form.group <= length
+        return self.form.lossless or self._packed == 0 or self._packed + self.form.group <= length
 
     def crop(self, length: int) -> None:
         if length > self._packed:
@@ -156,7 +164,10 @@ class PlacedStorage(Storage):
         if count <= 0:
             return
         tokens = self._recent.view()
-        self.buffer.append(self.form.pack(tokens[:, :, :count], self._known()))
+        rows = self.form.pack(tokens[:, :, :count], self._known())
+        self.buffer.append(rows)
+        if isinstance(self.resident, ResidentSlots):
+            self.resident.came(self.buffer.length - rows.shape[2], rows)
         # Anew, since its memory is that of a whole prompt by now.
         self._recent = GrowingBuffer()
         self._recent.append(tokens[:, :, count:])
@@ -185,7 +196,11 @@ class PlacedStorage(Storage):
             recent = Chosen(chosen.slots - self._packed, chosen.counts).where(~packed)
             sources.append((_AS_THEY_ARE, self._recent.view(), recent))
             chosen = chosen.where(packed)
-        if self.resident is not None and self.buffer.length:
+        if isinstance(self.resident, ResidentSlots) and self.buffer.length:
+            if chosen.counts.any() or not sources:
+                sources.append((self.form, *self.resident.bring(chosen, self.buffer, self._known().device)))
+            return sources
+        if isinstance(self.resident, ResidentBlocks) and self.buffer.length:
             found, chosen = self.resident.look_up(chosen, self._packed)
             if self.resident.rows is not None:
                 sources.append((self.form, self.resident.rows, found))

@@ -6,17 +6,20 @@ import torch
 
 from keyhole.storage.base import Storage
 from keyhole.storage.formats.base import Form, Full
+from keyhole.storage.formats.blocks import Blocks
 from keyhole.storage.formats.quantised import Quantised
 from keyhole.storage.pinned import PinnedStorage
 from keyhole.storage.placed import PlacedStorage
 from keyhole.storage.resident.blocks import BLOCK, ResidentBlocks
 from keyhole.storage.resident.fetched import FetchedRows
 from keyhole.storage.resident.rows import ResidentRows
+from keyhole.storage.resident.slots import ResidentSlots
 from keyhole.storage.tiers.buffer import SPARE, Buffer, GrowingBuffer
 from keyhole.storage.tiers.disk import DiskBuffer
 from keyhole.storage.tiers.host import HostBuffer
 
 PLACES = ("device", "host", "disk")
+RESIDENT = ("blocks", "slots")
 KV_DTYPES = ("auto", "int8", "int4")  # "auto" is the type of the model
 
 
@@ -27,6 +30,7 @@ def make_storage(
     block_eviction: str = "lfu",
     device: torch.device | None = None,
     window: int = 0,
+    slot_tokens: int = 0,
 ) -> Storage:
     """A storage on one of PLACES, in one of KV_DTYPES, with `block_cache` bytes in front of another place's.
 
@@ -36,10 +40,15 @@ def make_storage(
 
     Args:
         device: where keys and values will come from; None is a CPU.
+        slot_tokens: in place of shared blocks, have `ResidentSlots` of blocks of so many tokens; a packed
+            form has rows of its own.
     """
     if kv_dtype == "auto" and _by_the_device(where, device):
         return PinnedStorage(ResidentRows(block_cache, window))
     form: Form = Full() if kv_dtype == "auto" else Quantised(int(kv_dtype.removeprefix("int")))
+    if slot_tokens and where != "device":
+        form = Blocks(slot_tokens) if form.in_place else form
+        return PlacedStorage(form, _buffer(where, form.group), ResidentSlots(block_cache, form.group))
     return PlacedStorage(form, _buffer(where, form.group), _resident(block_cache, block_eviction, form.group))
 
 
@@ -62,9 +71,9 @@ def _by_the_device(where: str, device: torch.device | None) -> bool:
 
 def _buffer(where: str, group: int) -> Buffer:
     if where == "disk":
-        return DiskBuffer(BLOCK // group)
+        return DiskBuffer(max(1, BLOCK // group))
     kind = HostBuffer if where == "host" else GrowingBuffer
-    return kind(SPARE // group)
+    return kind(max(1, SPARE // group))
 
 
 def _resident(nbytes: int, eviction: str, group: int) -> ResidentBlocks | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, Part, attend_slots
+from keyhole.attention import Logits, Part, attend_slots, merge
 from keyhole.core.budget import Budget
 from keyhole.core.layout import Regions
 from keyhole.core.rope import Rope
@@ -54,6 +54,9 @@ class RenumberedStorage(DeviceStorage):
         keys = moved_keys(self.rope, keys, moves)
         places = torch.arange(keys.shape[2], device=keys.device).expand(chosen.slots.shape)
         return attend_slots(query, keys, values, places, chosen.counts, logits)
+
+    def attend_beside(self, part: Part, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        return merge(part, self.attend(query, slots, counts, logits))
 
     def _elected(self, regions: Regions, counts: Tensor) -> Tensor:
         """Tokens read beside sinks and window, shaped as `counts [B, Hkv]`."""

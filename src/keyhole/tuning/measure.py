@@ -75,7 +75,7 @@ def method_of(name: str, form: str, budget: float) -> RetrievalMethod:
 def measured_methods() -> list[str]:
     """Methods whose steps can be measured on one layer."""
     kinds = ((name, kind) for name, kind in METHODS.items() if issubclass(kind, RetrievalMethod))
-    return [name for name, kind in kinds if kind.pays_from is None]
+    return [name for name, kind in kinds if kind.pays_from is None and not kind.required]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keyhole.core.files import write_whole
+from keyhole.view.checks import check_fields
 from keyhole.view.coding import decode_set, from_text, read_varints, split_sets, to_text, varints
 from keyhole.view.record import Record, Step, coarser
 
@@ -48,7 +49,7 @@ def from_json(data: bytes) -> Record:
     """
     try:
         held = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"this is no record of a run: {error}") from error
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise RecordError("this is no record of a run; `keyhole ask ... --record FILE` writes one")
@@ -57,8 +58,9 @@ def from_json(data: bytes) -> Record:
             f"a record of version {held.get('version')!r}; this Keyhole reads version {VERSION}"
         )
     try:
+        check_fields(held)
         return _checked(_record(held))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise RecordError(f"the record is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -137,20 +139,25 @@ def _record(held: dict[str, Any]) -> Record:
 
 def _arrays(
     held: dict[str, Any], kinds: dict[str, str], shaped: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, np.ndarray | None]:
+) -> dict[str, Any]:
     def one(name: str, kind: str) -> np.ndarray | None:
-        return None if held[name] is None else shaped(np.frombuffer(from_text(held[name]), kind))
+        if held[name] is None and name == "exact":
+            return None
+        return shaped(np.frombuffer(from_text(held[name]), kind))
 
     return {name: one(name, kind) for name, kind in kinds.items()}
 
 
 def _checked(record: Record) -> Record:
     """Raise ValueError for what is whole JSON, and cannot be a record."""
-    if not all(isinstance(getattr(record, name), str) for name in ("model", "method", "question", "text")):
-        raise ValueError("a text is none")
     units = len(record.text.encode("utf-16-le", "surrogatepass")) // 2
-    if len(record.spans) and int(record.spans[:, 1].max()) > units:
-        raise ValueError("a token ends behind the text")
+    tokens, given = len(record.spans), [step.token for step in record.steps if step.token is not None]
+    if tokens and (int(record.spans[:, 1].max()) > units or int(record.spans.min()) < 0):
+        raise ValueError("a token ends behind the text, or begins before it")
+    if record.document[1] > units:
+        raise ValueError("the document ends behind the text")
+    if record.prompt > tokens or max(given, default=-1) >= tokens:
+        raise ValueError("the prompt, or an answer, has more tokens than the text")
     if any(not 0 < step.length <= len(record.spans) for step in record.steps):
         raise ValueError("a step is outside the text")
     for step in record.steps:

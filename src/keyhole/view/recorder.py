@@ -79,11 +79,18 @@ class Recorder:
 
     def end(self) -> None:
         """The answer is over, whole or interrupted; it is recorded where any step of it was heard."""
+        try:
+            if self._steps:
+                self.records.append(self._record())
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """The answer is over, and not recorded."""
         if self._request is not None:
             self._request.listener = None
-        if self._steps:
-            self.records.append(self._record())
         self._request = self._call = None
+        self._steps = []
 
     def _hear(self, event: LayerRead) -> None:
         length, queries = event.layer.length, event.query.shape[2]

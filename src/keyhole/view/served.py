@@ -29,6 +29,10 @@ class ServedRecorder:
         """A call gave this token."""
         self._recorder.generated(Token(token, False, 0.0))
 
+    def drop(self) -> None:
+        """Nothing follows, and nobody wants the record."""
+        self._recorder.drop()
+
     def end(self) -> bytes | None:
         """Nothing follows; None where no token came."""
         self._recorder.end()

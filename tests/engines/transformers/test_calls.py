@@ -104,7 +104,8 @@ def test_a_layer_that_was_changing_is_not_rolled_back(method, error, monkeypatch
         model(prompt(60), **given(cache))
         storage = keyhole.served_layers(cache)[1].storage
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "append", partial(raised, error))
+            for name in ("append", "append_finite"):
+                patch.setattr(storage, name, partial(raised, error))
             with pytest.raises(error):
                 model(prompt(5), **given(cache))
         for call in (lambda: model(prompt(5), **given(cache)), cache.roll_back):

@@ -64,12 +64,14 @@ class FakeTicket:
 class FakeLibrary:
     """Documents in memory, which nobody reads."""
 
+    path = "/srv/private/documents"
+
     def __init__(self):
         self._held, self.store = {}, self
 
     def add(self, *, text, name, method, model=None, pinned=None, ttl=None):
         told = {"tokens": np.zeros(len(text), np.uint32), "stored": len(text), "finished": True}
-        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0}
+        told |= {"nbytes": 1, "shared": 0, "created": 0.0, "used": 0.0, "hits": 0, "source": "text"}
         self._held[name] = SimpleNamespace(
             name=name, method=str(method), model=model or "", pinned=bool(pinned), ttl=ttl, **told
         )
@@ -106,7 +108,7 @@ class FakeScheduler:
         held: an event before which answers do not end, unless they are cancelled.
     """
 
-    max_context = 4096
+    max_context, slots = 4096, 32
     recipe = Recipe.parse("pqcache(budget=0.1)")
 
     def __init__(self, library=None, chat_template=None):
@@ -156,7 +158,7 @@ class FakeScheduler:
             reading=1,
             held_bytes=3,
             memory=4,
-            slots=5,
+            slots=self.slots,
             queue=6,
             finished=dict(self.ends),
             refused=7,

@@ -317,3 +317,9 @@ def test_an_error_of_ours_is_500_without_a_word_of_the_request(client, scheduler
     assert response.status_code == 500
     assert "secret" not in response.text + caplog.text
     assert "RuntimeError at" in caplog.text
+
+
+def test_more_answers_than_there_may_ever_be_at_once_are_not_worth_a_retry(refused, scheduler):
+    scheduler.slots = 2  # beside 6 that may wait
+    assert refused(PATH, HI | {"n": 9})["param"] == "n"
+    assert not scheduler.requests

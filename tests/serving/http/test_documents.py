@@ -3,6 +3,7 @@
 import pytest
 
 from keyhole import default_model
+from keyhole.core.errors import DamagedStoreError
 from keyhole.documents.library import Library
 from keyhole.generation import load_model
 from keyhole.serving.requests import Failed
@@ -147,6 +148,7 @@ def test_a_document_that_is_unknown_or_elsewhere_is_refused(refused):
         ({"name": "a", "text": " "}, "text"),
         ({"name": "a\nb", "text": "x"}, "name"),
         ({"name": "-", "text": "x"}, "name"),
+        *[({"name": name, "text": "x"}, "name") for name in ("..", "a/../b", "./a", "a/text")],
         ({"name": "a" * 81, "text": "x"}, "name"),
         ({"name": "a", "text": 5}, "text"),
         ({"name": "a", "text": "x", "ttl": -1}, "ttl"),
@@ -173,3 +175,24 @@ def test_a_server_without_a_store_says_so():
     with client_of(FakeScheduler()) as client:
         assert client.get(DOCUMENTS).status_code == 501
         assert client.post(DOCUMENTS, json=AMBER).status_code == 501
+
+
+@pytest.mark.parametrize(
+    ("made", "status"),
+    [
+        (lambda path: DamagedStoreError(f"{path}/index.sqlite is damaged"), 400),
+        (lambda path: OSError(28, "No space left on device", str(path)), 503),
+        (lambda path: TimeoutError(f"{path}/index.sqlite has been busy for 120 s"), 503),
+    ],
+)
+def test_errors_of_the_store_tell_no_paths(refused, scheduler, monkeypatch, made, status):
+    path = scheduler.library.store.path
+
+    def documents():
+        raise made(path)
+
+    monkeypatch.setattr(scheduler.library, "documents", documents)
+    scheduler.error = made(path)
+    for error in (refused(DOCUMENTS, AMBER, status), refused(PATH, HI, status)):
+        assert str(path) not in error["message"]
+        assert "store" in error["message"]

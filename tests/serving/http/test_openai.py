@@ -92,3 +92,15 @@ def test_a_stream_that_fails_raises(api, scheduler):
     scheduler.failure = Failed("it went wrong", "model")
     with pytest.raises(openai.APIError, match="it went wrong"):
         list(api.chat.completions.create(model="tiny", messages=SAID, stream=True))
+
+
+def test_a_call_alone_is_streamed_without_a_message_also_with_log_probabilities(api, scheduler):
+    scheduler.text = '<tool_call>{"name": "find", "arguments": {"x": 1}}</tool_call>'
+    tool = {"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": False}
+    options = {"tools": [tool], "include": ["message.output_text.logprobs"]}
+    with api.responses.stream(model="tiny", input="Hi", **options) as stream:
+        kinds = [event.type for event in stream]
+        (item,) = stream.get_final_response().output
+    assert (item.type, item.name, item.arguments) == ("function_call", "find", '{"x": 1}')
+    assert kinds.count("response.output_item.added") == 1
+    assert "response.output_text.delta" not in kinds

@@ -101,6 +101,7 @@ def test_what_was_read_before_comes_from_the_store(api, loaded):
     answer, again = ask(f"{text} Who?")
     assert answer == alone(loaded, f"{text} Who?").text
     assert again.cached_tokens == first.cache_write_tokens
+    assert api.get("/documents", cast_to=object)["data"] == []  # prompts are nobody's documents
 
 
 def test_a_document_is_asked_as_by_a_library(api, library):

@@ -116,7 +116,7 @@ def measure(case: Case, *, steps: int, alike: float, cache: int) -> Offloaded:
     _check(case, storage, keys, values, reads[-1])
     link_bytes = lookups.misses * case.token_bytes / case.kv_heads / steps
     return Offloaded(
-        hit_rate=lookups.hits / max(1, sum(lookups)),
+        hit_rate=lookups.hits / max(1, lookups.hits + lookups.misses),
         link_bytes=link_bytes,
         fetch_ms=median(fetched) * 1e3,
         step_ms=median(stepped) * 1e3,

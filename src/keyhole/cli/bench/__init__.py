@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from keyhole.cli.bench.against import against
 from keyhole.cli.bench.gpu import gpu
 from keyhole.cli.bench.layer import build, decode, gather, paged, scan
-from keyhole.cli.bench.matrix import gemv
+from keyhole.cli.bench.matrix import gemv, products
 from keyhole.cli.bench.memory import memory
 from keyhole.cli.bench.model import prompt, step
+from keyhole.cli.bench.offload import offload
 from keyhole.cli.bench.prefill import prefill
 from keyhole.cli.bench.report import report
 
@@ -19,7 +21,8 @@ app = typer.Typer(
     "checked first; nothing is reported for an operation that is wrong.",
 )
 
-for command in (decode, paged, step, scan, gather, gemv, build, prefill, prompt, memory, gpu, report):
+of_layers = (decode, paged, scan, gather, gemv, products, build, prefill)
+for command in (*of_layers, step, prompt, memory, offload, against, gpu, report):
     app.command()(command)
 
 

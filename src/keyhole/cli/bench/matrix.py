@@ -1,4 +1,4 @@
-"""Benchmark of matrix-vector products."""
+"""Benchmarks of matrix-vector products."""
 
 from __future__ import annotations
 
@@ -39,3 +39,23 @@ def gemv(
             rows, columns, dtype, shares, rounds=rounds, flusher=flusher, impl=impl, seed=seed
         )
     )
+
+
+def products(
+    context: typer.Context,
+    shape: options.Shape = options.SHAPE,
+    layers: options.Layers = 0,
+    vectors: Annotated[int, typer.Option(min=1, max=16, help="Vectors that are multiplied at once.")] = 1,
+    rounds: options.Rounds = options.ROUNDS,
+    threads: Threads = None,
+    seed: options.Seed = 0,
+    json_file: options.Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """All products of a model's layers: weights in float32, bfloat16, int8 and int4, against torch's."""
+    from keyhole.bench.products import products as measure
+    from keyhole.bench.shapes import cut, shape_named
+
+    taken = cut(shape_named(shape), layers)
+    run = Run(context, rounds, threads, json_file, quiet)
+    run(lambda flusher: measure(taken, vectors=vectors, rounds=rounds, flusher=flusher, seed=seed))

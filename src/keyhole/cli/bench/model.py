@@ -23,6 +23,7 @@ def step(
     rounds: options.Rounds = 7,
     threads: Threads = None,
     seed: options.Seed = 0,
+    weights: options.Form = None,
     json_file: options.Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -30,6 +31,8 @@ def step(
     from keyhole.bench.shapes import cut, shape_named
     from keyhole.bench.step import step as measure
 
+    if weights not in (None, *options.FORMS):
+        raise ValueError(f"--weights {weights!r} is not one of {', '.join(options.FORMS)} (random weights)")
     taken = cut(shape_named(shape), layers)
     run = Run(context, rounds, threads, json_file, quiet)
     run(
@@ -42,6 +45,7 @@ def step(
             rounds=rounds,
             flusher=flusher,
             seed=seed,
+            weights=weights,
         )
     )
 
@@ -92,5 +96,5 @@ def named(given: list[str], *, selecting: bool = False) -> list[str]:
     from keyhole.methods import METHODS, EvictionMethod, RetrievalMethod
 
     kinds = RetrievalMethod if selecting else (RetrievalMethod, EvictionMethod)
-    every = [name for name, kind in METHODS.items() if issubclass(kind, kinds)]
+    every = [name for name, kind in METHODS.items() if issubclass(kind, kinds) and not kind.required]
     return list(dict.fromkeys(spec for each in given for spec in (every if each == "all" else [each])))

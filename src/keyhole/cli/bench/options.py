@@ -36,6 +36,11 @@ Weights = Annotated[
         show_default="random weights",
     ),
 ]
+FORMS = ("int8", "int4")
+Form = Annotated[
+    str | None,
+    typer.Option("--weights", help="int8 or int4: pack the weights.", show_default="those of --dtype"),
+]
 Text = Annotated[
     Path | None, typer.Option(help="Text file to read.", show_default="the texts of the package")
 ]

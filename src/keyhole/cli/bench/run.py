@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from keyhole.bench.result import Result
     from keyhole.tuning.timing import CacheFlusher
 
+_OUTPUTS = ("json_file", "plot", "quiet")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,7 +39,7 @@ class Run:
         with using_threads(self.threads or 0):
             flusher = CacheFlusher()
             results = measure(flusher)
-            known = conditions(self._command(), results, flusher, self.rounds)
+            known = conditions(command_line(self.context), results, flusher, self.rounds)
         for result in results:
             stdout().print(table(result))
         for note in [] if self.quiet else known["notes"]:
@@ -45,14 +47,15 @@ class Run:
         if self.json_file is not None:
             write_rows(self.json_file, [row for result in results for row in result.rows], known)
 
-    def _command(self) -> str:
-        """The command line that was given, without what does not change the figures."""
-        words = ["keyhole", "bench", self.context.command.name or ""]
-        for parameter in self.context.command.params:
-            source = self.context.get_parameter_source(parameter.name or "")
-            if source is None or source.name != "COMMANDLINE" or parameter.name in ("json_file", "quiet"):
-                continue
-            value = self.context.params[parameter.name or ""]
-            for each in value if isinstance(value, list) else [value]:
-                words += [parameter.opts[0], str(each)]
-        return shlex.join(words)
+
+def command_line(context: typer.Context) -> str:
+    """The command line that was given, without what does not change the figures."""
+    words = ["keyhole", "bench", context.command.name or ""]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE" or parameter.name in _OUTPUTS:
+            continue
+        value = context.params[parameter.name or ""]
+        for each in value if isinstance(value, list) else [value]:
+            words += [parameter.opts[0], str(each)]
+    return shlex.join(words)

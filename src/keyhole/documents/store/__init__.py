@@ -47,6 +47,7 @@ from keyhole.documents.store.beginning import check_ttl
 from keyhole.documents.store.entry import Entry, Location
 from keyhole.documents.store.keys import BLOCK, block_keys
 from keyhole.documents.store.leases import Match, OpenDocument
+from keyhole.documents.store.reading import unknown
 from keyhole.documents.store.records import Document
 from keyhole.documents.store.sizes import Stats
 from keyhole.documents.store.store import Store
@@ -68,4 +69,5 @@ __all__ = [
     "Writer",
     "block_keys",
     "check_ttl",
+    "unknown",
 ]

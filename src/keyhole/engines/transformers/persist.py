@@ -26,7 +26,7 @@ from keyhole.methods.base import Method
 from keyhole.methods.recipe import Recipe
 
 # Options that may differ between a saved cache and a loaded one.
-_PLACING = ("place", "block_cache", "block_eviction")
+_PLACING = ("place", "block_cache", "block_eviction", "resident")
 
 
 def _files(directory: str | Path) -> Generations:

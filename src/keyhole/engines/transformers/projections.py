@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
 from keyhole.engines.transformers.implementation import text_config
+from keyhole.engines.transformers.packed import PackedLinear
 
 _OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 
@@ -51,11 +52,11 @@ class LayerProjections:
                 return projection.weight.detach().T.unflatten(0, (self._heads, -1))
         raise self._unknown("have a linear output projection")
 
-    def _linear(self, name: str) -> nn.Linear | None:
-        # Subclasses, quantised or with adapters, hold their weights in another way.
+    def _linear(self, name: str) -> nn.Linear | PackedLinear | None:
+        # Other classes, quantised or with adapters, hold their weights in another way.
         found = getattr(self._module, name, None)
         found = getattr(found, "stands_for", found)
-        return found if type(found) is nn.Linear else None
+        return found if type(found) in (nn.Linear, PackedLinear) else None
 
     def _unknown(self, what: str) -> UnsupportedModelError:
         kind = type(self._module).__name__

@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keyhole.core.plot_style import COLOURS, FAINT, HOLLOW, INK, MARKERS
 from keyhole.evaluation.divergence.rows import DivergenceRow, Settings
-from keyhole.evaluation.plot import COLOURS, FAINT, HOLLOW, INK, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

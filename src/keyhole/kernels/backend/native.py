@@ -23,7 +23,11 @@ def call(name: str, *arguments: object) -> None:
 
     Tensors behind addresses among the arguments must stay bound to a name until this returns.
     """
-    status = getattr(native(), name)(*arguments, torch.get_num_threads())
+    check(getattr(native(), name)(*arguments, torch.get_num_threads()))
+
+
+def check(status: int) -> None:
+    """Raise what the status of a native function means."""
     if status:
         error, message = _ERRORS[status]
         raise error(message)

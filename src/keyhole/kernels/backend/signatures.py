@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -49,6 +49,11 @@ SIGNATURES = {
     "kh_sale_attention": [_pointer, _int, _int],
     "kh_multiply": [_pointer, _int, _pointer, _long, _int, _pointer, _int],
     "kh_unpack": [_pointer, _pointer, _long, _long, _int, _pointer, _int],
+    "kh_append": [_pointer, _int],
+    "kh_attend": [_pointer, _int],
+    "kh_pq_step": [_pointer, _int],
+    "kh_box_scores": [_pointer, _int],
+    "kh_pick_pages": [_pointer, _int],
 }  # fmt: skip
 
 

@@ -95,4 +95,5 @@ def dense(weight: Tensor, bias: Tensor | None = None) -> Matrix:
             f"a dense matrix is float32 or bfloat16 [M, N] with contiguous rows, got {weight.dtype} "
             f"{list(weight.shape)} with strides {weight.stride()}"
         )
-    return Matrix(_DENSE[weight.dtype], *weight.shape, weight, bias=None if bias is None else bias.float())
+    rows, columns = weight.shape
+    return Matrix(_DENSE[weight.dtype], rows, columns, weight, bias=None if bias is None else bias.float())

@@ -15,6 +15,8 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.kernels.ranking.page_slots import in_order
+from keyhole.kernels.ranking.pick_pages import pick_pages as kernel_pick
+from keyhole.kernels.ranking.pick_pages import picks_natively
 from keyhole.selection.base import Selection, Step
 
 _BROKEN = 3  # pages that a budget may only touch: at sinks, at the window, and where it ends
@@ -59,19 +61,19 @@ def pick_pages(
     """
     most = max(step.limits())
     count = min(scores.shape[-1], min(most, step.regions.last) // page + _BROKEN)
-    earlier = _earlier(step.regions, page, scores.shape[-1])
-    scores = _comparable(scores.masked_fill(earlier, -torch.inf))
     mass = step.budget.mass if step.budget.mass != 1 else None
     # One share to reach for all heads, each of which begins as far from it as from its own.
     ahead = 0.0 if reach is None or mass is None else mass - reach
-    slots, counts, held = kernels.page_slots(
-        kernels.top_slots(scores, count),
-        scores,
-        shares,
-        anchored + ahead,
-        kernels.Paged(step.regions.first, step.regions.stop, step.regions.last, page),
-        kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor),
-    )
+    paged = kernels.Paged(step.regions.first, step.regions.stop, step.regions.last, page)
+    allowed = kernels.Allowed(step.limits_on_device(), most, mass, step.budget.floor)
+    if picks_natively(scores, shares):
+        picked = kernel_pick(scores, shares, anchored + ahead, paged, allowed, count)
+    else:
+        earlier = _earlier(step.regions, page, scores.shape[-1])
+        scores = _comparable(scores.masked_fill(earlier, -torch.inf))
+        places = kernels.top_slots(scores, count)
+        picked = kernels.page_slots(places, scores, shares, anchored + ahead, paged, allowed)
+    slots, counts, held = picked
     return Selection(
         slots.expand(-1, shares.shape[1], -1), counts.expand(held.shape), (held - ahead).clamp(0, 1)
     )

@@ -89,7 +89,9 @@ async def _begun(service: Service, asked: Asked) -> tuple[list[Any], list[Choice
         asked.sampling.request(prompt, asked.options, number, USUAL_TOKENS, room)
         for number in range(asked.choices)
     ]
-    tickets = await submitted([partial(service.scheduler.submit, each) for each in requests], "messages")
+    tickets = await submitted(
+        service, [partial(service.scheduler.submit, each) for each in requests], "messages"
+    )
     readers = [CallReader.for_tools(asked.tools, service.prompter) for _ in requests]
     return tickets, [Choice(number, reader) for number, reader in enumerate(readers)]
 

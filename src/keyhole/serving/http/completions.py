@@ -123,7 +123,9 @@ async def _begun(service: Service, asked: Asked) -> tuple[list[Any], list[Choice
         room = service.room(len(ids))
         for _ in range(asked.choices):
             requests.append(asked.sampling.request(ids, asked.options, len(requests), _USUAL_TOKENS, room))
-    tickets = await submitted([partial(service.scheduler.submit, each) for each in requests], "prompt")
+    tickets = await submitted(
+        service, [partial(service.scheduler.submit, each) for each in requests], "prompt"
+    )
     return tickets, [Choice(number, CallReader(active=False)) for number in range(len(requests))]
 
 

@@ -50,6 +50,8 @@ def refused(error: Exception, param: str | None = None) -> ApiError:
     """What a client is told of an error that a scheduler or the store raised for its request."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, OSError):
+        return overloaded(f"the store of documents cannot be used now: {error.strerror or 'it is busy'}")
     if isinstance(error, OverloadedError):
         return overloaded(str(error), error.retry_after)
     if isinstance(error, UnknownDocumentError):

@@ -48,4 +48,4 @@ async def prompt_of(
                 code="invalid_value",
             )
     ask = partial(service.scheduler.document_prompt, options.document, messages)
-    return await in_store(ask, param)
+    return await in_store(service, ask, param)

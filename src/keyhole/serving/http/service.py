@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from keyhole.core.errors import StoreError
 from keyhole.engines.transformers.sizes import position_range
 from keyhole.methods import Recipe
 from keyhole.methods.beyond import renumbers
@@ -66,25 +65,42 @@ class Service:
         most = self.context
         return None if most is None or prompt >= most else most - prompt
 
+    def refused(self, error: Exception, param: str | None) -> ApiError:
+        """As `errors.refused`; where the store is, is not for clients to know."""
+        found, library = refused(error, param), self.scheduler.library
+        if library is not None:
+            found.message = found.message.replace(str(library.store.path), "the store")
+        return found
+
 
 def service_of(request: HttpRequest) -> Service:
     return request.app.state.service
 
 
-async def submitted(submits: Sequence[Callable[[], Ticket]], param: str | None = None) -> list[Ticket]:
+async def submitted(
+    service: Service, submits: Sequence[Callable[[], Ticket]], param: str | None = None
+) -> list[Ticket]:
     """Tickets of several requests, all of them or none.
 
     Raises:
-        ApiError: one was refused.
+        ApiError: one was refused, or they are more than there may ever be at once.
     """
+    state = service.scheduler.state()
+    if len(submits) > state.slots + state.queue:
+        raise ApiError(
+            f"{len(submits)} answers at once are more than this server takes, which runs {state.slots} and "
+            f"lets {state.queue} wait; ask for fewer",
+            param="n",
+            code="invalid_value",
+        )
     work = asyncio.ensure_future(asyncio.to_thread(_submit, submits))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         work.add_done_callback(_forget)
         raise
-    except (OverloadedError, ValueError) as error:
-        raise refused(error, param) from error
+    except (OverloadedError, ValueError, OSError) as error:
+        raise service.refused(error, param) from error
 
 
 def _submit(submits: Sequence[Callable[[], Ticket]]) -> list[Ticket]:
@@ -173,7 +189,7 @@ async def _left(request: HttpRequest) -> None:
         pass
 
 
-async def in_store(work: Callable[[], T], param: str | None = None) -> T:
+async def in_store(service: Service, work: Callable[[], T], param: str | None = None) -> T:
     """Run what uses the store, in a thread.
 
     Raises:
@@ -181,5 +197,5 @@ async def in_store(work: Callable[[], T], param: str | None = None) -> T:
     """
     try:
         return await asyncio.to_thread(work)
-    except (StoreError, ValueError) as error:
-        raise refused(error, param) from error
+    except (ValueError, OSError) as error:
+        raise service.refused(error, param) from error

@@ -31,11 +31,13 @@ class TokenSpec(NamedTuple):
 class Form(ABC):
     """Packs tokens to rows and back. Keys and values share rows, so that one read fetches both.
 
-    `group` tokens make a row. Where rows are tokens as they came, attention reads them `in_place`.
+    `group` tokens make a row. Where rows are tokens as they came, attention reads them `in_place`; a form
+    that is `lossless` gives them back as they came.
     """
 
     group: int = 1
     in_place: bool = False
+    lossless: bool = False
 
     @abstractmethod
     def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:
@@ -64,6 +66,7 @@ class Full(Form):
     """As the model makes them."""
 
     in_place = True
+    lossless = True
 
     def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:  # noqa: ARG002
         return tokens

@@ -97,6 +97,11 @@ class GrowingBuffer(Buffer):
         return self._data[:, :, start : self._length]
 
     @property
+    def memory(self) -> Tensor | None:
+        """All of the memory, `[B, H, capacity, W]`, of which the first `length` rows are held."""
+        return self._data
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row, all heads of a batch row together.
 

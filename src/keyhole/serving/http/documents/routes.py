@@ -29,21 +29,21 @@ from keyhole.serving.http.service import (
     submitted,
     unless_gone,
 )
-from keyhole.serving.requests import Added, Failed, Progress, Queued
+from keyhole.serving.requests import PROMPT, Added, Failed, Progress, Queued
 
 
 async def add(request: HttpRequest) -> Response:
     """Read a document into the store, in turns with the answers to others."""
     service = service_of(request)
     new, stream = await read_upload(request, service)
-    if await in_store(partial(_taken, service, new.name)):
+    if await in_store(service, partial(_taken, service, new.name)):
         raise ApiError(
             f"the name {new.name!r} is that of a document of another model; give another one",
             status=409,
             param="name",
             code="name_taken",
         )
-    tickets = await submitted([partial(service.scheduler.submit_document, new)])
+    tickets = await submitted(service, [partial(service.scheduler.submit_document, new)])
     if stream:
         return EventStream(_told(service, tickets), partial(cancel, tickets))
     document = await unless_gone(request, _added(tickets))
@@ -52,7 +52,8 @@ async def add(request: HttpRequest) -> Response:
 
 async def listed(request: HttpRequest) -> Response:
     """All documents of the model."""
-    found = await in_store(partial(_own, service_of(request)))
+    service = service_of(request)
+    found = await in_store(service, partial(_own, service))
     return json_answer({"object": "list", "data": [described(one) for one in found], "has_more": False})
 
 
@@ -64,7 +65,7 @@ async def one(request: HttpRequest) -> Response:
 async def text(request: HttpRequest) -> Response:
     """The text of a document, as it was read."""
     service, document = service_of(request), await _named(request)
-    found = await in_store(partial(_text, _library(service), document))
+    found = await in_store(service, partial(_text, _library(service), document))
     return Response(found, media_type="text/plain")
 
 
@@ -77,15 +78,14 @@ async def change(request: HttpRequest) -> Response:
     ttl = ttl_of(fields) if "ttl" in body else -1
     fields.finish()
     store = _library(service).store
-    return json_answer(
-        described(await in_store(partial(store.change, document.name, pinned=pinned, ttl=ttl)))
-    )
+    changed = partial(store.change, document.name, pinned=pinned, ttl=ttl)
+    return json_answer(described(await in_store(service, changed)))
 
 
 async def remove(request: HttpRequest) -> Response:
     """Forget a document."""
     service, document = service_of(request), await _named(request)
-    freed = await in_store(partial(_remove, _library(service), document.name))
+    freed = await in_store(service, partial(_remove, _library(service), document.name))
     return json_answer(
         {"id": document.name, "object": "document.deleted", "deleted": True, "freed_bytes": freed}
     )
@@ -145,10 +145,13 @@ def _library(service: Service) -> Library:
 
 
 def _own(service: Service) -> list[Document]:
-    """The documents of the model, one of a name: the finished one where there is one."""
+    """The documents of the model, one of a name: the finished one where there is one.
+
+    What is kept of prompts is none: it has no text, and nobody gave it its name.
+    """
     found: dict[str, Document] = {}
     for each in _library(service).documents():
-        if each.model == service.settings.stored_as:
+        if each.model == service.settings.stored_as and each.source != PROMPT:
             found.setdefault(each.name, each)
     return list(found.values())
 
@@ -164,8 +167,8 @@ async def _named(request: HttpRequest) -> Document:
     Raises:
         ApiError: there is none (404).
     """
-    name = request.path_params["name"]
-    for each in await in_store(partial(_own, service_of(request))):
+    name, service = request.path_params["name"], service_of(request)
+    for each in await in_store(service, partial(_own, service)):
         if each.name == name:
             return each
     raise ApiError(f"there is no document {name[:100]!r}", status=404, code="document_not_found")

@@ -66,6 +66,7 @@ def _new(fields: Fields, text: str, name: str, source: str) -> tuple[NewDocument
     fields.any("name")
     try:
         called = name_of(name, None)
+        _check_path(called)
     except ValueError as error:
         raise ApiError(str(error), param="name", code="invalid_value") from error
     new = NewDocument(
@@ -82,6 +83,16 @@ def _new(fields: Fields, text: str, name: str, source: str) -> tuple[NewDocument
     streamed = fields.flag("stream")
     fields.finish()
     return new, streamed
+
+
+def _check_path(name: str) -> None:
+    """Raise ValueError for a name that no path can have here: clients and proxies resolve dots in paths."""
+    parts = name.split("/")
+    if "." in parts or ".." in parts or parts[1:][-1:] == ["text"]:
+        raise ValueError(
+            f"the name {name!r} cannot stand in a path; give one without '.' and '..' between slashes, and "
+            "without '/text' at its end"
+        )
 
 
 def ttl_of(fields: Fields) -> float | None:

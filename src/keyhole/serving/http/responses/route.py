@@ -54,7 +54,7 @@ async def _whole(request: HttpRequest, service: Service, asked: Asked, story: St
 async def _begun(service: Service, asked: Asked) -> tuple[list[Ticket], Choice]:
     prompt = await prompt_of(service, asked.messages, asked.tools, asked.options, "input")
     one = asked.sampling.request(prompt, asked.options, 0, USUAL_TOKENS, service.room(len(prompt)))
-    tickets = await submitted([partial(service.scheduler.submit, one)], "input")
+    tickets = await submitted(service, [partial(service.scheduler.submit, one)], "input")
     return tickets, Choice(0, CallReader.for_tools(asked.tools, service.prompter))
 
 

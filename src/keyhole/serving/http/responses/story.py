@@ -42,6 +42,7 @@ class Story:
         self._message = _id("msg")
         self._count = 0
         self._opened = False
+        self._waiting: list[Logprob] = []  # of tokens before the first words, such as those of a call
 
     def response(self, choice: Choice) -> dict[str, Any]:
         """The response as it is when the answer has ended."""
@@ -66,7 +67,11 @@ class Story:
         return [self._event(f"response.{kind}", response=state) for kind in ("created", "in_progress")]
 
     def more(self, words: str, logprobs: Sequence[Logprob]) -> list[str]:
-        """New words."""
+        """New words. There is no message before the first ones: an answer may be calls alone."""
+        self._waiting += logprobs
+        if not words and not self._opened:
+            return []
+        logprobs, self._waiting = self._waiting, []
         spelled = [] if self._spelled is None else self._spelled.chat(logprobs)
         opening = [] if self._opened else self._open()
         place = self._place()

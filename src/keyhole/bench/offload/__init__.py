@@ -1,0 +1,1 @@
+"""Decode steps whose keys and values come from a slower place."""

@@ -1,0 +1,173 @@
+"""Operands of the native functions of a decode step; each mirrors a structure in native/*.hpp."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from keyhole.kernels.backend.library import native
+from keyhole.kernels.backend.signatures import CodeSide, Pages, Side
+
+_int, _long, _float, _double, _pointer = (
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_float,
+    ctypes.c_double,
+    ctypes.c_void_p,
+)
+
+
+class RowsOf(ctypes.Structure):
+    """Rows `[B, H, T]` of numbers side by side: address, and strides in bytes."""
+
+    _fields_ = (("data", _pointer), ("batch", _long), ("head", _long), ("token", _long))
+
+
+class AppendCall(ctypes.Structure):
+    """Operands of `append_tokens`."""
+
+    _fields_ = (
+        ("keys", RowsOf),
+        ("values", RowsOf),
+        ("key_to", RowsOf),
+        ("value_to", RowsOf),
+        ("batches", _long),
+        ("heads", _long),
+        ("tokens", _long),
+        ("key_size", _int),
+        ("value_size", _int),
+        ("type", _int),
+    )
+
+
+class AttentionCall(ctypes.Structure):
+    """Operands of attention over chosen slots."""
+
+    _fields_ = (
+        ("query", _pointer),
+        ("keys", Side),
+        ("values", Side),
+        ("key_codes", CodeSide),
+        ("value_codes", CodeSide),
+        ("grouped", _long),
+        ("type", _int),
+        ("pages", Pages),
+        ("slots", _pointer),
+        ("counts", _pointer),
+        ("slots_stride", _long),
+        ("capacity", _long),
+        ("sinks", _pointer),
+        ("rows", _long),
+        ("heads", _int),
+        ("size", _int),
+        ("scale", _float),
+        ("softcap", _float),
+        ("out", _pointer),
+        ("lse", _pointer),
+        ("logits", _pointer),
+        ("width", _long),
+        ("asked", _int),
+        ("before", _pointer),
+        ("before_lse", _pointer),
+    )
+
+
+class PqStepCall(ctypes.Structure):
+    """Operands of `pq_step`."""
+
+    _fields_ = (
+        ("query", _pointer),
+        ("asked", _int),
+        ("largest", _float),
+        ("rotation", _pointer),
+        ("moment", _pointer),
+        ("codebooks", _pointer),
+        ("codebook_row", _long),
+        ("subspaces", _int),
+        ("centroids", _int),
+        ("subspace_size", _int),
+        ("codes", _pointer),
+        ("code_row", _long),
+        ("code_block", _long),
+        ("rows", _long),
+        ("heads", _int),
+        ("first", _pointer),
+        ("stop", _pointer),
+        ("anchors", _pointer),
+        ("scale", _double),
+        ("softcap", _double),
+        ("mass", _double),
+        ("floor", _long),
+        ("cap", _long),
+        ("slots", _pointer),
+        ("counts", _pointer),
+        ("masses", _pointer),
+    )
+
+
+class BoxesCall(ctypes.Structure):
+    """Operands of `box_scores`."""
+
+    _fields_ = (
+        ("query", _pointer),
+        ("ends", _pointer),
+        ("asked", _int),
+        ("type", _int),
+        ("row_stride", _long),
+        ("page_stride", _long),
+        ("rows", _long),
+        ("kv_heads", _long),
+        ("heads", _int),
+        ("size", _int),
+        ("pages", _long),
+        ("page", _long),
+        ("first", _pointer),
+        ("stop", _pointer),
+        ("anchors", _pointer),
+        ("scale", _float),
+        ("softcap", _float),
+        ("spread", _float),
+        ("scores", _pointer),
+        ("shares", _pointer),
+        ("anchored", _pointer),
+        ("levels", _pointer),
+        ("level_row", _long),
+        ("subspaces", _int),
+        ("centroids", _int),
+        ("subspace_size", _int),
+        ("codes", _pointer),
+        ("code_row", _long),
+        ("code_block", _long),
+        ("largest", _float),
+    )
+
+
+class PickingCall(ctypes.Structure):
+    """Operands of `pick_pages`."""
+
+    _fields_ = (
+        ("scores", _pointer),
+        ("shares", _pointer),
+        ("anchored", _pointer),
+        ("batches", _long),
+        ("lists", _long),
+        ("kv_heads", _long),
+        ("pages", _long),
+        ("page", _long),
+        ("first", _pointer),
+        ("stop", _pointer),
+        ("limits", _pointer),
+        ("mass", _double),
+        ("floor", _long),
+        ("count", _long),
+        ("width", _long),
+        ("slots", _pointer),
+        ("counts", _pointer),
+        ("held", _pointer),
+    )
+
+
+def run(name: str, operands: ctypes.Structure) -> int:
+    """The status of a native function, which takes as many of torch's threads as its work is worth."""
+    return getattr(native(), name)(ctypes.addressof(operands), torch.get_num_threads())

@@ -1,0 +1,1 @@
+"""Continued training of a model whose attention reads selected blocks."""

@@ -1,0 +1,48 @@
+"""The page of runs against other engines: made from their files, and as the files say."""
+
+import pytest
+
+from keyhole.bench.against.figures import Figure, Measured
+from tests.docs import DOCS, script
+
+
+def run(command: str) -> Measured:
+    figures = [
+        Figure("keyhole dense", True, 512, False, 2.0, (4.0, 4.1), 1 << 20, 1 << 21),
+        Figure("llama.cpp", False, 512, False, 4.0, (8.0, 8.2), 1 << 20, 1 << 21),
+    ]
+    known = {
+        "file": "some.gguf",
+        "random_weights": True,
+        "threads": 2,
+        "cores": 2,
+        "cpu": "a processor",
+        "system": "Linux",
+        "versions": {"torch": "2.13"},
+        "date": "2026-12-01",
+        "command": command,
+        "engines": {"llama.cpp": "llama-cpp-python 0.3.36; CPU : AVX2 = 1 | AVX512 = 1 | "},
+        "notes": ["a note"],
+    }
+    return Measured(figures, known)
+
+
+def test_a_section_for_each_file():
+    page = script("against").page(
+        {"one": run("keyhole bench against"), "two": run("keyhole bench against -q")}
+    )
+    assert page.count("## some, random weights, 2 threads, a processor") == 2
+    assert "`keyhole bench against`, measured on 2026-12-01" in page
+    assert "![step time over context length](against/two.svg)" in page
+    assert "- llama.cpp: llama-cpp-python 0.3.36; CPU : AVX2, AVX512\n- a note\n" in page
+    assert "| 512 | `keyhole dense` | 2.00 | 4.05 | 4.00 | 4.05 | 2 | step 2.00x, prompt 2.00x |" in page
+
+
+def test_the_page_is_that_of_the_files():
+    against = script("against")
+    found = against.measured()
+    if not found:
+        pytest.skip("nothing was measured yet: there is no file in docs/results/against")
+    held = (DOCS / "results" / "against.md").read_text(encoding="utf-8")
+    assert held == against.page(found), "run: python docs/gen/against.py"
+    assert all((DOCS / "results" / "against" / f"{name}.svg").is_file() for name in found)

@@ -104,7 +104,13 @@ class NativeStep:
 def _scratch(sizes: DecoderSizes) -> dict[str, int]:
     """Numbers of one row in each piece of scratch."""
     heads = sizes.all_heads * sizes.head_size
-    return {"x": sizes.hidden, "heads": heads, "gate": sizes.forward, "up": sizes.forward, "sums": sizes.hidden}
+    return {
+        "x": sizes.hidden,
+        "heads": heads,
+        "gate": sizes.forward,
+        "up": sizes.forward,
+        "sums": sizes.hidden,
+    }
 
 
 def _structured(sizes: DecoderSizes) -> _Sizes:

@@ -1,13 +1,17 @@
 """Steps by native code are the model's own steps, for every family that is understood."""
 
+import gc
 import logging
 import threading
+import weakref
 
 import pytest
 import torch
 
 import keyhole
+from keyhole.attention import Logits
 from keyhole.engines.transformers.model import adapter_of
+from keyhole.engines.transformers.steps import fused
 from keyhole.engines.transformers.steps.fused import FusedSteps
 from keyhole.kernels import native_available
 from tests.engines.transformers.running import answer, assert_same, left_padded
@@ -29,7 +33,12 @@ UNDERSTOOD = {
     "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
     "granite": (
         "granite",
-        {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0, "attention_bias": True},
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+        },
     ),
     "olmo": ("olmo", {"clip_qkv": 0.4}),
     "olmo2": ("olmo2", {}),
@@ -99,7 +108,6 @@ def test_bfloat16_is_nearer_to_float64_than_the_models_own(name, counted):
         found = answer(model, ids, steps=2)
     exact = answer(model.double(), found.tokens[:, :-1], steps=1).logits[0]
     error, owns = ((logits.double() - exact).norm() for logits in (found.logits[1], own))
-    print(name, error/exact.norm(), owns/exact.norm())
     assert error <= max(1.5 * owns, 1e-2 * exact.norm())
     assert len(counted) == 1
 
@@ -224,7 +232,7 @@ def test_weights_that_change_in_place_count(counted):
 
 def test_a_model_of_which_some_layers_slide(counted):
     kinds = ["sliding_attention", "full_attention"]
-    own_step(fresh_model("qwen2", layer_types=kinds, sliding_window=24), prompt(20))
+    own_step(fresh_model("qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=24), prompt(20))
     assert not counted
 
 
@@ -243,25 +251,15 @@ def test_what_differs_from_the_modules_is_not_used(monkeypatch, counted, caplog)
     with keyhole.attach(model, "dense"):
         for layer in model.model.layers:
             monkeypatch.setattr(layer.self_attn, "scaling", 0.9)
-        monkeypatch.setattr(
-            "keyhole.engines.transformers.steps.families.Logits", lambda _scale: keyhole_logits(0.25)
-        )
+        monkeypatch.setattr("keyhole.engines.transformers.steps.families.Logits", lambda _scale: Logits(0.25))
         answer(model, ids)
     assert not counted
     assert "hidden states differ" in caplog.text or "layer 1 differ" in caplog.text
     assert wanted is not None
 
 
-def keyhole_logits(scale):
-    from keyhole.attention import Logits
-
-    return Logits(scale)
-
-
 def test_the_comparison_is_made_once(monkeypatch):
     calls = []
-    from keyhole.engines.transformers.steps import fused
-
     differs = fused.differs
     monkeypatch.setattr(fused, "differs", lambda *args: calls.append(1) or differs(*args))
     model = fresh_model("llama")
@@ -292,9 +290,6 @@ def test_threads_do_not_share_buffers():
 
 
 def test_a_model_is_freed():
-    import gc
-    import weakref
-
     model = fresh_model("llama")
     with keyhole.attach(model, "dense"):
         answer(model, prompt(20))

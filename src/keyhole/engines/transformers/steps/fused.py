@@ -28,7 +28,15 @@ from keyhole.kernels.decoder.types import MOST_ROWS, DecoderStep
 from keyhole.kernels.products.multiply import multiply
 
 _LOG = logging.getLogger(__name__)
-_KNOWN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache", "cache", "past_key_values")
+_KNOWN = (
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "use_cache",
+    "cache",
+    "past_key_values",
+)
 _FLAGS = ("output_attentions", "output_hidden_states", "is_causal")
 
 
@@ -168,7 +176,11 @@ _NOTHING = torch.empty(0)
 
 def _is_step(tokens: Tensor | None, cache: Any) -> bool:
     """Whether each of a few rows gets one token, whose attention the layers of a cache of ours compute."""
-    if tokens is None or tokens.shape[1] != 1 or len(tokens) > MOST_ROWS or not isinstance(cache, ServedCache):
+    if (
+        tokens is None
+        or tokens.shape[1] != 1
+        or len(tokens) > MOST_ROWS
+        or not isinstance(cache, ServedCache)
+    ):
         return False
     return all([type(layer) is KeyholeLayer and layer.steps is None for layer in cache.layers])
-

@@ -67,5 +67,7 @@ def _numbers(what: str, tensor: Tensor | None) -> Tensor:
     if tensor is None or type(tensor) not in _PLAIN:
         raise NotUnderstood(f"the weight of {what} is a {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES or not tensor.is_cpu:
-        raise NotUnderstood(f"weights are {tensor.dtype} on {tensor.device}; native code reads float32 and bfloat16 on CPUs")
+        raise NotUnderstood(
+            f"weights are {tensor.dtype} on {tensor.device}; native code reads float32 and bfloat16 on CPUs"
+        )
     return tensor.detach()

@@ -1,4 +1,4 @@
-"""A decode step by native code is the one in plain torch, at every level, in odd sizes, for every form of weights."""
+"""A decode step by native code is the one in plain torch: every level, odd sizes, every form of weights."""
 
 import pytest
 import torch

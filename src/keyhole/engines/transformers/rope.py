@@ -17,8 +17,8 @@ from keyhole.core.rope import FrequencyRope, NoRope, Rope
 from keyhole.engines.transformers.axes import OneAxisRope, has_axes
 from keyhole.engines.transformers.compat import cache_argument
 from keyhole.engines.transformers.devices import input_device
-from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.implementation import text_config
+from keyhole.engines.transformers.model import adapter_of
 from keyhole.kernels import RotaryFrequencies, apply_rotary
 
 _APPLY = ("apply_rotary_pos_emb", "apply_rotary_emb")

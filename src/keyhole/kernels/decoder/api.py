@@ -18,8 +18,8 @@ _DTYPES = (torch.float32, torch.bfloat16)
 def decoder_step(decoder: Decoder, *, impl: str = "auto") -> DecoderStep:
     """A step of a decoder, with buffers of its own, accumulated in float32.
 
-    A product of a packed matrix rounds what it multiplies as `products.multiply` says. Nothing else is rounded
-    between what goes in and what comes out.
+    A product of a packed matrix rounds what it multiplies as `products.multiply` says. Nothing else is
+    rounded between what goes in and what comes out.
 
     Raises:
         ValueError: no layers, or a dtype other than float32 and bfloat16.

@@ -21,7 +21,7 @@ _ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # of the length of a vect
 def differs(model: PreTrainedModel, understood: Understood) -> str | None:
     """What is not as the model's own modules have it, for a few tokens; None where all is.
 
-    The last of them is a step by the arithmetic, with the keys and values that the modules made of the others.
+    The last of them is a step by the arithmetic, with keys and values that the modules made of the others.
     """
     decoder: Any = model.get_decoder()
     ids = torch.arange(1, _TOKENS + 1).unsqueeze(0) * (decoder.embed_tokens.num_embeddings // (_TOKENS + 1))

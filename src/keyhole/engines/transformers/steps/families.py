@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from keyhole.attention import Logits
-from keyhole.engines.transformers.steps.linears import NotUnderstood, linear, linear_parts, weight_of
+from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linear, linear_parts, weight_of
 from keyhole.kernels.decoder.types import Decoder, DecoderLayer, DecoderSizes, Norm
 
 _FAMILIES = ("granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
@@ -40,16 +40,16 @@ def understand(model: PreTrainedModel) -> Understood:
     """The decoder of a model as its weights are now; they are shared.
 
     Raises:
-        NotUnderstood: with what is not.
+        NotUnderstoodError: with what is not.
     """
     decoder: Any = model.get_decoder()
     family = family_of(decoder)
     if family is None:
-        raise NotUnderstood(f"{type(decoder).__name__} is of no family that is known to be Llama-shaped")
+        raise NotUnderstoodError(f"{type(decoder).__name__} is of no family that is known to be Llama-shaped")
     config = decoder.config
     _check_classes(decoder, _home(family))
     if config.hidden_act not in _ACTIVATIONS:
-        raise NotUnderstood(f"the activation is {config.hidden_act!r}, not silu")
+        raise NotUnderstoodError(f"the activation is {config.hidden_act!r}, not silu")
     layers = decoder.layers[: config.num_hidden_layers]
     sizes = _sizes(decoder, config)
     return Understood(
@@ -63,14 +63,14 @@ def _home(family: str) -> str:
 
 
 def _check_classes(decoder: nn.Module, home: str) -> None:
-    """Raise NotUnderstood for a part of another class than the family's, torch's, or a projection's."""
+    """Raise NotUnderstoodError for a part of another class than the family's, torch's, or a projection's."""
     for name, module in decoder.named_modules():
         known = (home, "transformers.activations", "torch.nn.modules")
         if not type(module).__module__.startswith(known) and not hasattr(module, "matrix"):
             kind = type(module)
-            raise NotUnderstood(f"{name} is a {kind.__module__}.{kind.__qualname__}")
+            raise NotUnderstoodError(f"{name} is a {kind.__module__}.{kind.__qualname__}")
         if isinstance(module, nn.Dropout) and module.p and module.training:
-            raise NotUnderstood(f"{name} drops out")
+            raise NotUnderstoodError(f"{name} drops out")
 
 
 def _sizes(decoder: Any, config: Any) -> DecoderSizes:
@@ -95,7 +95,7 @@ def _sizes(decoder: Any, config: Any) -> DecoderSizes:
 def _layer(layer: Any, sizes: DecoderSizes) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     if ACT2FN[mlp.config.hidden_act].__class__ is not type(_activation(mlp)):
-        raise NotUnderstood(f"the activation is a {type(_activation(mlp)).__name__}, not silu")
+        raise NotUnderstoodError(f"the activation is a {type(_activation(mlp)).__name__}, not silu")
     width, narrow = sizes.heads * sizes.head_size, sizes.kv_heads * sizes.head_size
     if hasattr(attention, "qkv_proj"):
         heads = linear_parts(attention.qkv_proj, (width, narrow, narrow))
@@ -133,4 +133,4 @@ def _norm(norm: Any) -> Norm:
         return Norm(weight_of(norm), norm.variance_epsilon)
     if type(norm).__name__ == "OlmoLayerNorm":
         return Norm(None, 1e-5, centred=True)
-    raise NotUnderstood(f"a norm is a {type(norm).__name__}")
+    raise NotUnderstoodError(f"a norm is a {type(norm).__name__}")

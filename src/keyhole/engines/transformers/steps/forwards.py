@@ -1,14 +1,12 @@
 """The `forward` of a decoder and of its output layer, while decode steps are computed by native code.
 
-The modules stay what they are, so hooks on them are called as ever. Everything but steps goes to the forward of
-their classes.
+The modules stay what they are, so hooks on them are called as ever. Everything but steps goes to the
+forward of their classes.
 """
 
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 

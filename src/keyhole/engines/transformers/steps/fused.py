@@ -20,8 +20,8 @@ from keyhole.engines.transformers.compat import CACHE, given_cache
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.steps.check import differs
 from keyhole.engines.transformers.steps.families import Understood, understand
-from keyhole.engines.transformers.steps.linears import NotUnderstood, linear
-from keyhole.engines.transformers.steps.masks import OwnMask, step_mask
+from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linear
+from keyhole.engines.transformers.steps.masks import OwnMaskError, step_mask
 from keyhole.engines.transformers.steps.watch import Watch
 from keyhole.kernels.decoder.api import decoder_is_native, decoder_step
 from keyhole.kernels.decoder.types import MOST_ROWS, DecoderStep
@@ -74,7 +74,7 @@ class FusedSteps:
             return None
         try:
             mask = step_mask(given.get("attention_mask"), cache.get_seq_length() + 1)
-        except OwnMask:
+        except OwnMaskError:
             return None
         plan = self._current()
         return None if plan is None else self._run(plan, tokens, cache, given.get("position_ids"), mask)
@@ -86,7 +86,7 @@ class FusedSteps:
             return None
         try:
             matrix = linear(head)
-        except NotUnderstood:
+        except NotUnderstoodError:
             return None
         out = multiply([matrix.matrix], hidden)[0]
         out = out if matrix.bias is None else out + matrix.bias
@@ -116,7 +116,7 @@ class FusedSteps:
             if obstacle is not None:
                 return self._explain(obstacle)
             self._check(self._plan)
-        except NotUnderstood as reason:
+        except NotUnderstoodError as reason:
             self._given_up = True
             return self._explain(str(reason))
         return self._plan
@@ -124,7 +124,7 @@ class FusedSteps:
     def _make(self) -> _Plan:
         understood = understand(self.model)
         if not decoder_is_native(understood.decoder):
-            raise NotUnderstood("there is no native code for it")
+            raise NotUnderstoodError("there is no native code for it")
         return _Plan(understood, Watch([self.decoder.layers, self.decoder.norm]))
 
     def _check(self, plan: _Plan) -> None:
@@ -135,7 +135,7 @@ class FusedSteps:
             ("steps", plan.watch.stamp), lambda: differs(self.model, plan.understood)
         )
         if found is not None:
-            raise NotUnderstood(found)
+            raise NotUnderstoodError(found)
         self._checked = True
 
     def _explain(self, reason: str) -> None:

@@ -15,7 +15,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _PLAIN = (nn.Parameter, Tensor)  # subclasses compute something of their own
 
 
-class NotUnderstood(Exception):
+class NotUnderstoodError(Exception):
     """Why a model's steps are left to its own modules; never shown to a caller."""
 
 
@@ -23,7 +23,7 @@ def linear(module: nn.Module) -> Linear:
     """A projection.
 
     Raises:
-        NotUnderstood: it is no plain one, or not in memory as this can read it.
+        NotUnderstoodError: it is no plain one, or not in memory as this can read it.
     """
     held = getattr(module, "matrix", None)
     if isinstance(held, Matrix):
@@ -43,7 +43,7 @@ def weight_of(module: Any) -> Tensor | None:
     """The weight of a norm.
 
     Raises:
-        NotUnderstood: it is computed from others, or of a dtype or on a device that this cannot read.
+        NotUnderstoodError: it is computed from others, or of a dtype or on a device that this cannot read.
     """
     return _numbers(type(module).__name__, module._parameters["weight"])
 
@@ -51,10 +51,10 @@ def weight_of(module: Any) -> Tensor | None:
 def _dense_weight(module: nn.Module) -> Tensor:
     obstacle = linear_obstacle(module)
     if obstacle is not None:
-        raise NotUnderstood(f"a projection{obstacle}")
+        raise NotUnderstoodError(f"a projection{obstacle}")
     weight = _numbers("a projection", module._parameters["weight"])
     if weight.dim() != 2 or weight.stride(1) != 1:
-        raise NotUnderstood("the weight of a projection is transposed in memory")
+        raise NotUnderstoodError("the weight of a projection is transposed in memory")
     return weight
 
 
@@ -65,9 +65,9 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 def _numbers(what: str, tensor: Tensor | None) -> Tensor:
     if tensor is None or type(tensor) not in _PLAIN:
-        raise NotUnderstood(f"the weight of {what} is a {type(tensor).__name__}")
+        raise NotUnderstoodError(f"the weight of {what} is a {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES or not tensor.is_cpu:
-        raise NotUnderstood(
+        raise NotUnderstoodError(
             f"weights are {tensor.dtype} on {tensor.device}; native code reads float32 and bfloat16 on CPUs"
         )
     return tensor.detach()

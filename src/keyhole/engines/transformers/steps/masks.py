@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 
-class OwnMask(Exception):
+class OwnMaskError(Exception):
     """A mask that the model has to make itself."""
 
 
@@ -18,10 +18,10 @@ def step_mask(given: Any, length: int) -> Tensor | None:
         given: `[B, N]`, not 0 where a token may be seen.
 
     Raises:
-        OwnMask: it is of another form.
+        OwnMaskError: it is of another form.
     """
     if given is None:
         return None
     if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[1] != length:
-        raise OwnMask
+        raise OwnMaskError
     return None if bool(given.all()) else given.bool()[:, None, None]

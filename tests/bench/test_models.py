@@ -95,6 +95,7 @@ def test_every_family_of_the_shapes_can_be_stepped(tiny, flusher, family):
 def test_shapes_have_the_parameters_their_names_say():
     billions = {name: round(shape.parameters / 1e9, 1) for name, shape in SHAPES.items()}
     assert billions == {
+        "SmolLM2-135M": 0.1,
         "Llama-3.2-1B": 1.2,
         "Llama-3.2-3B": 3.2,
         "Llama-3.1-8B": 8.0,

@@ -15,6 +15,8 @@ from keyhole.bench.gemv import gemv
 from keyhole.bench.paged import paged
 from keyhole.bench.scan import scan
 from keyhole.bench.step import step
+from keyhole.kernels.attention.prepared import PreparedAttention
+from keyhole.kernels.pq.step import PreparedScan
 from keyhole.tuning import machine
 from keyhole.tuning.timing import using_threads
 
@@ -32,9 +34,16 @@ def spoil(monkeypatch, name, change):
     monkeypatch.setattr(kernels, name, wrong)
 
 
+def spoil_prepared(monkeypatch, kind, name, change):
+    """As `spoil`, for a native call whose operands are filled in once."""
+    right = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args, **kwargs: change(right(*args, **kwargs)))
+
+
 @pytest.fixture
 def wrong_attention(monkeypatch):
     spoil(monkeypatch, "gather_attention", lambda found: found._replace(out=found.out * 1.01))
+    spoil_prepared(monkeypatch, PreparedAttention, "attend", lambda found: (found[0] * 1.01, found[1]))
 
 
 @pytest.mark.usefixtures("wrong_attention")
@@ -51,6 +60,7 @@ def test_wrong_attention_is_refused(case, flusher, tiny):
 
 def test_wrong_attention_over_pages_is_refused(case, flusher, monkeypatch):
     spoil(monkeypatch, "paged_gather_attention", lambda found: found._replace(out=found.out * 1.01))
+    spoil_prepared(monkeypatch, PreparedAttention, "attend", lambda found: (found[0] * 1.01, found[1]))
     with pytest.raises(CheckFailedError, match="attention over what was read"):
         paged(case, PQ, block_size=32, rounds=1, flusher=flusher)
 
@@ -84,7 +94,11 @@ def test_wrong_choice_is_refused(case, flusher, monkeypatch, change):
 
 
 def test_a_step_that_reads_a_slot_twice_is_refused(case, flusher, monkeypatch):
-    spoil(monkeypatch, "pq_select", lambda found: found._replace(slots=torch.full_like(found.slots, 40)))
+    def repeat(found):
+        return found._replace(slots=torch.full_like(found.slots, 40))
+
+    spoil(monkeypatch, "pq_select", repeat)
+    spoil_prepared(monkeypatch, PreparedScan, "pick", repeat)
     with pytest.raises(CheckFailedError, match="twice"):
         decode(case, PQ, rounds=1, flusher=flusher)
 

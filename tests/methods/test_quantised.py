@@ -104,5 +104,5 @@ def test_options_out_of_range(option):
 
 def test_who_selects_leaves_place_to_others():
     for name, kind in METHODS.items():
-        if issubclass(kind, RetrievalMethod) and name != "shadowkv":
+        if issubclass(kind, RetrievalMethod) and name not in ("shadowkv", "nosa"):  # with a form of their own
             assert isinstance(Recipe((kind(),)).layers(1)[0].storage, DeviceStorage)

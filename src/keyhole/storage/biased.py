@@ -83,6 +83,11 @@ class BiasedStorage(CapturableStorage):
         keys, values = at(keys, chosen.slots), at(values, chosen.slots)
         return _squeezed(biased_attention(query.unsqueeze(2), keys, values, logits, shown))
 
+    def attend_beside(self, part: Part, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
+        if self.plain:
+            return self.inner.attend_beside(part, query, slots, counts, logits)
+        return super().attend_beside(part, query, slots, counts, logits)
+
     def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
         if self.plain:
             return self.inner.attend_all(query, logits, mask)

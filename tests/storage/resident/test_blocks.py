@@ -80,7 +80,7 @@ def test_against_the_policy_in_plain_lists(eviction, places, reads):
         cached.read(tokens)
         model.read(tokens, 10)
         assert len(cached.blocks) == len(model.blocks) <= places
-        assert cached.resident.lookups == (model.hits, model.misses)
+        assert cached.resident.lookups[:2] == (model.hits, model.misses)
         assert cached.blocks == set(model.blocks)
 
 
@@ -104,7 +104,7 @@ def test_the_block_that_is_not_full_stays_out():
     for _ in range(3):
         cached.read([2 * BLOCK + 4, 5])
     assert cached.blocks == {0}
-    assert cached.resident.lookups == (2, 1)
+    assert cached.resident.lookups[:2] == (2, 1)
     cached.buffer.append(torch.arange(2 * BLOCK + 5, 3 * BLOCK).float().view(1, 1, -1, 1))
     for expected in (1, 2):
         assert cached.read([3 * BLOCK - 1, 5]) == expected
@@ -115,7 +115,7 @@ def test_filling_is_not_counted_nor_fetched():
     slots = torch.tensor([[[0, BLOCK, 2 * BLOCK]]])
     _, missed = resident.look_up(Chosen(slots, torch.tensor([[1]])), 3 * BLOCK)
     assert missed.counts.tolist() == [[1]]
-    assert resident.lookups == (0, 1)
+    assert resident.lookups[:2] == (0, 1)
 
 
 def test_too_small_for_a_block_keeps_none():
@@ -123,7 +123,7 @@ def test_too_small_for_a_block_keeps_none():
     cached.resident = ResidentBlocks(BLOCK_BYTES - 1, "lfu", 1)
     for _ in range(3):
         assert cached.read([1, BLOCK, BLOCK + 1]) == 0
-    assert cached.resident.lookups == (0, 9)
+    assert cached.resident.lookups[:2] == (0, 9)
     assert cached.resident.nbytes == 0
     assert cached.resident.rows is None
 

@@ -54,7 +54,7 @@ def test_what_is_read_again_is_at_hand():
     chosen = Chosen(torch.full((2, 3, 4), 130, dtype=torch.int32), torch.full((2, 3), 4))
     for lookups in ((0, 24), (24, 24), (48, 24)):
         check(rows, plain, chosen)
-        assert rows.resident.lookups == lookups
+        assert rows.resident.lookups[:2] == lookups
     assert rows.footprint.device == BLOCK
     assert rows.footprint.disk == 300 * 2 * 3 * 5 * 4
 
@@ -64,4 +64,4 @@ def test_nothing_chosen():
     rows.append(drawing()(300))
     none = Chosen(torch.zeros(2, 3, 1, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int32))
     assert rows.fetch(none).shape == (2, 3, 1, 5)
-    assert rows.resident.lookups == (0, 0)
+    assert rows.resident.lookups[:2] == (0, 0)

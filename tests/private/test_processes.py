@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,4 +41,4 @@ def test_the_others_notice_a_party_that_dies(rank: int) -> None:
     job = Job(0, [], "aby3", 10.0, "", folder=str(PLAIN / "gpt2-static"), lengths=[(16, 3)])
     with pytest.raises(PartyError, match="without a word") as raised:
         launch(job, started=lambda processes: processes[rank].kill())
-    assert "client: the client lost another party" in str(raised.value)
+    assert re.search("client: .*lost another party", str(raised.value))

@@ -124,7 +124,8 @@ class Settings:
         if set(data) != names:
             odd = sorted(names ^ set(data))
             raise SettingsError(f"settings with other options than this version has: {', '.join(odd)}")
-        return cls(**data | {name: Amount(**data[name]) for name in ("keep", "budget")})
+        amounts: dict[str, Any] = {name: Amount(**data[name]) for name in ("keep", "budget")}
+        return cls(**{**data, **amounts})
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -20,6 +20,8 @@ from keyhole.engines.transformers.hybrid import HybridLayer
 class ServedCache:
     """A cache that is notified of the calls it is used in; see `keyhole_cache.KeyholeCache`."""
 
+    layers: list[Any]
+
     def begin_call(self, model: PreTrainedModel) -> None:
         """A call of the model with this cache begins."""
         raise NotImplementedError

@@ -43,12 +43,12 @@ def settings_of(method: str, *, ranking: str = "pairs", gather: str = "auto") ->
             f"mpcache(...), and one alone"
         )
     _refuse_others(found)
-    how = {"ranking": ranking, "gather": gather}
+    how: dict[str, Any] = {"ranking": ranking, "gather": gather}
     if isinstance(found, MPCache):
         given = {name: getattr(found, name) for name in _OPTIONS}
-        below = 0 if found.dense_below == "auto" else found.dense_below
-        amounts = {"keep": _amount(found.keep), "budget": _amount(found.budget)}
-        return Settings(found.name, **given, **amounts, dense_below=below, **how)
+        given["dense_below"] = 0 if found.dense_below == "auto" else found.dense_below
+        amounts: dict[str, Any] = {"keep": _amount(found.keep), "budget": _amount(found.budget)}
+        return Settings(found.name, **given, **amounts, **how)
     if isinstance(found, StreamingLLM):
         return Settings(found.name, found.sinks, found.window, budget=_amount(found.budget), **how)
     return Settings(found.name, **how)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import ShapeDtypeStruct as Shape
 
 from keyhole.private import cost, sizes
 from keyhole.private.runtime.links import CLIENT
 from keyhole.private.runtime.party import Party
-from keyhole.private.runtime.program import Program, Shape, compiled
+from keyhole.private.runtime.program import Program, compiled
 from keyhole.private.secure import attention, selection
 from keyhole.private.secure.softmax import key_scale
 from keyhole.private.settings import Settings, SettingsError

@@ -105,14 +105,23 @@ def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> None:
 def _check(processes: list[subprocess.Popen[bytes]], folder: Path) -> None:
     if not any(process.returncode for process in processes):
         return
-    reasons = []
+    reasons, killed = [], any((process.returncode or 0) < 0 for process in processes)
     for rank, process in enumerate(processes):
         said = _lines(folder / f"{rank}.err", wanted="error")
         if said:
             reasons.append(f"{ROLES[rank]}: {said[-1]['error']}")
         elif process.returncode:
-            reasons.append(f"{ROLES[rank]}: ended by exit code {process.returncode} without a word")
+            reasons.append(f"{ROLES[rank]}: {_end(process.returncode, killed)}")
     raise PartyError("; ".join(reasons))
+
+
+def _end(code: int, killed: bool) -> str:
+    """How a process without a message ended; `killed`: one of all was ended by a signal."""
+    if code < 0:
+        return f"ended by signal {-code} without a word"
+    # SPU's links may end a process before Python can say why.
+    how = "lost another party, exit code {}" if killed else "ended by exit code {} without a word"
+    return how.format(code)
 
 
 def _lines(path: Path, wanted: str = "") -> list[dict[str, Any]]:

@@ -7,10 +7,11 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from jax import ShapeDtypeStruct as Shape
 
 from keyhole.private import sizes
 from keyhole.private.files import Run
-from keyhole.private.runtime.program import Program, Shape, Shapes, compiled
+from keyhole.private.runtime.program import Program, Shapes, compiled
 from keyhole.private.secure import programs
 
 _BY_LAYER = ("k", "v", "fine", "coarse")

@@ -32,7 +32,9 @@ class Spent(NamedTuple):
     messages: int = 0
 
     def __add__(self, other: tuple[float, ...]) -> Spent:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Spent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        runs, seconds, sent, messages = other
+        total = self.bytes + int(sent), self.messages + int(messages)
+        return Spent(self.runs + int(runs), self.seconds + seconds, *total)
 
 
 class Trace(NamedTuple):

@@ -34,7 +34,8 @@ def differs(model: PreTrainedModel, understood: Understood) -> str | None:
     heads = step.begin(decoder.embed_tokens(ids[:, -1]), cos[0], sin[0])
     for layer, (place, logits) in enumerate(understood.attention):
         query, *found = heads.split([sizes.heads, sizes.kv_heads, sizes.kv_heads], dim=1)
-        keys, values = cache.layers[place].keys, cache.layers[place].values
+        held: Any = cache.layers[place]
+        keys, values = held.keys, held.values
         for name, own, new in zip(("keys", "values"), (keys, values), found, strict=True):
             if not _close(new, own[:, :, -1:]):
                 return f"{name} of layer {place} differ from those of the model's own modules"

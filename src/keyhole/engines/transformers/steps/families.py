@@ -98,9 +98,9 @@ def _layer(layer: Any, sizes: DecoderSizes) -> DecoderLayer:
         raise NotUnderstoodError(f"the activation is a {type(_activation(mlp)).__name__}, not silu")
     width, narrow = sizes.heads * sizes.head_size, sizes.kv_heads * sizes.head_size
     if hasattr(attention, "qkv_proj"):
-        heads = linear_parts(attention.qkv_proj, (width, narrow, narrow))
+        query, key, value = linear_parts(attention.qkv_proj, (width, narrow, narrow))
     else:
-        heads = [linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        query, key, value = map(linear, (attention.q_proj, attention.k_proj, attention.v_proj))
     if hasattr(mlp, "gate_up_proj"):
         gate, up = linear_parts(mlp.gate_up_proj, (sizes.forward, sizes.forward))
     else:
@@ -109,7 +109,9 @@ def _layer(layer: Any, sizes: DecoderSizes) -> DecoderLayer:
     names = ("post_attention_layernorm", "post_feedforward_layernorm")
     ending = [_norm(getattr(layer, name)) for name in names] if after else [None, None]
     return DecoderLayer(
-        *heads,
+        query,
+        key,
+        value,
         linear(attention.o_proj),
         gate,
         up,

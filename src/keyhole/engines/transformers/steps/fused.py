@@ -68,7 +68,7 @@ class FusedSteps:
 
     def step(self, given: dict[str, Any]) -> BaseModelOutputWithPast | None:
         """The answer to a call of the decoder; None where its own modules have to give it."""
-        cache = given_cache(given)
+        cache: Any = given_cache(given)
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         if not _is_step(tokens, cache) or not self._answers(given):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple

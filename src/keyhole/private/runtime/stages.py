@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any

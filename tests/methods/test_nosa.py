@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import keyhole
 from keyhole.attention import Logits
+from keyhole.cli.methods import answers_of
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import Nosa, Recipe
@@ -12,6 +14,7 @@ from keyhole.selection.importance import ImportanceHead, write_heads
 from keyhole.storage import BiasedStorage
 from tests import oracles_nosa as oracle
 from tests.heads import AnyHead, _read
+from tests.tiny import tiny_model
 
 KV, GROUPS, SIZE, VALUE = 2, 3, 16, 16
 RULE = {"block": 16, "stride": 4, "init": 1, "local": 4, "blocks": 17, "recalled": 4}
@@ -201,11 +204,15 @@ def test_unlike_queries_without_importance_change_more():
     assert steady.fetched < free.fetched
 
 
+def test_without_a_model_it_can_be_described(monkeypatch):
+    monkeypatch.setattr(Nosa, "heads", _read)
+    assert answers_of(Nosa)[2:4] == ("biased", "static")
+
+
 def test_without_a_head_it_is_refused_with_the_command(monkeypatch):
     monkeypatch.setattr(Nosa, "heads", _read)
-    recipe = Recipe.parse("nosa")
     with pytest.raises(SpecError, match="keyhole train --selection nosa --out DIR"):
-        recipe.layers(2)
+        keyhole.make_cache(tiny_model("llama"), "nosa")
     with pytest.raises(SpecError, match="kv_dtype=int8 is not supported"):
         Recipe.parse("nosa(kv_dtype=int8)")
     with pytest.raises(SpecError, match="resident=slots is not supported"):

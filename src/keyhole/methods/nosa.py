@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,9 +77,10 @@ class Nosa(InfLLMV2):
 
     def storage(self, info: ModelInfo) -> list[Storage]:
         inner = super().storage(info) or [DeviceStorage() for _ in info.layers]
+        heads = self.heads(info)
         return [
-            BiasedStorage(storage, None if head.idle else head)
-            for storage, head in zip(inner, self.heads(info), strict=True)
+            BiasedStorage(storage, None if head is None or head.idle else head)
+            for storage, head in zip(inner, heads, strict=True)
         ]
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
@@ -87,15 +89,15 @@ class Nosa(InfLLMV2):
             for _ in info.layers
         ]
 
-    def heads(self, info: ModelInfo) -> list[ImportanceHead]:
-        """The importance heads of a model's served layers.
+    def heads(self, info: ModelInfo) -> Sequence[ImportanceHead | None]:
+        """The importance heads of a model's served layers; None for each where there is no model.
 
         Raises:
             SpecError: the method has none.
             SavedStateError: they cannot be used.
         """
-        if not info.layers:
-            return []
+        if not info.layers or (self.head is None and info.fingerprint is None):
+            return [None for _ in info.layers]
         if self.head is None:
             raise SpecError(f"{self.name} needs head=; {self.required['head']}")
         return read_heads(self.head, info, block=self.block, stride=self.stride)

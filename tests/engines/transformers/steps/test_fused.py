@@ -11,6 +11,7 @@ import torch
 import keyhole
 from keyhole.attention import Logits
 from keyhole.engines.transformers.model import adapter_of
+from keyhole.engines.transformers.packed.replace import pack_model
 from keyhole.engines.transformers.steps import fused
 from keyhole.engines.transformers.steps.fused import FusedSteps
 from keyhole.kernels import native_available
@@ -89,6 +90,16 @@ def test_batches_padded_on_the_left(name, rows, counted):
     with keyhole.attach(model, "dense"):
         assert_same(answer(model, ids, mask=mask), wanted)
     assert len(counted) == 5
+
+
+def test_packed_weights_are_stepped(counted):
+    model, ids = fresh_model("llama", hidden_size=64, intermediate_size=128, num_hidden_layers=8), prompt(40)
+    pack_model(model, "int4")
+    own = answer(model, ids, steps=2).logits[1]
+    with keyhole.attach(model, "dense"):
+        found = answer(model, ids, steps=2).logits[1]
+    assert counted
+    assert (found - own).norm() < 0.1 * own.norm()
 
 
 def test_more_rows_than_native_code_takes(counted):

@@ -118,11 +118,15 @@ def tokens(output):
     return list(output.outputs[0].token_ids)
 
 
-def gap(one, other):
-    """How far log-probabilities of two outputs are apart at most, of the tokens that both have."""
+def gaps(one, other):
+    """How far log-probabilities of two outputs are apart at most, in each step, of the tokens that both have."""
     steps = zip(one.outputs[0].logprobs, other.outputs[0].logprobs, strict=True)
-    pairs = ((a[token].logprob, b[token].logprob) for a, b in steps for token in a.keys() & b.keys())
-    return max(abs(a - b) for a, b in pairs)
+    return [max(abs(a[token].logprob - b[token].logprob) for token in a.keys() & b.keys()) for a, b in steps]
+
+
+def gap(one, other):
+    """How far log-probabilities of two outputs are apart at most."""
+    return max(gaps(one, other))
 
 
 def picks(read):

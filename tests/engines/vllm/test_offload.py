@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import keyhole
-from tests.engines.vllm.engines import BLOCK, answered, engine, gap, prompts, tokens
+from tests.engines.vllm.engines import BLOCK, answered, engine, gap, gaps, prompts, tokens
 
 MODEL = str(Path(keyhole.__file__).parent / "models" / "default")
 POOL = 2560 // BLOCK
@@ -115,8 +115,10 @@ def test_preemption_changes_nothing(method, monkeypatch):
         check_nothing_is_left(held)
     assert lost
     assert list(map(tokens, pressed)) == list(map(tokens, calm))
-    # Keys are rounded by the shapes of batches, which turns a few near ties of a selection.
-    assert max(map(gap, pressed, calm)) < 0.03
+    # Keys are rounded by the shapes of batches, which turns a few near ties of a selection; what that changes
+    # has no bound, but it is rare.
+    found = [one for pair in zip(pressed, calm, strict=True) for one in gaps(*pair)]
+    assert sum(one > 1e-3 for one in found) < 0.1 * len(found)
 
 
 @pytest.mark.parametrize("offload", [None, "host"])

@@ -119,7 +119,7 @@ def tokens(output):
 
 
 def gaps(one, other):
-    """How far log-probabilities of two outputs are apart at most, in each step, of the tokens that both have."""
+    """How far log-probabilities of two outputs are apart in each step, at most, of tokens that both have."""
     steps = zip(one.outputs[0].logprobs, other.outputs[0].logprobs, strict=True)
     return [max(abs(a[token].logprob - b[token].logprob) for token in a.keys() & b.keys()) for a, b in steps]
 

@@ -113,10 +113,8 @@ class LayerCache:
             raise ValueError(
                 f"keys {list(keys.shape)} and values {list(values.shape)} are of different tokens"
             )
-        self._check_whole()
-        self._torn = True
-        stored = self._append(keys, values)
-        self._torn = False
+        with self._changing():
+            stored = self._append(keys, values)
         if not stored:
             name = "values" if all_finite(keys) else "keys"
             raise NonFiniteError(f"{name} of tokens from {self.length} on hold NaN or infinity")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyhole.cli.console import stderr
-from keyhole.core.model_files import find_model, split_name
+from keyhole.core.model_files import find_model, joined_name, split_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,13 +89,9 @@ def find_source(name: str | None) -> str | Path:
     """What `load` will read, found without importing torch, with its form of weights; raises as `load`."""
     plain, form = split_name(name or "")
     if str(plain):
-        return _with_form(find_model(plain), form)
+        return joined_name(find_model(plain), form)
     if not SHIPPED.is_dir():
         raise ValueError(
             "this installation ships no model; give one with --model, or make one with `keyhole train`"
         )
-    return _with_form(SHIPPED, form)
-
-
-def _with_form(source: str | Path, form: str | None) -> str | Path:
-    return source if form is None else f"{source}@{form}"
+    return joined_name(SHIPPED, form)

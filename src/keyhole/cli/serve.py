@@ -16,7 +16,7 @@ from keyhole.cli import asking, options
 from keyhole.cli.console import reading_progress, stderr
 from keyhole.cli.early import check_served
 from keyhole.cli.inputs import find_source
-from keyhole.core.model_files import split_name, with_weights
+from keyhole.core.model_files import joined_name, split_name, with_weights
 from keyhole.serving.http.keys import Keys, read_keys
 from keyhole.serving.http.settings import Settings, check_exposure, check_origin, listen_at, names_of
 
@@ -181,4 +181,4 @@ def _served_as(model: str | None) -> str:
     plain, form = split_name(model)
     path = Path(plain).expanduser()
     name = path.absolute().name.removesuffix(".gguf") if str(plain) and path.exists() else str(plain)
-    return name or _EMBEDDED if form is None else f"{name or _EMBEDDED}@{form}"
+    return str(joined_name(name or _EMBEDDED, form))

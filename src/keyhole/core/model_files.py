@@ -26,6 +26,11 @@ def split_name(name: str | Path) -> tuple[str | Path, str | None]:
     return head, form
 
 
+def joined_name(name: str | Path, form: str | None) -> str | Path:
+    """What `split_name` splits."""
+    return name if form is None else f"{name}@{form}"
+
+
 def with_weights(name: str | None, weights: str | None) -> str | None:
     """The name that asks for a form of weights too; "" and None stand for the embedded model.
 
@@ -39,7 +44,7 @@ def with_weights(name: str | None, weights: str | None) -> str | None:
     plain, asked = split_name(name or "")
     if asked not in (None, weights):
         raise ValueError(f"the model {str(name)!r} asks for {asked} weights, not {weights}; give one of them")
-    return f"{plain}@{weights}"
+    return str(joined_name(plain, weights))
 
 
 def find_model(name: str | Path) -> str | Path:

@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 
 from keyhole.core.files import write_text
-from keyhole.core.model_files import find_model, split_name, stamps
+from keyhole.core.model_files import find_model, joined_name, split_name, stamps
 from keyhole.core.version import __version__
 from keyhole.engines.transformers.fingerprint import fingerprint
 from keyhole.engines.transformers.support import passed_before
@@ -117,7 +117,7 @@ def model_name(model: str | Path | None) -> str:
     path = Path(plain).expanduser()
     # The embedded model has no name, but may be wanted in another form.
     found = str(path.absolute()) if str(plain) and path.exists() else str(plain)
-    return found if form is None else f"{found}@{form}"
+    return str(joined_name(found, form))
 
 
 def _source(name: str) -> str | Path:
@@ -125,7 +125,7 @@ def _source(name: str) -> str | Path:
     plain, form = split_name(name)
     if str(plain):
         return name
-    return default_model() if form is None else f"{default_model()}@{form}"
+    return joined_name(default_model(), form)
 
 
 def _files(name: str) -> dict[str, Any] | None:
@@ -134,6 +134,5 @@ def _files(name: str) -> dict[str, Any] | None:
         source, (_, form) = Path(find_model(_source(name))), split_name(name)
         found = stamps(source)
         if found:
-            path = str(source.resolve())
-            return {"path": path if form is None else f"{path}@{form}", "files": found}
+            return {"path": str(joined_name(source.resolve(), form)), "files": found}
     return None

@@ -99,10 +99,14 @@ def _missed(cache: KeyholeCache) -> float | None:
     return max(0.0, 1.0 - total.mass / total.steps) if total.steps else 0.0
 
 
+def without_place(said: str, store: Path | None) -> str:
+    """A message that does not say where the store is, which is not for clients to know."""
+    return said if store is None else said.replace(str(store), "the store")
+
+
 def failed_by(error: Exception, store: Path | None = None) -> Failed:
-    """The last event of a request that ended by this error; where its `store` is, is nobody's business."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    said = said if store is None else said.replace(str(store), "the store")
+    """The last event of a request that ended by this error, `without_place` of its store."""
+    said = without_place(" ".join(str(error).split()) or type(error).__name__, store)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in said:
         return Failed(f"the server ran out of memory: {said}", "memory")
     return Failed(said, "document" if isinstance(error, StoreError) else "model")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, Part, attend_slots, merge
+from keyhole.attention import Logits, Part, attend_slots
 from keyhole.core.budget import Budget
 from keyhole.core.layout import Regions
 from keyhole.core.rope import Rope
+from keyhole.storage.base import Storage
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.formats.base import at
@@ -55,8 +56,8 @@ class RenumberedStorage(DeviceStorage):
         places = torch.arange(keys.shape[2], device=keys.device).expand(chosen.slots.shape)
         return attend_slots(query, keys, values, places, chosen.counts, logits)
 
-    def attend_beside(self, part: Part, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
-        return merge(part, self.attend(query, slots, counts, logits))
+    # By `attend`: the native call beside a part would read keys that are not moved.
+    attend_beside = Storage.attend_beside
 
     def _elected(self, regions: Regions, counts: Tensor) -> Tensor:
         """Tokens read beside sinks and window, shaped as `counts [B, Hkv]`."""

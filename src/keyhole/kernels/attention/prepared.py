@@ -11,10 +11,8 @@ from torch import Tensor
 from keyhole.kernels.attention.native import has_native
 from keyhole.kernels.backend.calls import AttentionCall, run
 from keyhole.kernels.backend.library import current
-from keyhole.kernels.backend.native import TYPES, check
+from keyhole.kernels.backend.native import ASKED, TYPES, check
 from keyhole.kernels.backend.signatures import Side
-
-_ASKED = (torch.float32, torch.bfloat16)  # types of queries
 
 
 class PreparedAttention:
@@ -46,7 +44,7 @@ class PreparedAttention:
     def takes(self, query: Tensor) -> bool:
         """Whether it answers such a query: on a CPU, of a type it reads, with no gradient to pass."""
         learns = torch.is_grad_enabled() and (query.requires_grad or self.keys.requires_grad)
-        return query.dtype in _ASKED and query.is_cpu and not learns
+        return query.dtype in ASKED and query.is_cpu and not learns
 
     def attend(
         self,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
+from torch import Tensor
 
-from keyhole.kernels.backend.library import native
+from keyhole.kernels.backend.native import status_of
 from keyhole.kernels.backend.signatures import CodeSide, Pages, Side
 
 _int, _long, _float, _double, _pointer = (
@@ -39,6 +39,27 @@ class AppendCall(ctypes.Structure):
         ("value_size", _int),
         ("type", _int),
     )
+
+
+class CodedIndex(ctypes.Structure):
+    """Codebooks, and codes of them."""
+
+    _fields_ = (
+        ("books", _pointer),
+        ("book_row", _long),
+        ("subspaces", _int),
+        ("centroids", _int),
+        ("subspace_size", _int),
+        ("codes", _pointer),
+        ("code_row", _long),
+        ("code_block", _long),
+    )
+
+    def place(self, books: Tensor, codes: Tensor) -> None:
+        """Be codebooks `[R, M, C, width]` and codes as `allocate_codes` makes them; neither may be moved."""
+        self.books, self.book_row = books.data_ptr(), books.stride(0)
+        self.subspaces, self.centroids, self.subspace_size = books.shape[1:]
+        self.codes, self.code_row, self.code_block = codes.data_ptr(), codes.stride(0), codes.stride(1)
 
 
 class AttentionCall(ctypes.Structure):
@@ -82,14 +103,7 @@ class PqStepCall(ctypes.Structure):
         ("largest", _float),
         ("rotation", _pointer),
         ("moment", _pointer),
-        ("codebooks", _pointer),
-        ("codebook_row", _long),
-        ("subspaces", _int),
-        ("centroids", _int),
-        ("subspace_size", _int),
-        ("codes", _pointer),
-        ("code_row", _long),
-        ("code_block", _long),
+        ("index", CodedIndex),
         ("rows", _long),
         ("heads", _int),
         ("first", _pointer),
@@ -131,14 +145,7 @@ class BoxesCall(ctypes.Structure):
         ("scores", _pointer),
         ("shares", _pointer),
         ("anchored", _pointer),
-        ("levels", _pointer),
-        ("level_row", _long),
-        ("subspaces", _int),
-        ("centroids", _int),
-        ("subspace_size", _int),
-        ("codes", _pointer),
-        ("code_row", _long),
-        ("code_block", _long),
+        ("index", CodedIndex),
         ("largest", _float),
     )
 
@@ -169,5 +176,5 @@ class PickingCall(ctypes.Structure):
 
 
 def run(name: str, operands: ctypes.Structure) -> int:
-    """The status of a native function, which takes as many of torch's threads as its work is worth."""
-    return getattr(native(), name)(ctypes.addressof(operands), torch.get_num_threads())
+    """The status of a native function of such operands."""
+    return status_of(name, ctypes.addressof(operands))

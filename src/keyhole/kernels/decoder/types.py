@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from keyhole.kernels.products.matrix import Matrix
+from keyhole.kernels.products.multiply import VECTORS
 
-MOST_ROWS = 16
+MOST_ROWS = VECTORS
 
 
 class Norm(NamedTuple):

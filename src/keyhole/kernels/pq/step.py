@@ -10,11 +10,8 @@ from torch import Tensor
 
 from keyhole.kernels.backend.calls import PqStepCall, run
 from keyhole.kernels.backend.library import current
-from keyhole.kernels.backend.native import TYPES, check
+from keyhole.kernels.backend.native import ASKED, OUT_OF_RANGE, TYPES, check
 from keyhole.kernels.pq.types import BLOCK, Picked
-
-_ASKED = (torch.float32, torch.bfloat16)  # types of queries
-_OUT_OF_RANGE = 5
 
 
 class PreparedScan:
@@ -32,9 +29,7 @@ class PreparedScan:
         call = self._call = PqStepCall()
         rotation = None if rotation is None else rotation.contiguous()
         self._held = codebooks.contiguous(), codes, rotation, moment.contiguous()
-        call.codebooks, call.codebook_row = self._held[0].data_ptr(), self._held[0].stride(0)
-        call.subspaces, call.centroids, call.subspace_size = codebooks.shape[1:]
-        call.codes, call.code_row, call.code_block = codes.data_ptr(), codes.stride(0), codes.stride(1)
+        call.index.place(self._held[0], codes)
         call.rotation = None if rotation is None else rotation.data_ptr()
         call.moment, call.rows = self._held[3].data_ptr(), len(codebooks)
         self._capacity = codes.shape[1] * BLOCK
@@ -71,7 +66,7 @@ class PreparedScan:
         call.floor = call.cap = width
         call.slots, call.counts, call.masses = slots.data_ptr(), counts.data_ptr(), masses.data_ptr()
         status = run("kh_pq_step", call)
-        if status == _OUT_OF_RANGE:
+        if status == OUT_OF_RANGE:
             return None
         check(status)
         return Picked(slots, counts, masses)
@@ -80,4 +75,4 @@ class PreparedScan:
 def scan_is_native(query: Tensor, codebooks: Tensor, codes: Tensor) -> bool:
     """Whether `PreparedScan` answers such queries by such an index."""
     ready = current() is not None and query.is_cpu and codes.is_cpu
-    return ready and query.dtype in _ASKED and codes.stride(-1) == 1 and codebooks.dtype == torch.float32
+    return ready and query.dtype in ASKED and codes.stride(-1) == 1 and codebooks.dtype == torch.float32

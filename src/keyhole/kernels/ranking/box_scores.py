@@ -12,11 +12,8 @@ from torch import Tensor
 
 from keyhole.kernels.backend.calls import BoxesCall, run
 from keyhole.kernels.backend.library import current
-from keyhole.kernels.backend.native import FLOATS, TYPES, check
+from keyhole.kernels.backend.native import ASKED, FLOATS, OUT_OF_RANGE, TYPES, check
 from keyhole.kernels.ranking.types import Paged
-
-_ASKED = (torch.float32, torch.bfloat16)  # types of queries
-_OUT_OF_RANGE = 5
 
 
 class Boxed(NamedTuple):
@@ -49,7 +46,7 @@ def boxes_are_native(query: Tensor, boxes: Ends | CodedEnds) -> bool:
     """Whether `box_scores` takes such queries and boxes."""
     held = boxes.ends if isinstance(boxes, Ends) else boxes.codes
     ready = current() is not None and query.is_cpu and held.is_cpu and held.stride(-1) == 1
-    return ready and query.dtype in _ASKED and held.dtype in (*FLOATS, torch.uint8)
+    return ready and query.dtype in ASKED and held.dtype in (*FLOATS, torch.uint8)
 
 
 def box_scores(
@@ -87,11 +84,9 @@ def box_scores(
     )  # fmt: skip
     if isinstance(boxes, CodedEnds):
         levels, codes, call.largest = boxes
-        call.levels, call.level_row = levels.data_ptr(), levels.stride(0)
-        call.subspaces, call.centroids, call.subspace_size = levels.shape[1:]
-        call.codes, call.code_row, call.code_block = codes.data_ptr(), codes.stride(0), codes.stride(1)
+        call.index.place(levels, codes)
     status = run("kh_box_scores", call)
-    if status == _OUT_OF_RANGE:
+    if status == OUT_OF_RANGE:
         return None
     check(status)
     return Boxed(scores, shares, anchored)

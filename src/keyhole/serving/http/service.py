@@ -21,6 +21,7 @@ from keyhole.serving.http.errors import ApiError, refused
 from keyhole.serving.http.fields import Fields
 from keyhole.serving.http.prompter import Prompter
 from keyhole.serving.http.settings import Settings
+from keyhole.serving.measuring import without_place
 from keyhole.serving.requests import LAST, Event, Failed, OverloadedError
 
 T = TypeVar("T")
@@ -66,10 +67,9 @@ class Service:
         return None if most is None or prompt >= most else most - prompt
 
     def refused(self, error: Exception, param: str | None) -> ApiError:
-        """As `errors.refused`; where the store is, is not for clients to know."""
+        """As `errors.refused`, `without_place` of the store."""
         found, library = refused(error, param), self.scheduler.library
-        if library is not None:
-            found.message = found.message.replace(str(library.store.path), "the store")
+        found.message = without_place(found.message, None if library is None else library.store.path)
         return found
 
 

@@ -1,19 +1,18 @@
 """A packed model as a directory: its configuration, and one safetensors file with all that it holds.
 
-What modules share is written once. Tensors are read into memory of their own: mapped files would neither be
+What modules share is written once. Tensors are copied to memory of their own: mapped files would neither be
 aligned as the native code wants it, nor leave memory when they are converted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BufferedReader
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -23,13 +22,6 @@ from keyhole.kernels.products.matrix import Matrix, Packing
 
 NAME = "packed.safetensors"
 _KINDS = {"linear": PackedLinear, "embedding": PackedEmbedding}
-_DTYPES = {
-    "U8": torch.uint8,
-    "I16": torch.int16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-}
 
 
 def save_packed(model: PreTrainedModel, directory: Path) -> None:
@@ -64,7 +56,7 @@ def load_packed(directory: Path) -> PreTrainedModel:
     with torch.no_grad():
         fill(model, tensors)
     model.all_tied_weights_keys = {}
-    with _if_there():
+    with suppress(OSError):  # there may be none
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -97,14 +89,6 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} is {list(given.shape)}, not {list(tensor.shape)}")
         if tensor.data_ptr() != given.data_ptr():
             tensor.data.copy_(given)
-
-
-@contextmanager
-def _if_there() -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        return
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -145,35 +129,10 @@ def _install(model: nn.Module, name: str, said: dict[str, Any], tensors: dict[st
     setattr(holder, own, _KINDS[said["kind"]](matrix, getattr(holder, own).weight.dtype))
 
 
-class _Header(NamedTuple):
-    entries: dict[str, Any]
-    start: int
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with path.open("rb") as file:
-            header = _header(file)
-            about = json.loads(header.entries.pop("__metadata__")["keyhole"])
-            return {name: _tensor(file, header.start, e) for name, e in header.entries.items()}, about
-    except (KeyError, TypeError, ValueError) as error:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["keyhole"])
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the file {str(path)!r} is damaged ({error})") from error
-
-
-def _header(file: BufferedReader) -> _Header:
-    size = int.from_bytes(file.read(8), "little")
-    if size > 100 << 20:
-        raise ValueError("its header is too long")
-    return _Header(json.loads(file.read(size)), 8 + size)
-
-
-def _tensor(file: BufferedReader, start: int, entry: dict[str, Any]) -> Tensor:
-    begin, end = entry["data_offsets"]
-    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-    if tensor.nbytes != end - begin:
-        raise ValueError("a tensor's size is not that of its shape")
-    if end > begin:
-        file.seek(start + begin)
-        if file.readinto(tensor.flatten().view(torch.uint8).numpy().data) != end - begin:
-            raise ValueError("it is cut short")
-    return tensor

@@ -107,7 +107,7 @@ def test_a_directory_is_packed_and_kept(home, form):
     assert torch.equal(logits(first), logits(again))
     whole = logits(load_model(default_model()))
     assert float((logits(first) - whole).norm() / whole.norm()) < (0.05 if form == "int8" else 0.5)
-    assert len(list(home.glob(f"*{form}*v1"))) == 1
+    assert len(list(home.glob(f"*{form}*v2"))) == 1
 
 
 def test_quantised_models_are_served_as_they_are_and_not_packed(tmp_path):

@@ -166,3 +166,38 @@ def test_what_is_no_decoder():
         decoder_step(Decoder(SIZES["small"], (), Norm(None, 1e-5)))
     with pytest.raises(ValueError, match=r"float16"):
         decoder_step(decoder_of(SIZES["small"])._replace(sizes=SIZES["small"]._replace(dtype=torch.float16)))
+
+
+@pytest.mark.parametrize("part", ["down", "query_norm", "after_attention"])
+def test_parts_of_other_sizes(part):
+    decoder = decoder_of(SIZES["small"], ending=True)
+    layer = decoder.layers[1]
+    own = Linear(dense(numbers(48, 128))) if part == "down" else random_norm(17, torch.float32)
+    other = decoder._replace(layers=(decoder.layers[0], layer._replace(**{part: own})))
+    with pytest.raises(ValueError, match=rf"{part} of layer 1 "):
+        decoder_step(other)
+
+
+@pytest.mark.parametrize(
+    ("x", "angles"),
+    [
+        (torch.zeros(2, 48, dtype=torch.float64), torch.zeros(2, 8)),
+        (torch.zeros(2, 40), torch.zeros(2, 8)),
+        (torch.zeros(17, 48), torch.zeros(1, 8)),
+        (torch.zeros(2, 48), torch.zeros(3, 8)),
+        (torch.zeros(2, 48), torch.zeros(2, 18)),
+        (torch.zeros(2, 48), torch.zeros(2, 8).bfloat16()),
+    ],
+)
+def test_inputs_of_other_sizes(x, angles):
+    step = decoder_step(decoder_of(SIZES["small"]), impl="native")
+    with pytest.raises(ValueError, match=r"a step of this decoder takes"):
+        step.begin(x, angles, angles)
+
+
+def test_attention_of_other_sizes():
+    step, angles = decoder_step(decoder_of(SIZES["small"]), impl="native"), torch.zeros(2, 8)
+    step.begin(torch.zeros(2, 48), angles, angles)
+    for out in (torch.zeros(1, 4, 1, 16), torch.zeros(2, 4, 1, 16).double()):
+        with pytest.raises(ValueError, match=r"a step of this decoder takes"):
+            step.attended(0, out)

@@ -19,7 +19,7 @@ from keyhole.engines.transformers.packed import pack_model, summary
 from keyhole.engines.transformers.packed.files import NAME, load_packed, save_packed
 from keyhole.generation.keeping import Loaded, kept, models_directory
 
-_VERSION = 1  # of what is written; another one is another directory
+_VERSION = 2  # of what is written; another one is another directory
 _LOG = logging.getLogger(__name__)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from keyhole.kernels.backend.dispatch import use_native
+from keyhole.kernels.decoder.fit import misfit
 from keyhole.kernels.decoder.native import NativeStep
 from keyhole.kernels.decoder.reference import ReferenceStep
 from keyhole.kernels.decoder.types import Decoder, DecoderStep
@@ -22,13 +23,16 @@ def decoder_step(decoder: Decoder, *, impl: str = "auto") -> DecoderStep:
     rounded between what goes in and what comes out.
 
     Raises:
-        ValueError: no layers, or a dtype other than float32 and bfloat16.
+        ValueError: no layers, a dtype other than float32 and bfloat16, or a part of another size.
     """
     if not decoder.layers or decoder.sizes.dtype not in _DTYPES:
         raise ValueError(
             f"a decoder has layers and is float32 or bfloat16, got {len(decoder.layers)} layers of "
             f"{decoder.sizes.dtype}"
         )
+    unlike = misfit(decoder)
+    if unlike is not None:
+        raise ValueError(unlike)
     native = use_native(impl, *_tensors(decoder))
     return NativeStep(decoder) if native else ReferenceStep(decoder)
 

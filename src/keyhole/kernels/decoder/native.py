@@ -78,19 +78,28 @@ class NativeStep:
         self._rows = 0
 
     def begin(self, embeddings: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        to = self._call
-        to.rows = self._rows = len(embeddings)
+        to, sizes, rows = self._call, self._sizes, len(embeddings)
+        turned = cos.shape[-1]
+        angles = (1, turned), (rows, turned)
+        if cos.shape != sin.shape or tuple(cos.shape) not in angles or turned > sizes.head_size or turned % 2:
+            raise _unlike(f"angles {list(cos.shape)} and {list(sin.shape)} for {rows} rows", sizes)
+        if rows > MOST_ROWS or not cos.dtype == sin.dtype == torch.float32:
+            raise _unlike(f"{rows} rows with angles of {cos.dtype} and {sin.dtype}", sizes)
+        to.rows = self._rows = rows
         self._angles = cos.contiguous(), sin.contiguous()  # read by all calls of the step
         to.cos, to.sin = (part.data_ptr() for part in self._angles)
         to.rotary = cos.shape[1]
         to.angle_stride = cos.shape[1] if len(cos) > 1 else 0
-        return self._run(None, 0, embeddings)
+        return self._run(None, 0, embeddings, sizes.hidden)
 
     def attended(self, layer: int, out: Tensor) -> Tensor:
-        return self._run(self._places[layer], layer + 1, out)
+        sizes = self._sizes
+        return self._run(self._places[layer], layer + 1, out, sizes.heads * sizes.head_size)
 
-    def _run(self, finish: int | None, start: int, given: Tensor) -> Tensor:
+    def _run(self, finish: int | None, start: int, given: Tensor, width: int) -> Tensor:
         sizes, to = self._sizes, self._call
+        if given.dtype != sizes.dtype or given.numel() != self._rows * width:
+            raise _unlike(f"{given.dtype} {list(given.shape)} for {self._rows} rows of {width}", sizes)
         given = given if given.is_contiguous() else given.contiguous()
         if start < len(self._layers):
             out = torch.empty(self._rows, sizes.all_heads, 1, sizes.head_size, dtype=sizes.dtype)
@@ -99,6 +108,14 @@ class NativeStep:
         to.finish, to.start, to.input, to.out = finish, self._places[start], given.data_ptr(), out.data_ptr()
         call("kh_decode", self._address)
         return out
+
+
+def _unlike(given: str, sizes: DecoderSizes) -> ValueError:
+    return ValueError(
+        f"a step of this decoder takes {sizes.dtype} embeddings [B, {sizes.hidden}] and attention [B, "
+        f"{sizes.heads}, 1, {sizes.head_size}] of at most {MOST_ROWS} rows, with float32 angles [B or 1, R], "
+        f"R even and at most {sizes.head_size}; got {given}"
+    )
 
 
 def _scratch(sizes: DecoderSizes) -> dict[str, int]:

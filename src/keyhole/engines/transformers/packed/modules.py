@@ -25,7 +25,6 @@ class _Packed(nn.Module):
     scales: Tensor
     minima: Tensor | None
     bias: Tensor | None
-    _like: Tensor
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,8 +35,9 @@ class _Packed(nn.Module):
         self.register_buffer("scales", matrix.scales.view(torch.int16))
         self.register_buffer("minima", None if matrix.minima is None else matrix.minima.view(torch.int16))
         self.register_buffer("bias", matrix.bias)
-        # Follows `model.to(dtype)`: what modules without floating-point weights would compute in.
-        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+        # Follows `model.to(dtype)`: what modules without floating-point weights would compute in. A parameter,
+        # since transformers asks the first one of a model for dtype and device.
+        self.like = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
         self._held: tuple[tuple[Any, ...], Matrix] | None = None
 
     @property
@@ -56,7 +56,7 @@ class _Packed(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights as numbers: a copy, `[M, N]` in the dtype of the model."""
-        return unpack_rows(self.matrix, range(self._rows), self._like.dtype)
+        return unpack_rows(self.matrix, range(self._rows), self.like.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}  # its addresses are those of this process and this object
@@ -89,7 +89,7 @@ class PackedEmbedding(_Packed):
         self.num_embeddings, self.embedding_dim = matrix.rows, matrix.columns
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = unpack_rows(self.matrix, ids.flatten(), self._like.dtype)
+        rows = unpack_rows(self.matrix, ids.flatten(), self.like.dtype)
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 
 from keyhole.attention import Logits
 from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linear, linear_parts, weight_of
+from keyhole.kernels.decoder.fit import misfit
 from keyhole.kernels.decoder.types import Decoder, DecoderLayer, DecoderSizes, Norm
 
 _FAMILIES = ("granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
@@ -52,8 +53,12 @@ def understand(model: PreTrainedModel) -> Understood:
         raise NotUnderstoodError(f"the activation is {config.hidden_act!r}, not silu")
     layers = decoder.layers[: config.num_hidden_layers]
     sizes = _sizes(decoder, config)
+    arithmetic = Decoder(sizes, tuple(_layer(layer, sizes) for layer in layers), _norm(decoder.norm))
+    unlike = misfit(arithmetic)
+    if unlike is not None:
+        raise NotUnderstoodError(unlike)
     return Understood(
-        Decoder(sizes, tuple(_layer(layer, sizes) for layer in layers), _norm(decoder.norm)),
+        arithmetic,
         tuple(Attending(each.self_attn.layer_idx, Logits(each.self_attn.scaling)) for each in layers),
     )
 

@@ -24,7 +24,7 @@ from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linea
 from keyhole.engines.transformers.steps.masks import OwnMaskError, step_mask
 from keyhole.engines.transformers.steps.watch import Watch
 from keyhole.kernels.decoder.api import decoder_is_native, decoder_step
-from keyhole.kernels.decoder.types import MOST_ROWS, DecoderStep
+from keyhole.kernels.decoder.types import MOST_ROWS, DecoderSizes, DecoderStep
 from keyhole.kernels.products.multiply import multiply
 
 _LOG = logging.getLogger(__name__)
@@ -69,20 +69,27 @@ class FusedSteps:
     def step(self, given: dict[str, Any]) -> BaseModelOutputWithPast | None:
         """The answer to a call of the decoder; None where its own modules have to give it."""
         cache: Any = given_cache(given)
-        tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-        if not _is_step(tokens, cache) or not self._answers(given):
+        tokens = _tokens(given)
+        if tokens is None or not _is_step(tokens, cache) or not self._answers(given):
             return None
         try:
             mask = step_mask(given.get("attention_mask"), cache.get_seq_length() + 1)
         except OwnMaskError:
             return None
         plan = self._current()
-        return None if plan is None else self._run(plan, tokens, cache, given.get("position_ids"), mask)
+        if plan is None:
+            return None
+        embeddings = self.decoder.embed_tokens(tokens) if tokens.dim() == 2 else tokens
+        if not _fits(embeddings, plan.understood.decoder.sizes):
+            return None
+        return self._run(plan, embeddings, cache, given.get("position_ids"), mask)
 
     def project(self, head: nn.Linear, x: Tensor) -> Tensor | None:
         """Logits of what a step has returned to this thread; None for anything else."""
         hidden = self._thread.hidden
         if hidden is None or x.data_ptr() != hidden.data_ptr() or x.numel() != hidden.numel():
+            return None
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()):
             return None
         try:
             matrix = linear(head)
@@ -125,7 +132,7 @@ class FusedSteps:
         understood = understand(self.model)
         if not decoder_is_native(understood.decoder):
             raise NotUnderstoodError("there is no native code for it")
-        return _Plan(understood, Watch([self.decoder.layers, self.decoder.norm]))
+        return _Plan(understood, Watch(self.decoder))
 
     def _check(self, plan: _Plan) -> None:
         """Compare a plan with what the modules compute, when it is first used."""
@@ -150,13 +157,12 @@ class FusedSteps:
 
     @torch.no_grad()
     def _run(
-        self, plan: _Plan, tokens: Tensor, cache: Any, positions: Tensor | None, mask: Tensor | None
+        self, plan: _Plan, embeddings: Tensor, cache: Any, positions: Tensor | None, mask: Tensor | None
     ) -> BaseModelOutputWithPast:
         decoder, mine = self.decoder, self._thread
         sizes = plan.understood.decoder.sizes
         if positions is None:
             positions = torch.tensor([[cache.get_seq_length()]])
-        embeddings = decoder.embed_tokens(tokens) if tokens.dim() == 2 else tokens
         cos, sin = decoder.rotary_emb(_NOTHING, positions)
         if mine.plan is not plan or mine.step is None:
             mine.plan, mine.step = plan, decoder_step(plan.understood.decoder)
@@ -174,13 +180,27 @@ class FusedSteps:
 _NOTHING = torch.empty(0)
 
 
-def _is_step(tokens: Tensor | None, cache: Any) -> bool:
-    """Whether each of a few rows gets one token, whose attention the layers of a cache of ours compute."""
-    if (
-        tokens is None
-        or tokens.shape[1] != 1
-        or len(tokens) > MOST_ROWS
-        or not isinstance(cache, ServedCache)
-    ):
+def _tokens(given: dict[str, Any]) -> Tensor | None:
+    """Ids `[B, 1]` or embeddings `[B, 1, E]` of one token for each row; None for anything else."""
+    ids, embeddings, positions = map(given.get, ("input_ids", "inputs_embeds", "position_ids"))
+    if (ids is None) == (embeddings is None):
+        return None
+    tokens, dimensions = (embeddings, 3) if ids is None else (ids, 2)
+    if tokens.dim() != dimensions or tokens.shape[1] != 1:
+        return None
+    if positions is not None and tuple(positions.shape) not in ((1, 1), (len(tokens), 1)):
+        return None
+    return tokens
+
+
+def _is_step(tokens: Tensor, cache: Any) -> bool:
+    """Whether there are few rows, whose attention the layers of a cache of ours compute."""
+    if len(tokens) > MOST_ROWS or not isinstance(cache, ServedCache):
         return False
     return all([type(layer) is KeyholeLayer and layer.steps is None for layer in cache.layers])
+
+
+def _fits(embeddings: Tensor, sizes: DecoderSizes) -> bool:
+    """Whether native code can read embeddings, which are not to get gradients."""
+    learns = torch.is_grad_enabled() and embeddings.requires_grad
+    return embeddings.dtype == sizes.dtype and embeddings.shape[-1] == sizes.hidden and not learns

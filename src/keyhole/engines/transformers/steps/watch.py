@@ -1,11 +1,10 @@
-"""Whether modules still are what they were when their weights were read.
+"""Whether a decoder's modules still are what they were when their weights were read.
 
 Looked at before each step, so that it has to take microseconds for hundreds of modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import repeat
 from operator import contains, getitem, is_
 from typing import Any
@@ -18,12 +17,19 @@ _HARMLESS = "transformers.utils.output_capturing"  # hooks that do nothing unles
 
 
 class Watch:
-    """The modules in `parts`: their children, tensors, hooks and functions."""
+    """The layers of a decoder and its last norm: their modules, tensors, numbers, hooks and functions."""
 
-    def __init__(self, parts: Iterable[nn.Module]) -> None:
-        modules = [module for part in parts for module in part.modules()]
+    def __init__(self, decoder: Any) -> None:
+        modules = [module for part in (decoder.layers, decoder.norm) for module in part.modules()]
         children = [(module._modules, name) for module in modules for name in module._modules]
+        children += [(decoder._modules, name) for name in ("layers", "norm")]
         tensors = [(module._parameters, name) for module in modules for name in module._parameters]
+        # Of packed weights; they are replaced whole.
+        children += [(module._buffers, name) for module in modules for name in module._buffers]
+        numbers = [site for module in modules for site in _numbers(module)]
+        numbers.append((vars(decoder.config), "num_hidden_layers"))
+        self._numbers = [held for held, _ in numbers], [name for _, name in numbers]
+        self._values = [held[name] for held, name in numbers]
         self._children = [held for held, _ in children], [name for _, name in children]
         self._tensors = [held for held, _ in tensors], [name for _, name in tensors]
         self._parts = [held[name] for held, name in children]
@@ -49,6 +55,7 @@ class Watch:
         return (
             _are(self._children, self._parts)
             and _are(self._tensors, self._weights)
+            and list(map(getitem, *self._numbers)) == self._values
             and list(map(Tensor.data_ptr, self._present)) == self._places
         )
 
@@ -64,6 +71,13 @@ class Watch:
         if torch.nn.modules.module._has_any_global_hook():
             return "there are hooks of all modules, which would not be called"
         return None
+
+
+def _numbers(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where a module has numbers to compute with, such as an epsilon, and whether those are for training."""
+    held = vars(module)
+    names = [name for name, value in held.items() if type(value) is float]
+    return [(held, name) for name in (*names, "training")] if names else []
 
 
 def _are(sites: tuple[list[dict[str, Any]], list[str]], expected: list[Any]) -> bool:

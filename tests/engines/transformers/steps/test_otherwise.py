@@ -11,6 +11,7 @@ import keyhole
 from keyhole.engines.transformers.packed import pack_model
 from keyhole.engines.transformers.steps.fused import FusedSteps
 from keyhole.kernels import native_available
+from tests.engines.transformers.running import answer, assert_same
 from tests.tiny import fresh_model, prompt
 
 pytestmark = pytest.mark.skipif(not native_available(), reason="no native library is built")
@@ -48,8 +49,8 @@ def embedded(model):
 
 def widened(model):
     mlp = model.model.layers[1].mlp
-    for name, (inputs, outputs) in {"gate_proj": (48, 128), "up_proj": (48, 128), "down_proj": (128, 48)}.items():
-        setattr(mlp, name, nn.Linear(inputs, outputs, bias=False))
+    mlp.gate_proj, mlp.up_proj = (nn.Linear(48, 128, bias=False) for _ in range(2))
+    mlp.down_proj = nn.Linear(128, 48, bias=False)
 
 
 def scaled(model):
@@ -102,7 +103,7 @@ OTHER_CALLS = {
     "both": lambda model: {"inputs_embeds": embedded(model), "input_ids": IDS[:, 1:2]},
     "neither": lambda _: {},
     "ids of one dimension": lambda _: {"input_ids": torch.tensor([1, 2])},
-    "positions of other rows": lambda model: next_ids(model) | {"position_ids": torch.tensor([[1], [2], [3]])},
+    "positions of other rows": lambda model: next_ids(model) | {"position_ids": torch.ones(3, 1).long()},
     "more positions": lambda model: next_ids(model) | {"position_ids": torch.tensor([[21, 22]] * 2)},
 }
 
@@ -172,3 +173,11 @@ def test_a_packed_model_without_any_norm_weights(form, monkeypatch):
         assert model.generate(IDS, max_new_tokens=3, pad_token_id=0).shape == (2, 23)
     assert len(steps) == 2
     assert model.to(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_comparison_does_not_stretch_rotations_that_grow():
+    ropes = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = fresh_model("llama", max_position_embeddings=24, rope_parameters=ropes)
+    wanted = answer(copy.deepcopy(model), IDS, steps=12)  # goes on beyond the range
+    with keyhole.attach(model, "dense"):
+        assert_same(answer(model, IDS, steps=12), wanted)

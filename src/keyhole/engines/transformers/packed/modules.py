@@ -35,8 +35,8 @@ class _Packed(nn.Module):
         self.register_buffer("scales", matrix.scales.view(torch.int16))
         self.register_buffer("minima", None if matrix.minima is None else matrix.minima.view(torch.int16))
         self.register_buffer("bias", matrix.bias)
-        # Follows `model.to(dtype)`: what modules without floating-point weights would compute in. A parameter,
-        # since transformers asks the first one of a model for dtype and device.
+        # Follows `model.to(dtype)`: what modules without floating-point weights would compute in. A
+        # parameter, since transformers asks the first one of a model for dtype and device.
         self.like = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
         self._held: tuple[tuple[Any, ...], Matrix] | None = None
 

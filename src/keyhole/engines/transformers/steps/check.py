@@ -28,7 +28,9 @@ def differs(model: PreTrainedModel, understood: Understood) -> str | None:
     """
     decoder: Any = model.get_decoder()
     ids = torch.arange(1, _TOKENS + 1).unsqueeze(0) * (decoder.embed_tokens.num_embeddings // (_TOKENS + 1))
-    positions = torch.arange(_FAR, _FAR + _TOKENS).unsqueeze(0)
+    # Within the model's range: rotations that grow with a text keep the length of the longest one.
+    far = max(0, min(_FAR, decoder.config.max_position_embeddings - _TOKENS))
+    positions = torch.arange(far, far + _TOKENS).unsqueeze(0)
     forward, cache = type(decoder).forward, DynamicCache(config=decoder.config)
     given = {"position_ids": positions, "use_cache": True, cache_argument(forward): cache}
     wanted = forward(decoder, input_ids=ids, **given).last_hidden_state[:, -1]

@@ -104,3 +104,21 @@ def test_the_command(tmp_path):
     assert [(row["batch"], row["method"].split("(")[0]) for row in rows] == [
         (batch, name) for batch in (1, 2) for name in ("dense", "infllm_v2", "nosa")
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "nosuch"], "unknown method 'nosuch'"),
+        (["--method", "quest(page=0)"], "quest: page=0 is out of range"),
+        (["--method", "chess + quest"], "is several methods"),
+        (["--bandwidth", "nan"], "nan is not in the range"),
+        (["--bandwidth", "0"], "0 is not in the range"),
+        (["--alike", "nan"], "nan is not in the range"),
+    ],
+)
+def test_what_is_refused_before_anything_is_measured(options, message, monkeypatch):
+    monkeypatch.setattr("keyhole.bench.offload.tier.copying", None)
+    result = CliRunner().invoke(app, ["bench", "offload", *options])
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())

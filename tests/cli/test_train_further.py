@@ -71,6 +71,7 @@ def test_a_run_of_another_kind_is_not_resumed(refused, tmp_path):
         (("--selection", "infllm_v2(place=disk)"), "place= changes nothing in training"),
         (("--selection", "infllm_v2", "--head-only"), "only nosa has"),
         (("--selection", "nosa", "--from", "no/such/dir"), "no model directory"),
+        (("--selection", "nosa", "--from", "@int8"), "packed weights are not trained"),
         (("--selection", "nosa", "--text", "missing.txt"), "cannot read"),
         (("--selection", "nosa", "--context", 255), "at least 256"),
         (("--selection", "nosa", "--lr", "0"), "--lr 0"),

@@ -164,8 +164,10 @@ def test_what_cannot_be_served_is_refused_before_it_runs(serve, changes, said):
     ],
 )
 def test_what_is_too_long_is_refused_before_it_runs(serve, options, tokens, said):
-    with pytest.raises(TooLongError, match=said):
+    with pytest.raises(TooLongError, match=said) as refused:
         serve(**options).submit(Request((1,) * tokens, max_tokens=100))
+    for option in ("max_new_tokens", "beyond_range", "--", "context by"):
+        assert option not in str(refused.value)  # clients have none of that name
 
 
 @pytest.mark.parametrize("option", ["slots", "memory", "max_context"])
@@ -238,6 +240,24 @@ def test_a_record_is_made_where_one_is_wanted(loaded, serve):
     served = scheduler.submit(replace(asked, record=True)).result(WAIT)
     length = len(asked.prompt)
     assert served.finished.record == [True, length - 1, length, *served.tokens]
+
+
+def test_an_answer_is_whole_without_a_record_that_is_too_large(loaded, serve):
+    class Recorder:
+        def begin(self, model, cache, prompt):
+            pass
+
+        def step(self, token):
+            pass
+
+        def end(self):
+            raise ValueError("the record takes 40,000,000 bytes, more than 33,554,432")
+
+    asked = request(loaded, text_of("a", 3), max_tokens=3, record=True)
+    served = serve(recipe=PQ, recorder=Recorder).submit(asked).result(WAIT)
+    assert len(served.tokens) == 3
+    assert served.finished.record is None
+    assert "more than 33,554,432" in served.finished.unrecorded
 
 
 def test_no_record_is_made_for_a_client_that_went_away(loaded, serve):

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from keyhole.cli import options
 from keyhole.cli.console import progress, stdout
+from keyhole.cli.early import check_method, within
 from keyhole.cli.outputs import check_writable
 from keyhole.core.files import write_text
+from keyhole.core.model_files import split_name
 
 if TYPE_CHECKING:
     from keyhole.private.runtime.trace import Trace
@@ -31,7 +33,10 @@ NetworkName = Annotated[
     str, typer.Option("--network", help="loopback; lan (0.4 ms, 3 Gbps) or wan (10 ms, 400 Mbps), emulated.")
 ]
 Timeout = Annotated[
-    float, typer.Option(min=1, max=3600, help="Seconds after which a party that says nothing counts as gone.")
+    float,
+    typer.Option(
+        callback=within(1, 3600), help="Seconds after which a party that says nothing counts as gone."
+    ),
 ]
 Method = Annotated[
     str, typer.Option(help="dense, streamingllm(...) or mpcache(...); see `keyhole methods mpcache`.")
@@ -60,11 +65,14 @@ def export(
 ) -> None:
     """Write a model, a method and prompts for `keyhole private run`, with the tokens that plaintext
     decoding gives."""
-    from keyhole.cli.early import check_method
     from keyhole.cli.inputs import find_source, load
+    from keyhole.evaluation.texts import text_named
 
     check_method(method)
-    find_source(model)
+    check_writable(folder / "run.json", "FOLDER")
+    text_named(text)
+    if split_name(find_source(model))[1] is not None:
+        raise ValueError(f"--model {model!r}: packed weights cannot be shared; leave their form out")
     with progress(quiet) as report:
         report("loading", 0, None)
         from keyhole.private.plain.folder import settings_of

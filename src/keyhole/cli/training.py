@@ -9,6 +9,7 @@ from pathlib import Path
 from keyhole.cli import console, early
 from keyhole.cli.calibrate.prompts import texts_of
 from keyhole.cli.inputs import find_source, read_text
+from keyhole.core.model_files import split_name
 from keyhole.training.continued.settings import FULL, Settings, selection_term
 
 _QUICK_STEPS = 3
@@ -39,6 +40,8 @@ class Further:
             self._refuse()
             return None
         found = find_source(self.source)
+        if split_name(found)[1] is not None:
+            raise ValueError(f"--from {self.source!r}: packed weights are not trained; leave their form out")
         texts = [str(path.expanduser().resolve()) for path in self.text or ()]
         settings = Settings(
             selection=selection,

@@ -120,7 +120,7 @@ class Answering(Job):
     def finish(self) -> None:
         reading = self._begun()
         self._report(self._pieces.end())
-        reason, record = self.outcome, self._recorded()
+        reason, (record, unrecorded) = self.outcome, self._recorded()
         usage = usage_of(
             reading.cache,
             prompt=len(self._request.prompt),
@@ -130,7 +130,8 @@ class Answering(Job):
 
         def report(written: int) -> None:
             self._bench.counts.add("written", written)
-            self.ticket.put(Finished(reason, replace(usage, cache_write_tokens=written), record))
+            found = replace(usage, cache_write_tokens=written)
+            self.ticket.put(Finished(reason, found, record, unrecorded))
 
         reading.end(report)
 
@@ -140,9 +141,13 @@ class Answering(Job):
         cannot_open = self._reading is None and self._request.document and isinstance(error, ValueError)
         return Failed(failed.error, "document") if cannot_open else failed
 
-    def _recorded(self) -> Any:
+    def _recorded(self) -> tuple[Any, str | None]:
+        """The record, and why there is none of an answer that is whole without it."""
         recorder, self._recorder = self._recorder, None
-        return None if recorder is None else recorder.end()
+        try:
+            return None if recorder is None else recorder.end(), None
+        except ValueError as error:
+            return None, str(error)
 
     def close(self) -> None:
         super().close()

@@ -141,7 +141,14 @@ class Checks:
             prompt = asked(np.asarray(request.prompt[:-1]), [request.prompt[-1]])
             within_range(self._model, recipe, prompt, request.max_tokens)
         except SpecError as error:
-            raise TooLongError(str(error)) from error
+            limit = position_range(self._model) or tokens
+            more = f"; {error.__cause__}" if renumbers(recipe) else ""
+            raise TooLongError(
+                f"the prompt has {len(request.prompt):,} tokens and the answer up to {request.max_tokens:,}, "
+                f"together beyond the model's range of {limit:,} positions: shorten the prompt by "
+                f"{tokens - limit:,} tokens, lower max_tokens, or choose a method that reads longer texts, "
+                f"as tokenselect(renumber=true, sparse_prefill=true){more}"
+            ) from error
 
 
 def _check_method(model: PreTrainedModel, recipe: Recipe) -> None:

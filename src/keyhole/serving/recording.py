@@ -21,7 +21,11 @@ class Recorder(Protocol):
         ...
 
     def end(self) -> Any:
-        """Nothing follows; returns the record."""
+        """Nothing follows; returns the record.
+
+        Raises:
+            ValueError: it would be larger than records may be.
+        """
         ...
 
     def drop(self) -> None:

@@ -157,11 +157,13 @@ class Finished:
 
     Attributes:
         record: what was read, where `Request.record` was set and the scheduler has a recorder.
+        unrecorded: why there is no record, where one was asked for and could not be made.
     """
 
     reason: Reason
     usage: ServedUsage
     record: Any = field(default=None, compare=False)
+    unrecorded: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,12 @@ def against(
     quiet: Quiet = False,
 ) -> None:
     """Prompts, decode steps and memory of Keyhole and other engines: the same file and threads, in turns."""
-    inputs.check(context, {"gguf": gguf, "shape": shape}, method, {"--json": json_file, "--plot": plot})
+    given = {"gguf": gguf, "shape": shape, "weights": weights}
+    inputs.check(context, given, method, {"--json": json_file, "--plot": plot})
     wanted, engines = inputs.numbers(lengths), inputs.installed(engine)
     words = inputs.prompt_text(text, shape)
+    if shape is None:
+        inputs.given_file(gguf)
     from keyhole.bench.against.figures import write_figures
     from keyhole.bench.against.run import Task, run
     from keyhole.cli.console import progress

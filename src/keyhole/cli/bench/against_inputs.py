@@ -14,9 +14,10 @@ from keyhole.cli.console import stderr
 from keyhole.cli.early import check_method
 from keyhole.cli.inputs import read_text
 from keyhole.cli.outputs import check_plot, check_writable
-from keyhole.core.model_files import GGUF, find_model
+from keyhole.core.model_files import GGUF, find_model, with_weights
 
 _OF_SHAPES = ("file_type", "layers")
+_SHORTEST = 2  # tokens in a cache
 
 
 def check(
@@ -28,7 +29,7 @@ def check(
     """Raise ValueError for options that exclude each other, unknown methods, and files that cannot be.
 
     Args:
-        given: `gguf` and `shape` as they were given.
+        given: `gguf`, `shape` and `weights` as they were given.
         files: what is to be written, by option.
     """
     if given["gguf"] is not None and given["shape"] is not None:
@@ -43,22 +44,26 @@ def check(
     for option, path in files.items():
         check_writable(path, option)
     check_plot(files["--plot"])
+    with_weights(None, given["weights"])
 
 
 def numbers(lengths: str | None) -> tuple[int, ...] | None:
     """Lengths from text; None stays.
 
     Raises:
-        ValueError: not numbers separated by commas.
+        ValueError: not numbers separated by commas, or too small.
     """
     if lengths is None:
         return None
     try:
-        return tuple(int(each) for each in lengths.split(","))
+        found = tuple(int(each) for each in lengths.split(","))
     except ValueError as error:
         raise ValueError(
             f"--lengths {lengths!r} is not a list of numbers; give some like 512,2048"
         ) from error
+    if min(found) < _SHORTEST:
+        raise ValueError(f"--lengths {lengths}: {min(found)} is out of range; give at least {_SHORTEST}")
+    return found
 
 
 def installed(engines: Sequence[str]) -> tuple[str, ...]:
@@ -93,10 +98,7 @@ def model_file(gguf: str | None, shape: str | None, file_type: str, layers: int)
         ValueError: no such file, shape or type, or it cannot be written.
     """
     if shape is None:
-        found = find_model(gguf or "smollm2")
-        if isinstance(found, Path) and found.suffix.lower() == GGUF:
-            return found
-        raise ValueError(f"--gguf {gguf!r} is not a GGUF file; give one, or smollm2")
+        return given_file(gguf)
     if find_spec("gguf") is None:
         raise ValueError("--shape writes a GGUF file, which needs gguf; pip install 'keyhole[gguf]'")
     from keyhole.bench.against.shape_file import file_name, write_shape
@@ -109,6 +111,14 @@ def model_file(gguf: str | None, shape: str | None, file_type: str, layers: int)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_shape(taken, file_type, path)
     return path
+
+
+def given_file(gguf: str | None) -> Path:
+    """The GGUF file of that name; ValueError if there is none."""
+    found = find_model(gguf or "smollm2")
+    if isinstance(found, Path) and found.suffix.lower() == GGUF:
+        return found
+    raise ValueError(f"--gguf {gguf!r} is not a GGUF file; give one, or smollm2")
 
 
 def loading(weights: str | None) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keyhole.cli.bench import options
+from keyhole.cli.early import check_method, within
 from keyhole.cli.options import Quiet, Threads
 from keyhole.cli.outputs import check_writable
+from keyhole.core.method_text import read_terms
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,10 +39,11 @@ def offload(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Decode steps of each method.")] = 1000,
     bandwidth: Annotated[
-        float, typer.Option(min=0.001, help="Bandwidth of the link to the slower place, in GB/s.")
+        float,
+        typer.Option(callback=within(1e-3, 1e6), help="Bandwidth of the link to the slower place, in GB/s."),
     ] = 0.5,
     alike: Annotated[
-        float, typer.Option(min=0, max=1, help="Cosine of a step's query and the one before it.")
+        float, typer.Option(callback=within(0, 1), help="Cosine of a step's query and the one before it.")
     ] = 0.95,
     wait: Annotated[
         bool, typer.Option("--wait", help="Let steps wait for the link, rather than add what it takes.")
@@ -66,6 +69,10 @@ def offload(
     different lengths, from half of the tokens to all. Methods take turns.
     """
     check_writable(json_file, "--json")
+    for each in method:
+        check_method(each)
+        if len(read_terms(each)) != 1:
+            raise ValueError(f"--method {each!r} is several methods; give one that places keys and values")
     from keyhole.bench.case import Case
     from keyhole.bench.offload.measure import offload as measure
     from keyhole.bench.offload.measure import resident_bytes

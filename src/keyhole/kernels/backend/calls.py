@@ -6,16 +6,13 @@ import ctypes
 
 from torch import Tensor
 
+from keyhole.kernels.backend.c_types import double as _double
+from keyhole.kernels.backend.c_types import float_ as _float
+from keyhole.kernels.backend.c_types import int_ as _int
+from keyhole.kernels.backend.c_types import long_ as _long
+from keyhole.kernels.backend.c_types import pointer as _pointer
 from keyhole.kernels.backend.native import status_of
 from keyhole.kernels.backend.signatures import CodeSide, Pages, Side
-
-_int, _long, _float, _double, _pointer = (
-    ctypes.c_int,
-    ctypes.c_int64,
-    ctypes.c_float,
-    ctypes.c_double,
-    ctypes.c_void_p,
-)
 
 
 class RowsOf(ctypes.Structure):

@@ -2,15 +2,14 @@
 
 import ctypes
 
+from keyhole.kernels.backend.c_types import double as _double
+from keyhole.kernels.backend.c_types import float_ as _float
+from keyhole.kernels.backend.c_types import int_ as _int
+from keyhole.kernels.backend.c_types import long_ as _long
+from keyhole.kernels.backend.c_types import pointer as _pointer
+
 ABI_VERSION = 9
 
-_int, _long, _float, _double, _pointer = (
-    ctypes.c_int,
-    ctypes.c_int64,
-    ctypes.c_float,
-    ctypes.c_double,
-    ctypes.c_void_p,
-)
 # rows, heads, codebooks, codebook row stride, subspaces, centroids, width, buffer, its row and block strides
 _index = [_long, _int, _pointer, _long, _int, _int, _int, _pointer, _long, _long]
 

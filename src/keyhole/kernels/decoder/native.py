@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keyhole.kernels.backend.c_types import float_ as _float
+from keyhole.kernels.backend.c_types import int_ as _int
+from keyhole.kernels.backend.c_types import long_ as _long
+from keyhole.kernels.backend.c_types import pointer as _pointer
 from keyhole.kernels.backend.native import TYPES, call
 from keyhole.kernels.decoder.types import MOST_ROWS, Decoder, DecoderLayer, DecoderSizes, Linear, Norm
 
-_int, _long, _float, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = (
     "before_attention", "query_norm", "key_norm", "after_attention", "before_forward", "after_forward",

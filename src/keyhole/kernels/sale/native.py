@@ -5,10 +5,10 @@ import ctypes
 import torch
 from torch import Tensor
 
+from keyhole.kernels.backend.c_types import long_ as _long
+from keyhole.kernels.backend.c_types import pointer as _pointer
 from keyhole.kernels.backend.native import TYPES, call
 from keyhole.kernels.sale.tiles import BLOCK, Reach, SparseAttended, levels
-
-_long, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Strided(ctypes.Structure):

@@ -59,9 +59,12 @@ def read_of(finished: Sequence[Finished]) -> dict[str, Any]:
         "bytes_held": {tier: sum(each.bytes_held.get(tier, 0) for each in usages) for tier in tiers},
         "missed_mass": sum(masses) / len(masses) if len(masses) == len(usages) else None,
     }
-    records = [each.record for each in finished if each.record is not None]
-    if records:
-        found["record"] = [base64.b64encode(record).decode() for record in records]
+    records = [None if each.record is None else base64.b64encode(each.record).decode() for each in finished]
+    if any(records):
+        found["record"] = records
+    missing = [each.unrecorded for each in finished if each.unrecorded is not None]
+    if missing:
+        found["record_error"] = missing[0]
     return found
 
 

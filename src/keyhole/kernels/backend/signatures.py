@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -40,6 +40,7 @@ SIGNATURES = {
         _pointer, _long, _int,
     ],
     "kh_decode": [_pointer, _int],
+    "kh_step": [_pointer, _int],
     "kh_drop_slots": [_pointer, _long, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _pointer, _long, _long, _float, _pointer, _int,

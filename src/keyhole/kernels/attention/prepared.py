@@ -47,7 +47,7 @@ class PreparedAttention:
         return self._batch * self._heads
 
     def operands(self, heads: int, scale: float) -> AttentionCall:
-        """Where keys and values lie and how so many query heads' logits are made, for calls that do the rest."""
+        """Where keys and values lie and how the logits of `heads` query heads are made, for other calls."""
         call = AttentionCall.from_buffer_copy(self._call)
         call.heads, call.scale, call.softcap, call.capacity = heads // self._heads, scale, 0.0, 0
         return call

@@ -94,7 +94,7 @@ class WholeStep:
             to.layer, to.read = step.places[place], reads.held.operands(step.sizes.heads, reads.scale)
             to.sinks, to.window = reads.sinks, reads.window
             to.counts, to.masses = self._counts[place].data_ptr(), self._masses[place].data_ptr()
-            index = None if reads.index is None else reads.index.operands(reads.largest, reads.scale)
+            index = reads.index and reads.index.operands(to.read.heads, reads.largest, reads.scale)
             self._indexes.append(index)
             to.chooses = None if index is None else ctypes.addressof(index)
         self._call = _StepCall(layers=ctypes.addressof(self._layers), count=len(layers))

@@ -21,7 +21,7 @@ from keyhole.engines.transformers.compat import CACHE, given_cache
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.steps.check import differs
 from keyhole.engines.transformers.steps.families import Understood, understand
-from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linear
+from keyhole.engines.transformers.steps.linears import LinearOf, NotUnderstoodError
 from keyhole.engines.transformers.steps.masks import OwnMaskError, step_mask
 from keyhole.engines.transformers.steps.watch import Watch
 from keyhole.engines.transformers.steps.whole import CacheSteps, cache_steps, takes_whole_steps
@@ -68,6 +68,7 @@ class FusedSteps:
         self.model = model
         self.decoder: Any = model.get_decoder()
         self._plan: _Plan | None = None
+        self._head: tuple[nn.Module, LinearOf] | None = None
         self._checked = self._given_up = False
         self._thread = _Thread()
 
@@ -90,7 +91,9 @@ class FusedSteps:
         if hidden is None or x.data_ptr() != hidden.data_ptr() or x.numel() != hidden.numel():
             return None
         try:
-            matrix = linear(head)
+            if self._head is None or self._head[0] is not head:
+                self._head = head, LinearOf(head)
+            matrix = self._head[1]()
         except NotUnderstoodError:
             return None
         out = multiply([matrix.matrix], hidden)[0]
@@ -181,7 +184,6 @@ class FusedSteps:
             heads = step.attended(layer, layers[place].attend(query, logits, mask=mask).to(sizes.dtype))
         mine.hidden = heads
         return BaseModelOutputWithPast(last_hidden_state=heads.unsqueeze(1), **{CACHE: cache})
-
 
     def _whole(self, plan: _Plan, step: Any, cache: Any, *given: Tensor) -> Tensor | None:
         """A step by one native call; None where the layers of the cache have to attend one by one."""

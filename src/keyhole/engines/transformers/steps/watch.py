@@ -23,7 +23,9 @@ class Watch:
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         modules = [module for part in parts for module in part.modules()]
         children = [(module._modules, name) for module in modules for name in module._modules]
-        tensors = [(module._parameters, name) for module in modules for name in module._parameters]
+        # Weights are parameters, and buffers where they are packed.
+        held = [store for module in modules for store in (module._parameters, module._buffers)]
+        tensors = [(store, name) for store in held for name in store]
         self._children = [held for held, _ in children], [name for _, name in children]
         self._tensors = [held for held, _ in tensors], [name for _, name in tensors]
         self._parts = [held[name] for held, name in children]
@@ -42,7 +44,7 @@ class Watch:
     @property
     def learns(self) -> bool:
         """Whether any tensor is to get a gradient."""
-        return any(weight.requires_grad for weight in self._present)
+        return any([weight.requires_grad for weight in self._present])
 
     def unchanged(self) -> bool:
         """Whether the modules are the same, and their tensors where they were."""

@@ -24,7 +24,10 @@ class CacheSteps:
         self._step, self._layers = step, layers
 
     def run(self, cache: ServedCache, embeddings: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
-        """Hidden states `[B, E]` of a generated token; None, and nothing has changed, where the layers have to answer."""
+        """Hidden states `[B, E]` of a generated token.
+
+        None where the layers have to answer; nothing has changed then.
+        """
         first = self._layers[0]
         length = first.storage.length + 1
         if not all([layer.fits(length, len(embeddings)) for layer in self._layers]):

@@ -1,8 +1,8 @@
 """Decode steps that one native call can compute for all layers of a cache, attention included.
 
 Such a step is of one token for each of a few rows without padding, over keys and values in full precision on
-a CPU, of which everything is read, or what product-quantiser codes choose. `LayerCache` answers all others, and
-defines what these give.
+a CPU, of which everything is read, or what product-quantiser codes choose. `LayerCache` answers all others,
+and defines what these give.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class CacheSteps:
         """
         first = self._layers[0]
         length = first.storage.length + 1
-        if not all([layer.fits(length, len(embeddings)) for layer in self._layers]):
+        pairs = zip(self._layers, cache.layers, strict=True)
+        if not all([own.layer is held.inner and own.fits(length, len(embeddings)) for own, held in pairs]):
             return None
         for place, layer in enumerate(self._layers):
             if layer.budget:

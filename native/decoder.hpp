@@ -45,13 +45,13 @@ struct DecoderCall {
 // One thread's part of a call. All threads meet at the same barriers, so nothing is taken or thrown between them.
 class DecoderThread {
  public:
-  DecoderThread(const DecoderCall& call, Team team, Frame& frame)
+  // `attended`: where attention [B, H, D] comes to be; null: nowhere, as nothing is finished.
+  DecoderThread(const DecoderCall& call, Team team, const float* attended, Frame& frame)
       : c(call), s(*call.sizes), team_(team), normed_(frame.take<float>(c.rows * s.hidden)),
         head_(frame.take<float>(s.head_size)),
         hidden_(activations(normed_, s.hidden, int(c.rows), s.hidden, frame)) {
-    if (!c.finish) return;
+    if (!attended) return;
     const int64_t width = s.heads * s.head_size;
-    const float* attended = as_floats({c.input, s.type}, c.rows * width, frame);
     attended_ = activations(attended, width, int(c.rows), width, frame);
     wide_ = activations(c.gate, s.forward, int(c.rows), s.forward, frame);
   }
@@ -62,12 +62,14 @@ class DecoderThread {
     else
       embed();
     if (c.start)
-      start(*c.start);
-    else if (team_.thread == 0)
+      start(*c.start, [&](int64_t row, int64_t head, const float* x) {
+        const int64_t place = row * (s.heads + 2 * s.kv_heads) + head;
+        write_floats(x, s.type, place * s.head_size, s.head_size, c.out);
+      });
+    else
       leave();
   }
 
- private:
   void embed() {
     const auto [from, to] = team_.share(c.rows * s.hidden);
     read_floats({c.input, s.type}, from, to, c.x);
@@ -89,6 +91,39 @@ class DecoderThread {
     add(layer.down, wide_, layer.after_forward);
   }
 
+  // Queries, keys and values of a layer: give(row, head, numbers) takes each head, on one of the threads.
+  template <class Give>
+  void start(const DecoderLayer& layer, const Give& give) {
+    const int64_t width = (s.heads + 2 * s.kv_heads) * s.head_size;
+    const int64_t places[] = {0, s.heads * s.head_size, (s.heads + s.kv_heads) * s.head_size};
+    const Linear* linears[] = {&layer.query, &layer.key, &layer.value};
+    bool packed = false;
+    for (const Linear* linear : linears) packed |= is_packed(*linear->matrix);
+    multiply_normed(layer.before_attention, packed);
+    for (int i = 0; i < 3; i++) {
+      const RowRange range = rows_of(*linears[i]->matrix, team_.thread, team_.count);
+      project(*linears[i], hidden_, c.heads + places[i], width, range);
+      for (int64_t row = 0; s.clip > 0 && row < c.rows; row++)
+        for (int64_t at = range.from; at < range.to; at++) {
+          float& value = c.heads[row * width + places[i] + at];
+          value = value < -s.clip ? -s.clip : value > s.clip ? s.clip : value;
+        }
+    }
+    team_.meet();
+    const int64_t all = s.heads + 2 * s.kv_heads;
+    const auto [from, to] = team_.share(c.rows * all);
+    for (int64_t i = from; i < to; i++) give(i / all, i % all, turned(layer, i));
+  }
+
+  void leave() {
+    if (team_.thread != 0) return;
+    for (int64_t row = 0; row < c.rows; row++) {
+      normed(c.last, row, normed_);
+      write_floats(normed_, s.type, row * s.hidden, s.hidden, c.out);
+    }
+  }
+
+ private:
   // x += residual * norm(product)
   void add(const Linear& linear, const Activations& a, const Norm& norm) {
     const RowRange range = rows_of(*linear.matrix, team_.thread, team_.count);
@@ -108,50 +143,20 @@ class DecoderThread {
     if (packed) quantise(hidden_, 0, hidden_.groups);
   }
 
-  void start(const DecoderLayer& layer) {
-    const int64_t width = (s.heads + 2 * s.kv_heads) * s.head_size;
-    const int64_t places[] = {0, s.heads * s.head_size, (s.heads + s.kv_heads) * s.head_size};
-    const Linear* linears[] = {&layer.query, &layer.key, &layer.value};
-    bool packed = false;
-    for (const Linear* linear : linears) packed |= is_packed(*linear->matrix);
-    multiply_normed(layer.before_attention, packed);
-    for (int i = 0; i < 3; i++) {
-      const RowRange range = rows_of(*linears[i]->matrix, team_.thread, team_.count);
-      project(*linears[i], hidden_, c.heads + places[i], width, range);
-      for (int64_t row = 0; s.clip > 0 && row < c.rows; row++)
-        for (int64_t at = range.from; at < range.to; at++) {
-          float& value = c.heads[row * width + places[i] + at];
-          value = value < -s.clip ? -s.clip : value > s.clip ? s.clip : value;
-        }
-    }
-    team_.meet();
-    const auto [from, to] = team_.share(c.rows * (s.heads + 2 * s.kv_heads));
-    for (int64_t i = from; i < to; i++) give_head(layer, i);
-  }
-
-  // Norm and rotation of one head, to the output; the products stay as they are, as others may be reading them.
-  void give_head(const DecoderLayer& layer, int64_t place) {
+  // One head after norm and rotation; the products stay as they are, as others may be reading them.
+  const float* turned(const DecoderLayer& layer, int64_t place) {
     const int64_t all = s.heads + 2 * s.kv_heads, row = place / all, head = place % all;
     const float* x = c.heads + place * s.head_size;
-    if (head < s.heads + s.kv_heads) {
-      const bool key = head >= s.heads;
-      const Norm& norm = key ? layer.key_norm : layer.query_norm;
-      const int64_t within = s.norms_all_heads ? key ? head - s.heads : head : 0;
-      const int64_t width = s.norms_all_heads ? (key ? s.kv_heads : s.heads) * s.head_size : s.head_size;
-      const Scaling scaling = scaling_of(norm, x - within * s.head_size, width);
-      normalise(norm, scaling, x, within * s.head_size, s.head_size, head_);
-      const int64_t angles = row * c.angle_stride;
-      if (layer.rotates) rotate(head_, c.cos + angles, c.sin + angles, c.rotary);
-      x = head_;
-    }
-    write_floats(x, s.type, place * s.head_size, s.head_size, c.out);
-  }
-
-  void leave() {
-    for (int64_t row = 0; row < c.rows; row++) {
-      normed(c.last, row, normed_);
-      write_floats(normed_, s.type, row * s.hidden, s.hidden, c.out);
-    }
+    if (head >= s.heads + s.kv_heads) return x;
+    const bool key = head >= s.heads;
+    const Norm& norm = key ? layer.key_norm : layer.query_norm;
+    const int64_t within = s.norms_all_heads ? key ? head - s.heads : head : 0;
+    const int64_t width = s.norms_all_heads ? (key ? s.kv_heads : s.heads) * s.head_size : s.head_size;
+    const Scaling scaling = scaling_of(norm, x - within * s.head_size, width);
+    normalise(norm, scaling, x, within * s.head_size, s.head_size, head_);
+    const int64_t angles = row * c.angle_stride;
+    if (layer.rotates) rotate(head_, c.cos + angles, c.sin + angles, c.rotary);
+    return head_;
   }
 
   void normed(const Norm& norm, int64_t row, float* out) {
@@ -178,7 +183,9 @@ inline int decode(const DecoderCall& call, [[maybe_unused]] int threads) {
     Frame frame;
     std::optional<DecoderThread> thread;
     try {
-      thread.emplace(call, team, frame);
+      const int64_t attended = call.rows * call.sizes->heads * call.sizes->head_size;
+      thread.emplace(call, team,
+                     call.finish ? as_floats({call.input, call.sizes->type}, attended, frame) : nullptr, frame);
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       status = kNoMemory;

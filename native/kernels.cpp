@@ -12,6 +12,7 @@
 #include "pages.hpp"
 #include "pool.hpp"
 #include "select_rows.hpp"
+#include "step.hpp"
 #include "unpack.hpp"
 
 #if defined(_WIN32)
@@ -33,7 +34,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 9; }
+KH_API int kh_abi_version() { return 10; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -141,6 +142,11 @@ KH_API int kh_drop_slots(char* data, int64_t rows, int64_t row_bytes, int64_t sl
 
 KH_API int kh_decode(const kh::DecoderCall* call, int threads) {
   return guarded([&] { return kh::decode(*call, threads); });
+}
+
+// Any status but success leaves what was read as it was; keys and values behind the last token are anything then.
+KH_API int kh_step(const kh::StepCall* call, int threads) {
+  return guarded([&] { return kh::step(*call, threads); });
 }
 
 KH_API int kh_exact_scores(const float* query, int64_t rows, int heads, int size, const kh::Side* keys, int type,

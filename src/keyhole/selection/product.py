@@ -126,13 +126,10 @@ class ProductSelector(Capturable):
     def select(self, step: Step) -> Selection:
         return self._selected_at_once(step) or self._selected(step)
 
-    def _selected_at_once(self, step: Step) -> Selection | None:
-        """One native call for all rows; None where there is no such call, or rows are not of one budget."""
-        limits, books, codes = step.limits(), self._fitted("codebooks"), self._fitted("codes")
-        plain = (
-            step.budget.mass is None and "scales" not in self._held and limits.count(limits[0]) == len(limits)
-        )
-        if not plain or not scan_is_native(step.query, books, codes):
+    def scan(self) -> PreparedScan | None:
+        """The native choice by the codes, the same until they move; None where there is none."""
+        books, codes = self._fitted("codebooks"), self._fitted("codes")
+        if "scales" in self._held or not scan_is_native(books, books, codes):
             return None
         if self._scan is None or self._scan_of is not codes:
             rotation = self._held.get("rotation")
@@ -143,16 +140,30 @@ class ProductSelector(Capturable):
                 None if rotation is None else rotation.flatten(0, 1),
                 self._fitted("residuals").flatten(0, 1),
             )
+        return self._scan
+
+    def largest(self, scale: float) -> float:
+        """Of the numbers of a query, the largest that `scan` takes."""
+        size = self.subspaces * self._fitted("codebooks").shape[-1]
+        return _LARGEST / (size**0.5 * self._bound * scale)
+
+    def _selected_at_once(self, step: Step) -> Selection | None:
+        """One native call for all rows; None where there is no such call, or rows are not of one budget."""
+        limits, books, codes = step.limits(), self._fitted("codebooks"), self._fitted("codes")
+        plain = step.budget.mass is None and limits.count(limits[0]) == len(limits)
+        scan = self.scan() if plain and scan_is_native(step.query, books, codes) else None
+        if scan is None:
+            return None
         batch, heads, size = len(books), books.shape[1], step.query.shape[-1]
         first, stop = step.regions.derived(("of rows", heads), lambda: _of_rows(step.regions, heads))
         query = step.query.reshape(batch * heads, -1, size)
-        picked = self._scan.pick(
+        picked = scan.pick(
             query,
             first,
             stop,
             step.anchor_lse.view(query.shape[:2]),
             k=limits[0],
-            largest=_LARGEST / (size**0.5 * self._bound * step.logits.scale),
+            largest=self.largest(step.logits.scale),
             scale=step.logits.scale,
             softcap=step.logits.softcap,
         )
@@ -265,8 +276,11 @@ class ProductSelector(Capturable):
         kernels.write_codes(self._fitted("codes").flatten(0, 1), slot, codes, bits=self.bits)
 
     def bytes_read(self, step: Step) -> int:
-        codes = step.regions.last * (self._fitted("codes").shape[-1] // BLOCK)
-        return codes + self._fitted_bytes + self._mass_control.bytes_read(step)
+        return self.index_bytes(step.regions.last) + self._mass_control.bytes_read(step)
+
+    def index_bytes(self, slots: int) -> int:
+        """Bytes of the index that a choice among so many slots reads, for one KV head of one batch row."""
+        return slots * (self._fitted("codes").shape[-1] // BLOCK) + self._fitted_bytes
 
     def state(self) -> dict[str, Tensor]:
         return self._held | self._refits.state() | self._mass_control.state()

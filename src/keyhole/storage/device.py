@@ -58,6 +58,12 @@ class DeviceStorage(CapturableStorage):
         self.extend(length + keys.shape[2])
         return True
 
+    @property
+    def attention(self) -> PreparedAttention | None:
+        """The native calls over what is held, the same until memory moves; None where there are none."""
+        self._prepare()
+        return self._attention
+
     def _prepare(self) -> None:
         """Bring the native calls to where the buffers are."""
         keys, values = self._keys.memory, self._values.memory

@@ -26,6 +26,15 @@ class ServedCache:
         """A call of the model with this cache begins."""
         raise NotImplementedError
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether what comes to it goes to its layers only, which are shown nothing else of the model."""
+        raise NotImplementedError
+
+    def begin_step(self) -> None:
+        """A token is about to come to all of its layers at once, instead of by `update` of each."""
+        raise NotImplementedError
+
     def end_call(self) -> bool:
         """It is over; returns whether any tokens came."""
         raise NotImplementedError

@@ -159,6 +159,17 @@ class KeyholeCache(DynamicCache, ServedCache):
         self._call.last = layer_idx
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    @property
+    def is_plain(self) -> bool:
+        return type(self) is KeyholeCache and not self._asking
+
+    def begin_step(self) -> None:
+        if self._call.last >= 0:
+            self._check_level()
+            self._call.mark(self._tokens, request_of(self))
+        self._check_attached()
+        self._call.last = len(self.layers) - 1
+
     def crop(self, tokens_to_remove: int) -> None:
         self._check_whole()
         super().crop(tokens_to_remove)

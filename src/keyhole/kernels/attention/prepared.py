@@ -41,6 +41,17 @@ class PreparedAttention:
         self._heads, self._size = heads, keys.shape[-1]
         call.rows, call.size = self._batch * heads, self._size
 
+    @property
+    def rows(self) -> int:
+        """Batch rows times KV heads."""
+        return self._batch * self._heads
+
+    def operands(self, heads: int, scale: float) -> AttentionCall:
+        """Where keys and values lie and how the logits of `heads` query heads are made, for other calls."""
+        call = AttentionCall.from_buffer_copy(self._call)
+        call.heads, call.scale, call.softcap, call.capacity = heads // self._heads, scale, 0.0, 0
+        return call
+
     def takes(self, query: Tensor) -> bool:
         """Whether it answers such a query: on a CPU, of a type it reads, with no gradient to pass."""
         learns = torch.is_grad_enabled() and (query.requires_grad or self.keys.requires_grad)

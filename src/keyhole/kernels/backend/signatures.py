@@ -8,7 +8,7 @@ from keyhole.kernels.backend.c_types import int_ as _int
 from keyhole.kernels.backend.c_types import long_ as _long
 from keyhole.kernels.backend.c_types import pointer as _pointer
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 # rows, heads, codebooks, codebook row stride, subspaces, centroids, width, buffer, its row and block strides
 _index = [_long, _int, _pointer, _long, _int, _int, _int, _pointer, _long, _long]
@@ -39,6 +39,7 @@ SIGNATURES = {
         _pointer, _long, _int,
     ],
     "kh_decode": [_pointer, _int],
+    "kh_step": [_pointer, _int],
     "kh_drop_slots": [_pointer, _long, _long, _long, _long, _pointer, _int],
     "kh_exact_scores": [
         _pointer, _long, _int, _int, _pointer, _int, _pointer, _long, _long, _float, _pointer, _int,

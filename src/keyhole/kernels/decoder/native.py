@@ -54,7 +54,7 @@ class _Sizes(ctypes.Structure):
     )
 
 
-class _Call(ctypes.Structure):
+class DecoderOperands(ctypes.Structure):
     """kh::DecoderCall."""
 
     _fields_ = (
@@ -66,41 +66,51 @@ class _Call(ctypes.Structure):
 
 
 class NativeStep:
-    """As `DecoderStep`. It holds the addresses of weights, and the weights themselves."""
+    """As `DecoderStep`. It holds the addresses of weights, and the weights themselves.
+
+    Attributes:
+        places: addresses of the layers, and None behind them.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
-        sizes = self._sizes = decoder.sizes
+        sizes = self.sizes = decoder.sizes
         self._held = decoder
         self._layers = [_layer(layer) for layer in decoder.layers]
-        self._struct = _structured(sizes)
+        self._struct, self._last = _structured(sizes), _norm(decoder.last)
         self._scratch = {name: torch.empty(MOST_ROWS, width) for name, width in _scratch(sizes).items()}
-        self._places = [ctypes.addressof(layer) for layer in self._layers] + [None]
-        at = {name: piece.data_ptr() for name, piece in self._scratch.items()}
-        self._call = _Call(sizes=ctypes.addressof(self._struct), last=_norm(decoder.last), **at)
+        self.places = [ctypes.addressof(layer) for layer in self._layers] + [None]
+        self._call = DecoderOperands()
         self._address = ctypes.addressof(self._call)
         self._rows = 0
 
     def begin(self, embeddings: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        to, sizes, rows = self._call, self._sizes, len(embeddings)
-        turned = cos.shape[-1]
+        self._rows = len(embeddings)
+        self.place(embeddings, cos, sin, self._call)
+        return self._run(None, 0, embeddings, self.sizes.hidden)
+
+    def place(self, embeddings: Tensor, cos: Tensor, sin: Tensor, to: DecoderOperands) -> None:
+        """Fill in what all calls of a step share; weights and angles are held until the next one."""
+        sizes, rows, turned = self.sizes, len(embeddings), cos.shape[-1]
         angles = (1, turned), (rows, turned)
         if cos.shape != sin.shape or tuple(cos.shape) not in angles or turned > sizes.head_size or turned % 2:
             raise _unlike(f"angles {list(cos.shape)} and {list(sin.shape)} for {rows} rows", sizes)
         if rows > MOST_ROWS or not cos.dtype == sin.dtype == torch.float32:
             raise _unlike(f"{rows} rows with angles of {cos.dtype} and {sin.dtype}", sizes)
-        to.rows = self._rows = rows
-        self._angles = cos.contiguous(), sin.contiguous()  # read by all calls of the step
+        if not to.sizes:
+            to.sizes, to.last = ctypes.addressof(self._struct), self._last
+            for name, piece in self._scratch.items():
+                setattr(to, name, piece.data_ptr())
+        self._angles = cos.contiguous(), sin.contiguous()
+        to.rows, to.rotary = len(embeddings), cos.shape[1]
         to.cos, to.sin = (part.data_ptr() for part in self._angles)
-        to.rotary = cos.shape[1]
         to.angle_stride = cos.shape[1] if len(cos) > 1 else 0
-        return self._run(None, 0, embeddings, sizes.hidden)
 
     def attended(self, layer: int, out: Tensor) -> Tensor:
-        sizes = self._sizes
-        return self._run(self._places[layer], layer + 1, out, sizes.heads * sizes.head_size)
+        sizes = self.sizes
+        return self._run(self.places[layer], layer + 1, out, sizes.heads * sizes.head_size)
 
     def _run(self, finish: int | None, start: int, given: Tensor, width: int) -> Tensor:
-        sizes, to = self._sizes, self._call
+        sizes, to = self.sizes, self._call
         if given.dtype != sizes.dtype or given.numel() != self._rows * width:
             raise _unlike(f"{given.dtype} {list(given.shape)} for {self._rows} rows of {width}", sizes)
         given = given if given.is_contiguous() else given.contiguous()
@@ -108,7 +118,7 @@ class NativeStep:
             out = torch.empty(self._rows, sizes.all_heads, 1, sizes.head_size, dtype=sizes.dtype)
         else:
             out = torch.empty(self._rows, sizes.hidden, dtype=sizes.dtype)
-        to.finish, to.start, to.input, to.out = finish, self._places[start], given.data_ptr(), out.data_ptr()
+        to.finish, to.start, to.input, to.out = finish, self.places[start], given.data_ptr(), out.data_ptr()
         call("kh_decode", self._address)
         return out
 

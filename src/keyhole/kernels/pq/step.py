@@ -34,6 +34,12 @@ class PreparedScan:
         call.moment, call.rows = self._held[3].data_ptr(), len(codebooks)
         self._capacity = codes.shape[1] * BLOCK
 
+    def operands(self, heads: int, largest: float, scale: float) -> PqStepCall:
+        """The index, and what does not change from step to step of G `heads`, for calls that do the rest."""
+        call = PqStepCall.from_buffer_copy(self._call)
+        call.heads, call.largest, call.scale, call.softcap = heads, largest, scale, 0.0
+        return call
+
     def pick(
         self,
         query: Tensor,

@@ -241,6 +241,39 @@ def test_weights_that_change_in_place_count(counted):
     assert counted
 
 
+def test_packed_weights_that_are_replaced_count(counted):
+    model = fresh_model("llama", hidden_size=64, intermediate_size=128)
+    ids = prompt(40)
+    pack_model(model, "int8")
+    with keyhole.attach(model, "dense"):
+        before = answer(model, ids, steps=2).logits[1]
+        codes = model.model.layers[1].mlp.down_proj.codes
+        model.model.layers[1].mlp.down_proj.codes = torch.zeros_like(codes)
+        found = answer(model, ids, steps=2).logits[1]
+        model.model.layers[1].mlp.down_proj.codes = codes
+        again = answer(model, ids, steps=2).logits[1]
+    assert len(counted) == 3
+    assert (found - before).norm() > 0.1 * before.norm()
+    torch.testing.assert_close(again, before)
+
+
+@pytest.mark.parametrize("replaced", ["in place", "data", "parameter"])
+def test_an_output_layer_that_changes_counts(replaced, counted):
+    model, ids = fresh_model("llama"), prompt(20)
+    with keyhole.attach(model, "dense"), torch.no_grad():
+        answer(model, ids)
+        halved = model.lm_head.weight * 0.5
+        if replaced == "in place":
+            model.lm_head.weight.copy_(halved)
+        elif replaced == "data":
+            model.lm_head.weight.data = halved
+        else:
+            model.lm_head.weight = torch.nn.Parameter(halved)
+        found = answer(model, ids)
+    assert_same(found, answer(model, ids))
+    assert counted
+
+
 def test_a_model_of_which_some_layers_slide(counted):
     kinds = ["sliding_attention", "full_attention"]
     own_step(fresh_model("qwen2", layer_types=kinds, use_sliding_window=True, sliding_window=24), prompt(20))

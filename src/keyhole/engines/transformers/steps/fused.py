@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,10 @@ from keyhole.engines.transformers.compat import CACHE, given_cache
 from keyhole.engines.transformers.model import adapter_of
 from keyhole.engines.transformers.steps.check import differs
 from keyhole.engines.transformers.steps.families import Understood, understand
-from keyhole.engines.transformers.steps.linears import NotUnderstoodError, linear
+from keyhole.engines.transformers.steps.linears import LinearOf, NotUnderstoodError
 from keyhole.engines.transformers.steps.masks import OwnMaskError, step_mask
 from keyhole.engines.transformers.steps.watch import Watch
+from keyhole.engines.transformers.steps.whole import CacheSteps, cache_steps, takes_whole_steps
 from keyhole.kernels.decoder.api import decoder_is_native, decoder_step
 from keyhole.kernels.decoder.types import MOST_ROWS, DecoderSizes, DecoderStep
 from keyhole.kernels.products.multiply import multiply
@@ -52,6 +54,9 @@ class _Thread(threading.local):
     step: DecoderStep | None = None
     hidden: Tensor | None = None  # what the latest step returned
 
+    def __init__(self) -> None:
+        self.whole: weakref.WeakKeyDictionary[Any, CacheSteps] = weakref.WeakKeyDictionary()
+
 
 class FusedSteps:
     """The steps of a model that its cache's layers attend for, all of them.
@@ -63,6 +68,7 @@ class FusedSteps:
         self.model = model
         self.decoder: Any = model.get_decoder()
         self._plan: _Plan | None = None
+        self._head: tuple[nn.Module, LinearOf] | None = None
         self._checked = self._given_up = False
         self._thread = _Thread()
 
@@ -92,7 +98,9 @@ class FusedSteps:
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in head.parameters()):
             return None
         try:
-            matrix = linear(head)
+            if self._head is None or self._head[0] is not head:
+                self._head = head, LinearOf(head)
+            matrix = self._head[1]()
         except NotUnderstoodError:
             return None
         out = multiply([matrix.matrix], hidden)[0]
@@ -166,8 +174,15 @@ class FusedSteps:
         cos, sin = decoder.rotary_emb(_NOTHING, positions)
         if mine.plan is not plan or mine.step is None:
             mine.plan, mine.step = plan, decoder_step(plan.understood.decoder)
+            mine.whole.clear()
         step, layers = mine.step, cache.layers
-        heads = step.begin(embeddings.squeeze(1), cos.squeeze(1), sin.squeeze(1))
+        given = embeddings.squeeze(1), cos.squeeze(1), sin.squeeze(1)
+        if mask is None and takes_whole_steps(cache):
+            found = self._whole(plan, step, cache, *given)
+            if found is not None:
+                mine.hidden = found
+                return BaseModelOutputWithPast(last_hidden_state=found.unsqueeze(1), **{CACHE: cache})
+        heads = step.begin(*given)
         counts = [sizes.heads, sizes.kv_heads, sizes.kv_heads]
         for layer, (place, logits) in enumerate(plan.understood.attention):
             query, keys, values = heads.split(counts, dim=1)
@@ -175,6 +190,20 @@ class FusedSteps:
             heads = step.attended(layer, layers[place].attend(query, logits, mask=mask).to(sizes.dtype))
         mine.hidden = heads
         return BaseModelOutputWithPast(last_hidden_state=heads.unsqueeze(1), **{CACHE: cache})
+
+    def _whole(self, plan: _Plan, step: Any, cache: Any, *given: Tensor) -> Tensor | None:
+        """A step by one native call; None where the layers of the cache have to attend one by one."""
+        known = self._thread.whole
+        steps = known.get(cache)
+        found = None if steps is None else steps.run(cache, *given)
+        if found is None:
+            # As the layers are now: memory has moved, or another way of reading pays.
+            steps = cache_steps(cache, plan.understood, step)
+            known.pop(cache, None)
+            if steps is not None:
+                known[cache] = steps
+                found = steps.run(cache, *given)
+        return found
 
 
 _NOTHING = torch.empty(0)

@@ -32,6 +32,27 @@ def linear(module: nn.Module) -> Linear:
     return Linear(dense(weight), _bias(module))
 
 
+class LinearOf:
+    """`linear` of one module, step after step: made again only when its weights are others."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._held: tuple[list[Any], Linear] | None = None
+
+    def __call__(self) -> Linear:
+        """The projection as it is now; raises as `linear`."""
+        if isinstance(getattr(self._module, "matrix", None), Matrix):
+            return linear(self._module)
+        tensors = self._module._parameters.get("weight"), self._module._parameters.get("bias")
+        seen = [
+            None if each is None else (id(each), each.data_ptr(), each.dtype, each.shape) for each in tensors
+        ]
+        obstacle = linear_obstacle(self._module)
+        if self._held is None or self._held[0] != seen or obstacle is not None:
+            self._held = seen, linear(self._module)
+        return self._held[1]
+
+
 def linear_parts(module: nn.Module, rows: tuple[int, ...]) -> list[Linear]:
     """A projection whose outputs are several, of so many rows each; as `linear`."""
     weight, bias = _dense_weight(module), _bias(module)

@@ -23,9 +23,9 @@ class Watch:
         modules = [module for part in (decoder.layers, decoder.norm) for module in part.modules()]
         children = [(module._modules, name) for module in modules for name in module._modules]
         children += [(decoder._modules, name) for name in ("layers", "norm")]
-        tensors = [(module._parameters, name) for module in modules for name in module._parameters]
-        # Of packed weights; they are replaced whole.
-        children += [(module._buffers, name) for module in modules for name in module._buffers]
+        # Weights are parameters, and buffers where they are packed.
+        held = [store for module in modules for store in (module._parameters, module._buffers)]
+        tensors = [(store, name) for store in held for name in store]
         numbers = [site for module in modules for site in _numbers(module)]
         numbers.append((vars(decoder.config), "num_hidden_layers"))
         self._numbers = [held for held, _ in numbers], [name for _, name in numbers]
@@ -48,7 +48,7 @@ class Watch:
     @property
     def learns(self) -> bool:
         """Whether any tensor is to get a gradient."""
-        return any(weight.requires_grad for weight in self._present)
+        return any([weight.requires_grad for weight in self._present])
 
     def unchanged(self) -> bool:
         """Whether the modules are the same, and their tensors where they were."""

@@ -20,7 +20,7 @@ from keyhole.core.scales import all_finite
 from keyhole.prefill import Prefill
 from keyhole.retention import Kept, Retention, ScorerInput
 from keyhole.selection import Selector
-from keyhole.storage import Chosen, Footprint, Merge, Storage
+from keyhole.storage import Chosen, Footprint, Merging, Storage
 
 
 class EvictingLayer(LayerCache):
@@ -182,10 +182,12 @@ class EvictingLayer(LayerCache):
             unused = torch.tensor(padding, device=self.kept.filling.device).view(-1, 1, 1)
             self._keep(Chosen(*packed_slots(self.kept.positions >= unused)))
 
-    def _keep(self, chosen: Chosen, into: Merge | None = None) -> None:
+    def _keep(self, chosen: Chosen, into: Merging | None = None) -> None:
         self.storage.keep(chosen, into)
         self.kept.keep(chosen)
         self.retention.scorer.keep(chosen)
+        if into is not None:
+            self.retention.scorer.rewritten()
         if self.selector is not None:
             self.selector.crop(0)
 

@@ -3,6 +3,7 @@
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.chess import Chess
+from keyhole.methods.compaction import Compaction
 from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
@@ -34,6 +35,7 @@ __all__ = [
     "METHODS",
     "AdaKV",
     "Chess",
+    "Compaction",
     "CriticalKV",
     "Delta",
     "Dense",

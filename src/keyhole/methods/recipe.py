@@ -19,7 +19,7 @@ from keyhole.methods.eviction import EvictionMethod
 from keyhole.methods.renumbering import Renumbering
 from keyhole.methods.snapkv import SnapKV
 from keyhole.methods.spec import parse_stages
-from keyhole.methods.wrapper import ScoreWrapper, check_wrappers
+from keyhole.methods.wrapper import ScoreWrapper, check_wrappers, wrappers
 from keyhole.prefill import DensePrefill
 from keyhole.retention import Retention
 from keyhole.storage import DeviceStorage, PooledStorage
@@ -135,8 +135,8 @@ class Recipe:
 
     def _retentions(self, info: ModelInfo) -> list[Retention] | None:
         retentions = self._answer("retention", info)
-        for stage in reversed(self.stages):
-            if retentions is not None and isinstance(stage, ScoreWrapper):
+        if retentions is not None:
+            for stage in wrappers(self.stages):
                 stage.wrap(retentions, info)
         return retentions
 

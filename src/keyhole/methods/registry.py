@@ -21,6 +21,7 @@ from keyhole.core.errors import SpecError
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method
 from keyhole.methods.chess import Chess
+from keyhole.methods.compaction import Compaction
 from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
 from keyhole.methods.dense import Dense
@@ -49,7 +50,7 @@ _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)
 _EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV, KNorm, ExpectedAttentionKV)
-_WRAPPERS = (CriticalKV,)
+_WRAPPERS = (CriticalKV, Compaction)
 
 
 class Registry(Mapping[str, type[Method]]):

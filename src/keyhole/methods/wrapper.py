@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
@@ -15,8 +16,13 @@ from keyhole.retention import Retention, Scorer
 class ScoreWrapper(Method):
     """Wraps the scorers of the stage that drops tokens: `criticalkv + snapkv`.
 
-    It answers no question itself. Of several wrappers, the first is the outermost.
+    It answers no question itself. Of several wrappers, the first is the outermost, but those that are
+    `around_others` are around all others. One that is `following` also wraps what layers hold that leave the
+    choice to another layer.
     """
+
+    around_others: ClassVar[bool] = False
+    following: ClassVar[bool] = False
 
     @abstractmethod
     def wrapped(self, scorer: Scorer, info: ModelInfo, place: int) -> Scorer:
@@ -29,7 +35,15 @@ class ScoreWrapper(Method):
             SpecError: the scores cannot be wrapped.
         """
         for retention, place in zip(retentions, info.layers, strict=True):
-            retention.wrap(lambda scorer, place=place: self.wrapped(scorer, info, place))
+            retention.wrap(
+                lambda scorer, place=place: self.wrapped(scorer, info, place), followers=self.following
+            )
+
+
+def wrappers(stages: tuple[Method, ...]) -> list[ScoreWrapper]:
+    """The wrappers of a recipe, the innermost first."""
+    found = [stage for stage in reversed(stages) if isinstance(stage, ScoreWrapper)]
+    return sorted(found, key=lambda stage: stage.around_others)
 
 
 def check_wrappers(stages: tuple[Method, ...], evicting: list[Method]) -> None:

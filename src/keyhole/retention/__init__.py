@@ -2,6 +2,7 @@
 
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
 from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, ScorerInput
+from keyhole.retention.compaction import CompactingScorer
 from keyhole.retention.critical import CriticalScorer
 from keyhole.retention.expected import ExpectedAttention
 from keyhole.retention.kept import Kept
@@ -20,6 +21,7 @@ __all__ = [
     "Allocator",
     "BestOfLayer",
     "BestTokens",
+    "CompactingScorer",
     "CriticalScorer",
     "Equal",
     "EvictionPolicy",

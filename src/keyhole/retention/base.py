@@ -18,7 +18,7 @@ from keyhole.core.layout import packed_slots
 from keyhole.core.needs import Informed
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import LayerShare
-from keyhole.storage import Chosen, Merge, Storage
+from keyhole.storage import Chosen, Merging, Storage
 
 
 class ScorerInput(NamedTuple):
@@ -69,6 +69,19 @@ class Scorer(Informed, ABC):
     ) -> Tensor | None:
         """Which slot goes of [begin, end) where just one does, as `Allocator.worst` by the scores."""
         return allocator.worst(self.scores(storage, kept)[..., begin:end])
+
+    def merge(
+        self,
+        storage: Storage,  # noqa: ARG002
+        kept: Kept,  # noqa: ARG002
+        chosen: Chosen,  # noqa: ARG002
+        policy: EvictionPolicy,  # noqa: ARG002
+    ) -> Merging | None:
+        """What kept tokens take over of those that are dropped now; None is to forget these."""
+        return None
+
+    def rewritten(self) -> None:
+        """Keys or values of kept tokens are no longer what they were."""
 
     # Most hold nothing by slot.
     def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
@@ -156,13 +169,13 @@ class Retention:
     def __init__(self, scorer: Scorer, picker: Allocator, policy: EvictionPolicy) -> None:
         self.scorer, self.picker, self.policy = scorer, picker, policy
 
-    def wrap(self, wrapped: Callable[[Scorer], Scorer]) -> None:
-        """Choose by what is made of the scorer."""
+    def wrap(self, wrapped: Callable[[Scorer], Scorer], *, followers: bool = False) -> None:  # noqa: ARG002
+        """Choose by what is made of the scorer; with `followers` also where another layer chooses."""
         self.scorer = wrapped(self.scorer)
 
-    def merge(self, storage: Storage, kept: Kept, chosen: Chosen) -> Merge | None:  # noqa: ARG002
-        """Which kept tokens take in those that are dropped; None is to forget these."""
-        return None
+    def merge(self, storage: Storage, kept: Kept, chosen: Chosen) -> Merging | None:
+        """What kept tokens take over of those that are dropped now; None is to forget these."""
+        return self.scorer.merge(storage, kept, chosen, self.policy)
 
     def expect(self, steps: int) -> None:
         """The layer takes so many decode steps before the next layer takes any."""

@@ -28,7 +28,7 @@ class CriticalScorer(WrappedScorer):
     """Each head's tokens are chosen in two stages, as many in all as the inner scores alone give it.
 
     The share `alpha` goes to the best by the inner scores, which are attention; the rest to those of most
-    attention times the norm of the projected value. Norms are held, for values do not change.
+    attention times the norm of the projected value. Norms are held until values are rewritten.
 
     Args:
         output: `[H, Dv, E]`, the output projection; None, without a model, is the identity.
@@ -75,6 +75,10 @@ class CriticalScorer(WrappedScorer):
     def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
         super().append(batch, heads, tokens, device)
         self._norms.append(torch.full((batch, heads, tokens, 1), _UNKNOWN, device=device))
+
+    def rewritten(self) -> None:
+        super().rewritten()
+        self._norms.view().fill_(_UNKNOWN)
 
     def keep(self, kept: Chosen) -> None:
         super().keep(kept)

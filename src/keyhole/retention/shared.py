@@ -36,8 +36,10 @@ class _Follower(Retention):
         super().__init__(Recency(), leader.picker, policy)
         self._board = leader.board
 
-    def wrap(self, wrapped: Callable[[Scorer], Scorer]) -> None:
+    def wrap(self, wrapped: Callable[[Scorer], Scorer], *, followers: bool = False) -> None:
         """It does not score."""
+        if followers:
+            super().wrap(wrapped)
 
     def choose(self, storage: Storage, kept: Kept) -> Chosen | None:  # noqa: ARG002
         chosen = self._board.read(_moment(kept))

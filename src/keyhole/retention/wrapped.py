@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from keyhole.core.needs import Needs
-from keyhole.retention.base import Scorer, ScorerInput
+from keyhole.retention.base import EvictionPolicy, Scorer, ScorerInput
 from keyhole.retention.kept import Kept
-from keyhole.storage import Chosen, Storage
+from keyhole.storage import Chosen, Merging, Storage
 
 _INNER = "inner."
 
@@ -36,6 +36,12 @@ class WrappedScorer(Scorer):
 
     def scores(self, storage: Storage, kept: Kept) -> Tensor:
         return self.inner.scores(storage, kept)
+
+    def merge(self, storage: Storage, kept: Kept, chosen: Chosen, policy: EvictionPolicy) -> Merging | None:
+        return self.inner.merge(storage, kept, chosen, policy)
+
+    def rewritten(self) -> None:
+        self.inner.rewritten()
 
     def append(self, batch: int, heads: int, tokens: int, device: torch.device) -> None:
         self.inner.append(batch, heads, tokens, device)

@@ -5,7 +5,7 @@ from keyhole.storage.biased import BiasedStorage
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
 from keyhole.storage.device import DeviceStorage
 from keyhole.storage.lowrank import LowRankStorage
-from keyhole.storage.merging import Merge
+from keyhole.storage.merging import Merge, Merging, NewValues
 from keyhole.storage.paged import PagedStorage
 from keyhole.storage.pages import Pages, split_pages
 from keyhole.storage.pinned import PinnedStorage
@@ -31,6 +31,8 @@ __all__ = [
     "Lookups",
     "LowRankStorage",
     "Merge",
+    "Merging",
+    "NewValues",
     "PagedStorage",
     "Pages",
     "PinnedStorage",

@@ -14,7 +14,7 @@ from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
 from keyhole.core.scales import all_finite
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.merging import Merge
+from keyhole.storage.merging import Merging
 
 
 class Footprint(NamedTuple):
@@ -148,11 +148,11 @@ class Storage(Informed, ABC):
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
 
-    def keep(self, kept: Chosen, into: Merge | None = None) -> None:
+    def keep(self, kept: Chosen, into: Merging | None = None) -> None:
         """Forget all but `kept`, whose slots ascend for each KV head; what is left is numbered from 0.
 
         The newest token stays the last slot of every head, so heads that keep fewer get filling first:
-        finite keys and values without meaning. With `into`, dropped tokens go into kept ones before.
+        finite keys and values without meaning. With `into`, kept rows change before.
         """
         keys, values = self.keys(), self.values()
         if into is not None:

@@ -19,7 +19,7 @@ from keyhole.core.layout import Regions, packed_slots
 from keyhole.kernels.backend.rows import at
 from keyhole.storage.base import CapturableStorage, Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.merging import Merge
+from keyhole.storage.merging import Merging
 
 
 class BiasedStorage(CapturableStorage):
@@ -131,7 +131,7 @@ class BiasedStorage(CapturableStorage):
     def crop(self, length: int) -> None:
         self.inner.crop(length)
 
-    def keep(self, kept: Chosen, into: Merge | None = None) -> None:
+    def keep(self, kept: Chosen, into: Merging | None = None) -> None:
         self.inner.keep(kept, into)
 
     def reorder(self, rows: Tensor) -> None:

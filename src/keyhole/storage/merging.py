@@ -1,16 +1,45 @@
-"""Tokens that are dropped and go into others that stay.
+"""Tokens that are dropped and leave something in others that stay.
 
-Legend: B batch, Hkv KV heads, N slots, W numbers of a row.
+Legend: B batch, Hkv KV heads, N slots, E size of a value, W numbers of a row.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from keyhole.storage.chosen import Chosen
+
+
+class Merging(Protocol):
+    """What rows of kept tokens become when others are dropped."""
+
+    @property
+    def keys(self) -> bool:
+        """Whether keys change too; else values only."""
+        ...
+
+    @property
+    def takes(self) -> Tensor:
+        """Bool `[B, Hkv, N]`, the slots whose rows change."""
+        ...
+
+    def merged(self, rows: Tensor) -> Tensor:
+        """Rows `[B, Hkv, N, W]` after it."""
+        ...
+
+
+class NewValues(NamedTuple):
+    """Kept tokens get `values [B, Hkv, N, E]` where `takes [B, Hkv, N]`; keys stay."""
+
+    values: Tensor
+    takes: Tensor
+    keys: bool = False
+
+    def merged(self, rows: Tensor) -> Tensor:
+        return torch.where(self.takes.unsqueeze(-1), self.values.to(rows.dtype), rows)
 
 
 class Merge(NamedTuple):

@@ -16,7 +16,7 @@ from keyhole.kernels.attention.prepared import prepared
 from keyhole.kernels.pq.tables import softcapped
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.chosen import Chosen
-from keyhole.storage.merging import Merge
+from keyhole.storage.merging import Merging
 
 
 class PagedStorage(Storage):
@@ -211,7 +211,7 @@ class PagedStorage(Storage):
     def crop(self, length: int) -> None:
         self._length = min(length, self._length)
 
-    def keep(self, kept: Chosen, into: Merge | None = None) -> None:  # noqa: ARG002
+    def keep(self, kept: Chosen, into: Merging | None = None) -> None:  # noqa: ARG002
         _refuse("drop single tokens", "a method that drops tokens must free whole blocks there")
 
     def reorder(self, rows: Tensor) -> None:  # noqa: ARG002

@@ -12,7 +12,7 @@ from keyhole import kernels
 from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.storage.base import Footprint, Storage
 from keyhole.storage.chosen import ROOM, Chosen, kept_rows
-from keyhole.storage.merging import Merge
+from keyhole.storage.merging import Merging
 from keyhole.storage.tiers.buffer import GrowingBuffer
 from keyhole.storage.tiers.memory import empty
 
@@ -153,7 +153,7 @@ class PooledStorage(Storage):
             self._release(self._rows[:, :, length:])
             self._table.crop(length)
 
-    def keep(self, kept: Chosen, into: Merge | None = None) -> None:
+    def keep(self, kept: Chosen, into: Merging | None = None) -> None:
         if into is not None:
             self._merge(into)
         rows = self._rows
@@ -168,7 +168,7 @@ class PooledStorage(Storage):
         if self._freed * _SCATTERED >= self._used:
             self._pack(self._rows)
 
-    def _merge(self, into: Merge) -> None:
+    def _merge(self, into: Merging) -> None:
         """Write what kept tokens are after others went into them."""
         takes = into.takes & (self._rows >= 0)
         rows = self._rows[takes].long()

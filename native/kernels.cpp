@@ -4,6 +4,7 @@
 #include "asked.hpp"
 #include "assign.hpp"
 #include "attention.hpp"
+#include "blocks.hpp"
 #include "codes.hpp"
 #include "columns.hpp"
 #include "decoder.hpp"
@@ -33,7 +34,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 9; }
+KH_API int kh_abi_version() { return 10; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -220,4 +221,8 @@ KH_API int kh_box_scores(const kh::Boxes* boxes, int threads) {
 
 KH_API int kh_pick_pages(const kh::Picking* picking, int threads) {
   return guarded([&] { return kh::pick_pages(*picking, threads); });
+}
+
+KH_API int kh_pick_blocks(const kh::Blocks* blocks, int threads) {
+  return guarded([&] { return kh::pick_blocks(*blocks, threads); });
 }

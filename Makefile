@@ -27,7 +27,7 @@ real: install
 	@$(call WITH_SMOLLM2,$(PYTEST) -m slow tests/engines/transformers/test_smollm2.py tests/generation/test_loading.py \
 		tests/evaluation/divergence/test_recorded.py)
 
-# The embedded model trained further in three ways by the same steps on the same rows: some 15 minutes of two cores.
+# The embedded model trained further in three ways by the same steps on the same rows: 7 minutes of CPU.
 # A run that was stopped goes on from its checkpoint.
 STEPS ?= 120
 BLOCKS := block=4, stride=1, sinks=16, window=64, budget=336

@@ -4,6 +4,7 @@
 #include "asked.hpp"
 #include "assign.hpp"
 #include "attention.hpp"
+#include "blocks.hpp"
 #include "codes.hpp"
 #include "columns.hpp"
 #include "decoder.hpp"
@@ -226,4 +227,8 @@ KH_API int kh_box_scores(const kh::Boxes* boxes, int threads) {
 
 KH_API int kh_pick_pages(const kh::Picking* picking, int threads) {
   return guarded([&] { return kh::pick_pages(*picking, threads); });
+}
+
+KH_API int kh_pick_blocks(const kh::Blocks* blocks, int threads) {
+  return guarded([&] { return kh::pick_blocks(*blocks, threads); });
 }

@@ -1,15 +1,18 @@
 """Steps over a link: bytes are counted, what is wrong is not reported, the command prints and writes."""
 
 import json
+import os
+from functools import partial
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from keyhole.bench.case import Case
 from keyhole.bench.checks import CheckFailedError
 from keyhole.bench.offload.measure import offload, prompt_lengths
 from keyhole.bench.offload.methods import StreamedStorage, linked_layer
-from keyhole.bench.offload.tier import Link
+from keyhole.bench.offload.tier import ColdBuffer, ColdDisk, Link
 from keyhole.cli.app import app
 from keyhole.core.errors import SpecError
 from keyhole.storage.resident.slots import ResidentSlots
@@ -22,7 +25,7 @@ METHODS = ["dense", *BLOCKS, f"quest(page=16, {SIZES})", f"shadowkv({SIZES})"]
 
 
 def run(methods=METHODS, case=CASE, **options):
-    settings = {"steps": 20, "bandwidth": 1e6, "alike": 0.9, "resident": RESIDENT}
+    settings = {"steps": 20, "alike": 0.9, "resident": RESIDENT, "tier": partial(Link, 1e6)}
     return offload(case, methods, **settings | options)
 
 
@@ -90,6 +93,46 @@ def test_a_link_counts_while_it_is_open():
     link.cross(0)
     assert (link.moved, link.seconds) == (500, 0.5)
     assert isinstance(linked_layer("dense", CASE, link, 0).storage, StreamedStorage)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no posix_fadvise")
+def test_a_cold_disk_is_read_for_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    cold, linked = (run(METHODS, tier=tier) for tier in (ColdDisk, partial(Link, 1e6)))
+    for disk, link in zip(cold[1:], linked[1:], strict=True):
+        assert disk.link_bytes == link.link_bytes > 0
+        assert disk.gamma == link.gamma
+    assert cold[0].link_bytes == pytest.approx(linked[0].link_bytes + RESIDENT, rel=0.1), (
+        "nothing is resident"
+    )
+    assert all(one.crossing >= 0 and one.computing > 0 for one in cold)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no posix_fadvise")
+def test_what_is_out_of_the_page_cache_is_read_again():
+    disk, rows = ColdDisk(), torch.arange(4 * 600 * 32.0).view(2, 2, 600, 32)
+    buffer = disk.buffer(64)
+    assert isinstance(buffer, ColdBuffer)
+    buffer.append(rows)
+    for _ in range(2):
+        disk.begin()
+        assert torch.equal(buffer.view(), rows)
+        assert torch.equal(buffer.reading(torch.tensor([3, 5]))[:, :, [3, 5]], rows[:, :, [3, 5]])
+        disk.end(2.0, 0.5)
+    assert disk.moved == 2 * (rows.nbytes + 2 * 32 * 4)
+    assert disk.seconds == 3.0
+    buffer.view()
+    assert disk.moved == 2 * (rows.nbytes + 2 * 32 * 4), "between steps nothing counts"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("--tier tape", "not one of link, disk"), ("--tier disk --wait", "are for --tier link")],
+)
+def test_tiers_that_do_not_fit_are_refused(options, message):
+    done = CliRunner().invoke(app, ["bench", "offload", *options.split()])
+    assert done.exit_code != 0
+    assert message in " ".join(done.output.replace("│", " ").split())
 
 
 def test_the_command(tmp_path):

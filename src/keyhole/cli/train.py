@@ -60,6 +60,13 @@ def train(
         float | None,
         typer.Option(help=f"{_FURTHER}learning rate of the importance head of nosa.", show_default="0.05"),
     ] = None,
+    sparse_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-prompts",
+            help=f"{_FURTHER}let prompts read selected blocks, too, which Keyhole does not when it decodes.",
+        ),
+    ] = False,
     head_only: Annotated[
         bool, typer.Option("--head-only", help=f"{_FURTHER}leave the weights, train the head of nosa.")
     ] = False,
@@ -77,7 +84,7 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train the model that comes with Keyhole, or any Llama-like model further with selected blocks."""
-    further = Further(source, text, tasks, steps, context, batch, lr, head_lr, head_only)
+    further = Further(source, text, tasks, steps, context, batch, lr, head_lr, sparse_prompts, head_only)
     settings = further.settings(selection, seed, quick=quick)
     _check_run(out, resume=resume)
     if settings is None:

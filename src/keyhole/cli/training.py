@@ -28,6 +28,7 @@ class Further:
     batch: int | None
     lr: float | None
     head_lr: float | None
+    sparse_prompts: bool
     head_only: bool
 
     def settings(self, selection: str | None, seed: int, *, quick: bool) -> Settings | None:
@@ -53,6 +54,7 @@ class Further:
             batch=self.batch or 1,
             lr=_rate("--lr", 1e-4 if self.lr is None else self.lr),
             head_lr=_rate("--head-lr", 0.05 if self.head_lr is None else self.head_lr),
+            sparse_prompts=self.sparse_prompts,
             weights=not self.head_only,
             seed=seed,
         )

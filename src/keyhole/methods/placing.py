@@ -9,7 +9,8 @@ from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
 from keyhole.storage import BLOCK_EVICTIONS, PLACES, RESIDENT, Storage, make_storage
 
-_SLOT = 64  # tokens of a resident slot, for methods whose own units are smaller
+_SLOT = 64  # tokens of a resident slot, for methods whose own units are smaller than
+_LEAST = 4
 
 RENAMED = {"cache": "block_cache", "eviction": "block_eviction"}
 
@@ -89,8 +90,8 @@ def storages(
 
 
 def slot_tokens(method: Placing) -> int:
-    """Tokens of a resident slot: as many as the method reads together, if that is a long run; 0 without."""
+    """Tokens of a resident slot: as many as the method reads together, if it does; 0 without."""
     if getattr(method, "resident", "blocks") != "slots":
         return 0
     unit = getattr(method, "block", None) or getattr(method, "page", None) or 0
-    return unit if unit >= _SLOT // 4 else _SLOT
+    return unit if unit >= _LEAST else _SLOT

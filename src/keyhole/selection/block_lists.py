@@ -134,10 +134,10 @@ def _greatest(scores: Tensor, first: Tensor, never: Tensor, count: int) -> Tenso
 def sequence_lists(
     query: Tensor, keys: Tensor, importance: Tensor | None, rule: BlockRule, *, scale: float
 ) -> Tensor:
-    """The blocks that every token of a sequence reads, int32 `[B, Hkv, N, K]`: each as its decode step would.
+    """The blocks that the last Q tokens of a sequence read in decode steps, int32 `[B, Hkv, Q, K]`.
 
     Args:
-        query: `[B, H, N, D]`, after RoPE, of all tokens.
+        query: `[B, H, Q, D]`, after RoPE, of the last Q tokens.
         keys: `[B, Hkv, N, D]`, after RoPE.
         importance: `[B, Hkv, N]`; None where the rule has no `recalled`.
         scale: what products are multiplied by.
@@ -147,9 +147,9 @@ def sequence_lists(
     matter = None if importance is None else window_means(importance.unsqueeze(-1), rule.stride).squeeze(-1)
     grouped, blocks = query.unflatten(1, (heads, -1)), -(-tokens // rule.block)
     step = max(1, _CHUNK // max(1, query.shape[0] * query.shape[1] * means.shape[2]))
-    lists = []
-    for begin in range(0, tokens, step):
-        seen = torch.arange(begin, min(begin + step, tokens), device=keys.device) + 1
+    lists, ends = [], torch.arange(tokens - query.shape[2], tokens, device=keys.device) + 1
+    for begin in range(0, len(ends), step):
+        seen = ends[begin : begin + step]
         visible = visible_windows(seen, means.shape[2], rule.stride)
         logits = grouped[:, :, :, begin : begin + step].float() @ means.unsqueeze(2).mT * scale
         recall = by_block(window_shares(logits, visible), visible, blocks, strides)

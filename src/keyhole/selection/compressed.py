@@ -16,6 +16,7 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.kernels.pq.tables import softcapped
+from keyhole.kernels.ranking.pick_blocks import Listed, pick_blocks, picks_blocks_natively
 from keyhole.selection.base import Capturable, Selection, Step
 from keyhole.selection.block_lists import BlockRule, block_lists, by_block, window_shares
 from keyhole.selection.picking.lists import listed_mass, listed_slots
@@ -63,6 +64,8 @@ class CompressedSelector(Capturable):
         if not self._room:
             self._follow(step)
         logits = self._logits(step)
+        if step.logits.softcap is None and picks_blocks_natively(logits):
+            return Selection(*pick_blocks(logits, self._matters(), step.anchor_lse, self._listed(step)))
         lists = self._lists(step, logits)
         slots, counts = listed_slots(lists, step, self.block)
         mass = listed_mass(lists, logits, self.stride, step, self.block)
@@ -79,6 +82,22 @@ class CompressedSelector(Capturable):
         query = step.query.unflatten(1, (held.shape[1], -1)).float().flatten(0, 1)
         products = kernels.exact_scores(query, held.flatten(0, 1), 0, held.shape[2], scale=step.logits.scale)
         return products.unflatten(0, held.shape[:2])
+
+    def _listed(self, step: Step) -> Listed:
+        """What the native choice is told of rule and regions."""
+        parts, limits = step.regions, step.limits()
+        rules = [self.rule(limit) for limit in limits]
+        blocks = parts.on_device(tuple(rule.blocks for rule in rules))
+        recalled = parts.on_device(
+            tuple(rule.init + rule.local + (rule.recalled or rule.free) for rule in rules)
+        )
+        bounds = (parts.starts, parts.derived("ends", lambda: parts.ends), parts.first, parts.stop)
+        counts = (blocks, recalled, step.limits_on_device(), max(limits), parts.length)
+        return Listed(self.block, self.stride, self.init, self.local, *counts, *bounds)
+
+    def _matters(self) -> Tensor | None:
+        """Mean importance of strides `[B, Hkv, C]`, where blocks are chosen by it."""
+        return None
 
     def _lists(self, step: Step, logits: Tensor) -> Tensor:
         """Blocks to read, int32 `[B, Hkv, K]`, ascending, -1 behind them."""

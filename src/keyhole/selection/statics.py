@@ -54,8 +54,11 @@ class StaticSelector(CompressedSelector):
         recalled = int(self.query_share * rule.blocks + _ROUNDING)
         return replace(rule, recalled=min(max(recalled, 1), rule.free))
 
+    def _matters(self) -> Tensor:
+        return self._matter.view().squeeze(-1)
+
     def _importance(self, visible: Tensor, blocks: int) -> Tensor:
-        means = self._matter.view().squeeze(-1).unsqueeze(2)
+        means = self._matters().unsqueeze(2)
         windows = (means[..., :-1] + means[..., 1:]) / 2
         return by_block(windows, visible, blocks, self.block // self.stride)
 

@@ -29,7 +29,7 @@ TEXTS = [" ".join(TEXT.sentences)]
 RULE = BlockRule(block=8, stride=4, init=1, local=1, blocks=5, recalled=2)
 NOSA = "nosa(block=8, stride=4, sinks=8, window=8, budget=24, query_share=0.5)"
 INFLLM = "infllm_v2(block=8, stride=4, sinks=8, window=8, budget=24)"
-SETTINGS = Settings(NOSA, None, (), False, 4, (48, 64), 1, 1e-3, 0.05, True, 0)
+SETTINGS = Settings(NOSA, None, (), False, 4, (48, 64), 1, 1e-3, 0.05, False, True, 0)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,25 @@ def test_with_all_blocks_a_model_is_itself(family):
             found = model(input_ids=tokens, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, expected)  # and is as before
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_prompts_are_read_whole_and_the_rest_by_blocks(scale):
+    """Prompts are as with every block, the tokens behind them as with blocks alone."""
+    random = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, h, 70, 16, generator=random).requires_grad_() for h in (4, 2, 2)]
+    found = None if scale is None else heads(tiny_model("llama"), scale)
+    rule = RULE if scale else replace(RULE, recalled=None)
+    selected, whole = SelectedAttention(rule, found), SelectedAttention(replace(rule, blocks=20), found)
+    sparse, dense = (each.attend(0, *parts, 0.3) for each in (selected, whole))
+    selected.prompt = 45
+    mixed = selected.attend(0, *parts, 0.3)
+    expected = torch.cat([dense[:, :, :45], sparse[:, :, 45:]], dim=2)
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-5)
+    learnt = parts if found is None else [*parts, found[0].weight, found[0].scale]
+    upstream = torch.randn(mixed.shape, generator=random)
+    pairs = [torch.autograd.grad(out, learnt, upstream) for out in (mixed, expected)]
+    torch.testing.assert_close(*pairs, rtol=1e-3, atol=1e-4)
 
 
 def test_importance_without_a_scale_changes_nothing_but_the_blocks():
@@ -176,10 +195,29 @@ def test_the_loss_falls(folder, tmp_path):
 
 def test_rows_of_text_ask_for_what_fits(monkeypatch):
     monkeypatch.setattr(data, "_MOST_LOGITS", 7 * len(byte_tokenizer()))
-    row = Texts(byte_tokenizer(), TEXTS, 64).row(np.random.default_rng(0), 64)
+    row = Texts(byte_tokenizer(), TEXTS, 64, halved=False).row(np.random.default_rng(0), 64)
     assert row.tokens.shape == row.asked.shape == (1, 64)
     assert int((row.asked > 0).sum()) == 7
     assert row.asked[0, 0] == 0
+
+
+def test_the_first_half_of_a_row_of_text_is_a_prompt():
+    row = Texts(byte_tokenizer(), TEXTS, 64, halved=True).row(np.random.default_rng(0), 64)
+    assert (row.asked[0] > 0).tolist() == [False] * 32 + [True] * 32
+
+
+@pytest.mark.parametrize(("sparse_prompts", "prompt"), [(False, 24), (True, 0)])
+def test_what_is_asked_first_ends_the_prompt(sparse_prompts, prompt, folder, tmp_path, monkeypatch):
+    prompts, attend = [], SelectedAttention.attend
+
+    def noted(self, *arguments):
+        prompts.append(self.prompt)
+        return attend(self, *arguments)
+
+    monkeypatch.setattr(SelectedAttention, "attend", noted)
+    settings = replace(SETTINGS, steps=1, contexts=(48,), sparse_prompts=sparse_prompts)
+    train_further(settings, folder, TEXTS, tmp_path)
+    assert set(prompts) == {prompt}
 
 
 def test_too_little_text_is_refused(folder, tmp_path):

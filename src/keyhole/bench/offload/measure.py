@@ -13,11 +13,11 @@ from torch import Tensor
 from keyhole.attention.biased import CHANNELS
 from keyhole.bench.case import Case
 from keyhole.bench.checks import check_close
-from keyhole.bench.offload.methods import linked_layer, plain_layer
-from keyhole.bench.offload.tier import Link
+from keyhole.bench.offload.methods import SLOT, linked_layer, plain_layer
+from keyhole.bench.offload.tier import Link, Tier
 from keyhole.cache.layer import LayerCache
 
-SLOT, SPARE_SLOTS = 64, 8  # tokens of a block; blocks beyond those that a step reads
+SPARE_SLOTS = 8  # blocks beyond those that a step reads
 _TURN = 50  # steps after which another method has its turn
 _CHECKED = 3  # steps compared with those on the device
 _CHECKED_TOKENS = 6144
@@ -29,9 +29,9 @@ class Offloaded(NamedTuple):
     Attributes:
         method: as it was given.
         computing: CPU seconds of all steps.
-        crossing: seconds that bytes took over the link; fetches are not overlapped with anything.
-        wall: seconds by the clock, in which other processes count, and the link only if it waits.
-        link_bytes: over the link in a step.
+        crossing: seconds that fetching took, which is not overlapped with anything.
+        wall: seconds by the clock, in which other processes count, and a link only if it waits.
+        link_bytes: fetched in a step.
         hit_rate: of tokens, read from resident blocks; None where nothing counts them.
         gamma: mean share of a step's blocks that the one before had read; None where nothing counts them.
         device_bytes: of keys and values, held in fast memory.
@@ -63,7 +63,7 @@ class Offloaded(NamedTuple):
 class Running:
     """One method in the middle of its steps; all methods get the same tokens and queries."""
 
-    def __init__(self, method: str, case: Case, lengths: list[int], link: Link, resident: int) -> None:
+    def __init__(self, method: str, case: Case, lengths: list[int], link: Tier, resident: int) -> None:
         self.method, self.case, self.lengths, self.link = method, case, lengths, link
         self.layer = linked_layer(method, case, link, resident)
         self.text = Text(case, lengths)
@@ -81,12 +81,13 @@ class Running:
         """Take steps, whose queries have a cosine of `alike` with those before."""
         for _ in range(steps):
             query, keys, values, mask = self.text.next(self.layer.length, alike)
-            self.link.open, begin, busy = True, time.perf_counter(), time.process_time()
+            self.link.begin()
+            begin, busy = time.perf_counter(), time.process_time()
             self.layer.append(keys, values)
             self.layer.attend(query, self.case.logits, mask=mask)
-            self.computing += time.process_time() - busy
-            self.wall += time.perf_counter() - begin
-            self.link.open = False
+            busy, wall = time.process_time() - busy, time.perf_counter() - begin
+            self.computing, self.wall = self.computing + busy, self.wall + wall
+            self.link.end(wall, busy)
         self.steps += steps
 
     def found(self) -> Offloaded:
@@ -140,16 +141,15 @@ def offload(
     methods: Sequence[str],
     *,
     steps: int,
-    bandwidth: float,
     alike: float,
     resident: int,
-    waits: bool = False,
+    tier: Callable[[], Tier],
     progress: Callable[[str], object] = lambda _: None,
 ) -> list[Offloaded]:
-    """Time `steps` of each method in turns, at `bandwidth` bytes per second, with `resident` bytes a layer.
+    """Time `steps` of each method in turns, with `resident` bytes a layer.
 
     Args:
-        waits: whether steps really wait for the link.
+        tier: makes the slower place of a method.
 
     Raises:
         SpecError, ValueError: a method cannot be read or placed, or needs more resident bytes.
@@ -164,7 +164,7 @@ def offload(
     running = []
     for method in methods:
         progress(f"filling {method}")
-        running.append(Running(method, case, lengths, Link(bandwidth, waits), resident))
+        running.append(Running(method, case, lengths, tier(), resident))
     for begin in range(0, steps, _TURN):
         progress(f"step {begin} of {steps}")
         for each in running:

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits
+from keyhole.attention import Logits, dense_attention
 from keyhole.bench.case import Case
-from keyhole.bench.offload.tier import Link, LinkedBuffer
+from keyhole.bench.offload.tier import Link, Tier
 from keyhole.cache.layer import LayerCache
 from keyhole.methods import Dense, Method, Nosa, Recipe
 from keyhole.selection.importance import ImportanceHead, write_heads
 from keyhole.storage import BiasedStorage, DeviceStorage, Footprint, LowRankStorage
 from keyhole.storage.basis import default_rank
+from keyhole.storage.formats.base import Full
 from keyhole.storage.placed import PlacedStorage
 from keyhole.storage.resident.blocks import ResidentBlocks
 from keyhole.storage.resident.fetched import FetchedRows
+
+SLOT = 64  # tokens of a block
 
 
 class StreamedStorage(DeviceStorage):
@@ -41,7 +44,15 @@ class StreamedStorage(DeviceStorage):
         return Footprint(device=here, host=held - here)
 
 
-def linked_layer(method: str, case: Case, link: Link, resident: int) -> LayerCache:
+class ReadStorage(PlacedStorage):
+    """All rows are read from their place in each step, once; nothing is resident."""
+
+    def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        keys, values = self.rows().split(query.shape[-1], dim=-1)
+        return dense_attention(query, keys, values, mask=mask, **logits._asdict())
+
+
+def linked_layer(method: str, case: Case, link: Tier, resident: int) -> LayerCache:
     """A fresh layer, `resident` bytes of whose keys and values may stay on the device.
 
     Raises:
@@ -51,7 +62,8 @@ def linked_layer(method: str, case: Case, link: Link, resident: int) -> LayerCac
     (stage,) = Recipe.parse(method).stages
     if isinstance(stage, Dense):
         layer = Recipe((stage,)).layers(1)[0]
-        layer.storage = StreamedStorage(link, resident)
+        linked = isinstance(link, Link)
+        layer.storage = StreamedStorage(link, resident) if linked else ReadStorage(Full(), link.buffer(SLOT))
         return layer
     layer = _layers(_placed(stage, resident), case)
     _link(layer, link, case, resident)
@@ -88,23 +100,23 @@ def _random_head(folder: Path, case: Case) -> None:
     write_heads(folder, {0: head._replace(scale=torch.ones(case.kv_heads))}, model="random")
 
 
-def _link(layer: LayerCache, link: Link, case: Case, resident: int) -> None:
+def _link(layer: LayerCache, link: Tier, case: Case, resident: int) -> None:
     """Let what is on the host cross the link."""
     storage = layer.storage
     inner = storage.inner if isinstance(storage, BiasedStorage) else storage
     if isinstance(inner, PlacedStorage):
-        inner.buffer = LinkedBuffer(link)
+        inner.buffer = link.buffer(1)
     elif isinstance(inner, LowRankStorage):
         layer.storage = _values_linked(inner, link, case, resident)
     else:
         raise ValueError(f"a {type(inner).__name__} has nothing on the host; give methods that place rows")
 
 
-def _values_linked(storage: LowRankStorage, link: Link, case: Case, resident: int) -> LowRankStorage:
+def _values_linked(storage: LowRankStorage, link: Tier, case: Case, resident: int) -> LowRankStorage:
     """Values behind the link; of the resident bytes the keys of low rank take theirs first."""
     rank = storage.rank or default_rank(case.kv_heads, case.head_dim)
     left = resident - case.batch * case.tokens * rank * case.torch_dtype.itemsize
     blocks = ResidentBlocks(left, "lru", 1) if left > 0 else None
-    values = FetchedRows(LinkedBuffer(link), blocks)
+    values = FetchedRows(link.buffer(SLOT), blocks)
     options = {"rank": storage.rank, "chunk": storage.chunk, "outliers": storage.outliers}
     return LowRankStorage(storage.rope, **options, values=values)

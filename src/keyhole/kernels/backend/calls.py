@@ -172,6 +172,37 @@ class PickingCall(ctypes.Structure):
     )
 
 
+class BlocksCall(ctypes.Structure):
+    """Operands of `pick_blocks`."""
+
+    _fields_ = (
+        ("logits", _pointer),
+        ("matter", _pointer),
+        ("matter_row", _long),
+        ("anchors", _pointer),
+        ("batches", _long),
+        ("kv_heads", _long),
+        ("heads", _long),
+        ("strides", _long),
+        ("stride", _long),
+        ("block", _long),
+        ("length", _long),
+        ("starts", _pointer),
+        ("ends", _pointer),
+        ("first", _pointer),
+        ("stop", _pointer),
+        ("limits", _pointer),
+        ("blocks", _pointer),
+        ("recalled", _pointer),
+        ("init", _long),
+        ("local", _long),
+        ("width", _long),
+        ("slots", _pointer),
+        ("counts", _pointer),
+        ("held", _pointer),
+    )
+
+
 def run(name: str, operands: ctypes.Structure) -> int:
     """The status of a native function of such operands."""
     return status_of(name, ctypes.addressof(operands))

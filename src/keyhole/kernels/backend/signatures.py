@@ -54,6 +54,7 @@ SIGNATURES = {
     "kh_pq_step": [_pointer, _int],
     "kh_box_scores": [_pointer, _int],
     "kh_pick_pages": [_pointer, _int],
+    "kh_pick_blocks": [_pointer, _int],
 }  # fmt: skip
 
 

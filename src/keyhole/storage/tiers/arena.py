@@ -69,6 +69,12 @@ class Arena:
             self._file.seek(at)
             return self._file.read(nbytes)
 
+    def uncache(self, start: int, size: int) -> None:
+        """Take bytes that no map holds out of the system's page cache, so that the disk is read for them."""
+        with self._lock:
+            os.fdatasync(self._file.fileno())  # what is not written yet would stay
+            os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+
     def look(self) -> int:
         """`foreign`, brought up to date; in steps of the clock of the file system, a few milliseconds.
 
@@ -156,6 +162,11 @@ class Extent:
         libc = _libc()
         if libc is not None and hasattr(mmap, "MADV_DONTNEED"):
             libc.madvise(self.memory.data_ptr(), len(self.memory), mmap.MADV_DONTNEED)
+
+    def uncache(self) -> None:
+        """As `release`; and what is read later comes from the disk."""
+        self.release()
+        self.arena.uncache(self.start, len(self.memory))
 
 
 _open: weakref.WeakValueDictionary[tuple[int, Path], Arena] = weakref.WeakValueDictionary()

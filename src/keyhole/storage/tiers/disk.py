@@ -61,6 +61,11 @@ class DiskBuffer(Buffer):
             self._check(file, reads[: len(self._unread)].nonzero()[0])
         return file.rows()[: self._length].permute(1, 2, 0, 3)
 
+    def uncache(self) -> None:
+        """Let the next reads come from the disk, and not from memory of the system (Linux)."""
+        if self._file is not None:
+            self._file.uncache()
+
     def crop(self, length: int) -> None:
         if length == 0 and self._file is not None:
             self._forget(self._file.emptied())

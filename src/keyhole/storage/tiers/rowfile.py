@@ -99,6 +99,11 @@ class RowFile:
         if self._extent is not None:
             self._extent.release()
 
+    def uncache(self) -> None:
+        """Let the next reads come from the disk, and not from memory of the system (Linux)."""
+        if self._extent is not None:
+            self._extent.uncache()
+
     def _known(self) -> Extent:
         if self._extent is None:
             raise ValueError("there is no room yet; call reserve first")

@@ -1,8 +1,8 @@
 """Causal attention over lists of blocks, with a bias on keys, forward and backward.
 
-B rows, H query heads, Hkv KV heads (query head h reads KV head h // G), L tokens, D and Dv head sizes. Both
-passes go through one tile of queries at a time and keep no probabilities, so that memory grows with L, not
-with its square.
+B rows, H query heads, Hkv KV heads (query head h reads KV head h // G), L tokens, Q queries, D and Dv
+head sizes. Both passes go through one tile of queries at a time and keep no probabilities, so that memory
+grows with L, not with its square.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def block_sparse_attention(
     """`softmax(q.k * scale + bias) v` over the keys of each query's blocks up to itself.
 
     Args:
-        query: `[B, H, L, D]`.
+        query: `[B, H, Q, D]`, of the last Q tokens.
         key: `[B, Hkv, L, D]`.
         value: `[B, Hkv, L, Dv]`.
-        blocks: int `[B, Hkv, L, K]`: the blocks of `block` tokens each query reads, in any order, -1 for
+        blocks: int `[B, Hkv, Q, K]`: the blocks of `block` tokens each query reads, in any order, -1 for
             none. No gradient flows to them.
         bias: `[B, Hkv, L]`, added to the logits of each key; the weight of key j is multiplied by
             `exp(bias_j)`.
 
     Returns:
-        `[B, H, L, Dv]`; 0 for a query that reads nothing.
+        `[B, H, Q, Dv]`; 0 for a query that reads nothing.
 
     Raises:
         ValueError: a list names a block that does not exist.
@@ -66,7 +66,7 @@ class _BlockSparse(torch.autograd.Function):
         out = query.new_zeros(*query.shape[:3], value.shape[3])
         lse = torch.zeros(query.shape[:3], dtype=_wide(query), device=query.device)
         for b, g, heads in _heads(query, key):
-            for tile in tiles(blocks[b, g], block):
+            for tile in tiles(blocks[b, g], block, key.shape[2]):
                 logits = _logits(tile, query[b, heads], key[b, g], bias[b, g], scale)
                 most = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
                 weights = _weights(tile, logits, most)
@@ -88,7 +88,7 @@ class _BlockSparse(torch.autograd.Function):
         d_query, d_key, d_value, d_bias = found
         inner = (d_out.to(wide) * out).sum(-1, keepdim=True)
         for b, g, heads in _heads(query, key):
-            for tile in tiles(blocks[b, g], context.block):
+            for tile in tiles(blocks[b, g], context.block, key.shape[2]):
                 rows, keys = tile.queries, tile.keys
                 logits = _logits(tile, query[b, heads], key[b, g], bias[b, g], context.scale)
                 weights = _weights(tile, logits, lse[b, heads, rows, None])

@@ -61,11 +61,16 @@ class Tasks:
 class Texts:
     """Runs of texts. Each token is predicted, or as many as have 256 MiB of logits.
 
+    Args:
+        halved: only tokens of a row's second half are predicted, as the first one is a prompt.
+
     Raises:
         ValueError: the texts are shorter than the longest row.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int, *, halved: bool
+    ) -> None:
         ids = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
         self._tokens = torch.tensor([token for text in ids for token in text])
         if len(self._tokens) < longest:
@@ -73,11 +78,12 @@ class Texts:
                 f"the texts are {len(self._tokens)} tokens long, less than one row of {longest}; give more "
                 "--text, or a smaller --context"
             )
-        self._asked = max(1, _MOST_LOGITS // len(tokenizer))
+        self._asked, self._halved = max(1, _MOST_LOGITS // len(tokenizer)), halved
 
     def row(self, rng: np.random.Generator, length: int) -> Row:
         first = int(rng.integers(len(self._tokens) - length + 1))
         asked = torch.zeros(1, length, dtype=torch.int64)
-        count = min(self._asked, length - 1)
-        asked[0, 1 + rng.choice(length - 1, count, replace=False)] = TEXT
+        begin = length // 2 if self._halved else 1
+        count = min(self._asked, length - begin)
+        asked[0, begin + rng.choice(length - begin, count, replace=False)] = TEXT
         return Row(self._tokens[None, first : first + length], asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,20 @@ class Run:
     def _learn(self, row: Row) -> tuple[float, float]:
         """Add a row's gradients; returns its loss, and the share of its answers that are right."""
         places = row.asked[0].nonzero()[:, 0]
-        switched = nullcontext() if self.attention is None else attending(self.model, self.attention)
-        with switched:
+        with self._switched(int(places[0])):
             out: Any = self.model(input_ids=row.tokens, logits_to_keep=places - 1, use_cache=False)
             loss, right = objective(out.logits[0].float(), row.tokens, row.asked)
             (loss / self.settings.batch).backward()
         labels = row.asked[0, places]
         answers = labels > _WORDING if bool((labels > _WORDING).any()) else labels > 0
         return loss.item(), right[answers].float().mean().item()
+
+    def _switched(self, first: int) -> AbstractContextManager[None]:
+        """With the model attending as it is trained to, where a row asks for tokens from `first` on."""
+        if self.attention is None:
+            return nullcontext()
+        self.attention.prompt = 0 if self.settings.sparse_prompts else first
+        return attending(self.model, self.attention)
 
     def _share(self, step: int) -> float:
         """Of the learning rate: warm-up, then a line down."""

@@ -32,6 +32,7 @@ class Settings:
         batch: rows of a step.
         lr: learning rate of the weights.
         head_lr: learning rate of the importance head.
+        sparse_prompts: all tokens read selected blocks, and not only those from the first asked one on.
         weights: train the model's weights, and not only the importance head.
         seed: of the head's first weights, and of the rows.
     """
@@ -45,6 +46,7 @@ class Settings:
     batch: int
     lr: float
     head_lr: float
+    sparse_prompts: bool
     weights: bool
     seed: int
 
@@ -73,6 +75,8 @@ class Settings:
             raise ValueError(
                 f"--context {min(self.contexts)} has no room for the tasks; give at least {_SHORTEST_TASKS}"
             )
+        if self.sparse_prompts and term.name == FULL:
+            raise ValueError(f"--sparse-prompts is for selected blocks; leave it out with --selection {FULL}")
         if not self.weights and term.name != IMPORTANT:
             raise ValueError(f"--head-only trains the importance head, which only {IMPORTANT} has")
 

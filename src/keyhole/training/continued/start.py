@@ -79,7 +79,9 @@ def _attention(settings: Settings, model: PreTrainedModel) -> SelectedAttention 
 
 
 def _source(settings: Settings, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Source:
-    return Tasks(tokenizer) if settings.tasks else Texts(tokenizer, texts, max(settings.contexts))
+    if settings.tasks:
+        return Tasks(tokenizer)
+    return Texts(tokenizer, texts, max(settings.contexts), halved=not settings.sparse_prompts)
 
 
 def _export(

@@ -16,7 +16,7 @@ ROWS = 32  # neighbours choose much the same blocks; more of them read more keys
 
 class Tile(NamedTuple):
     """Attributes:
-    queries: positions of its queries.
+    queries: places of its queries among all of them.
     keys: positions of its keys, int64 [C], ascending.
     reads: which query reads which key, bool [T, C].
     """
@@ -38,15 +38,17 @@ def check_lists(blocks: Tensor, tokens: int, block: int) -> None:
         )
 
 
-def tiles(lists: Tensor, block: int) -> Iterator[Tile]:
-    """Tiles of the block lists `[L, K]` of one KV head; a query reads its blocks up to itself.
+def tiles(lists: Tensor, block: int, tokens: int) -> Iterator[Tile]:
+    """Tiles of the block lists `[Q, K]` of one KV head, of the last Q of `tokens`.
+
+    A query reads its blocks up to itself.
 
     Queries of which none has a block are in no tile.
     """
-    tokens = lists.shape[0]
-    count = -(-tokens // block)
+    queries = lists.shape[0]
+    before, count = tokens - queries, -(-tokens // block)
     inside = torch.arange(block, device=lists.device)
-    for first in range(0, tokens, ROWS):
+    for first in range(0, queries, ROWS):
         part = lists[first : first + ROWS].long()
         chosen = torch.zeros(len(part), count + 1, dtype=torch.bool, device=lists.device)
         chosen.scatter_(1, part.where(part >= 0, count), True)  # unused entries go to a column of their own
@@ -55,7 +57,7 @@ def tiles(lists: Tensor, block: int) -> Iterator[Tile]:
             continue
         keys = (read[:, None] * block + inside).flatten()
         reads = chosen.index_select(1, read).repeat_interleave(block, 1)
-        queries = torch.arange(first, first + len(part), device=lists.device)
-        reads &= keys <= queries[:, None]
+        own = torch.arange(before + first, before + first + len(part), device=lists.device)
+        reads &= keys <= own[:, None]
         within = keys < tokens
         yield Tile(slice(first, first + len(part)), keys[within], reads[:, within])

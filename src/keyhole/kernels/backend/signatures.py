@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,

@@ -179,6 +179,8 @@ inline int attend_any(const Attention& a, const float* q, int64_t stride, int64_
   if (a.type == kFloat16) return attend<PlainTile<fp16>>(a, q, stride, row, from, to, part);
   if (a.type == kCodes8) return attend<PackedTile<8>>(a, q, stride, row, from, to, part);
   if (a.type == kCodes4) return attend<PackedTile<4>>(a, q, stride, row, from, to, part);
+  if (a.type == kCodes3) return attend<PackedTile<3>>(a, q, stride, row, from, to, part);
+  if (a.type == kCodes2) return attend<PackedTile<2>>(a, q, stride, row, from, to, part);
   return attend<PlainTile<int8_t>>(a, q, stride, row, from, to, part);
 }
 
@@ -214,7 +216,8 @@ inline void finish(const Attention& a, const Partial* parts, int64_t count, int6
 inline int64_t bytes_of(int type, int size) {
   if (type == kFloat32) return 4 * size;
   if (type == kBFloat16 || type == kFloat16) return 2 * size;
-  return type == kCodes4 ? (size + 1) / 2 : size;
+  const int bits = type == kCodes4 ? 4 : type == kCodes3 ? 3 : type == kCodes2 ? 2 : 8;
+  return (int64_t(size) * bits + 7) / 8;
 }
 
 inline int gather_attention(const Attention& a, int64_t longest, int threads) {

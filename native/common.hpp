@@ -11,7 +11,7 @@
 
 namespace kh {
 
-enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kCodes8 = 4, kCodes4 = 5 };
+enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kCodes8 = 4, kCodes4 = 5, kCodes3 = 6, kCodes2 = 7 };
 enum Status : int { kOk = 0, kNotFinite = 1, kBadRange = 2, kBadSlot = 3, kNoMemory = 4, kOutOfRange = 5 };
 
 struct bf16 {

@@ -113,8 +113,9 @@ KH_API int kh_packed_attention(const float* query, int64_t rows, int heads, int 
                                const kh::CodeSide* values, int bits, int64_t grouped, int64_t capacity,
                                const int32_t* slots, int64_t slots_stride, int64_t width, const int32_t* counts,
                                float scale, float softcap, float* out, float* lse, int threads) {
+  const int type = bits == 8 ? kh::kCodes8 : bits == 4 ? kh::kCodes4 : bits == 3 ? kh::kCodes3 : kh::kCodes2;
   return guarded([&] {
-    return kh::gather_attention({query, {}, {}, *keys, *values, grouped, bits == 4 ? kh::kCodes4 : kh::kCodes8, {}, slots,
+    return kh::gather_attention({query, {}, {}, *keys, *values, grouped, type, {}, slots,
                                  counts, slots_stride, capacity, nullptr, rows, heads, size, scale, softcap, out, lse, nullptr, 0},
                                 width, threads);
   });

@@ -257,26 +257,24 @@ inline vf load_float(const T* p, int count) {
   return load_float(padded);
 }
 
-// kLanes unsigned codes as float32; of 4-bit codes the even ones are the low halves of bytes.
+// Codes d to d + kLanes, unsigned, of a row of them, as float32. A code of 2, 3 or 4 bits stands behind those before
+// it, from the lowest bit of a byte on.
 template <int Bits>
-inline vf load_codes(const uint8_t* p) {
-  static_assert(Bits == 8 || Bits == 4, "bits of a code");
-  vu codes;
+inline vf load_codes(const uint8_t* row, int d, int count = kLanes) {
+  static_assert(Bits == 8 || (Bits >= 2 && Bits <= 4), "bits of a code");
   if constexpr (Bits == 8) {
-    codes = widen(p);
+    uint8_t padded[kLanes] = {};
+    if (count < kLanes) __builtin_memcpy(padded, row + d, count);
+    return __builtin_convertvector(as<vi>(widen(count < kLanes ? padded : row + d)), vf);
   } else {
-    uint32_t words[2] = {};
-    __builtin_memcpy(words, p, kLanes / 2);
-    codes = kLanes > 8 ? (iota() < 8 ? vu{} + words[0] : vu{} + words[1]) : vu{} + words[0];
-    codes = codes >> as<vu>(iota() % 8 * 4) & 15u;
+    const int first = d * Bits / 8, shift = d * Bits % 8;
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, row + first, (shift + count * Bits + 7) / 8);
+    bits >>= shift;
+    const vu low = vu{} + uint32_t(bits), high = vu{} + uint32_t(bits >> 8 * Bits);
+    const vu codes = (kLanes > 8 ? (iota() < 8 ? low : high) : low) >> as<vu>(iota() % 8 * Bits);
+    return __builtin_convertvector(as<vi>(codes & ((1u << Bits) - 1)), vf);
   }
-  return __builtin_convertvector(as<vi>(codes), vf);
-}
-template <int Bits>
-inline vf load_codes(const uint8_t* p, int count) {
-  uint8_t padded[kLanes] = {};
-  __builtin_memcpy(padded, p, (count * Bits + 7) / 8);
-  return load_codes<Bits>(padded);
 }
 
 inline float to_float(float x) { return x; }

@@ -217,11 +217,11 @@ class PackedSource {
     const vf low = splat(*at.low), scale = splat(*at.scale);
     int d = 0;
     for (; d + kLanes <= a_.size; d += kLanes) {
-      vf code = load_codes<Bits>(at.codes + d * Bits / 8);
+      vf code = load_codes<Bits>(at.codes, d);
       store(out + d, ByChannel ? load<vf>(at.low + d) + load<vf>(at.scale + d) * code : low + scale * code);
     }
     if (d == a_.size) return;
-    vf code = load_codes<Bits>(at.codes + d * Bits / 8, a_.size - d);
+    vf code = load_codes<Bits>(at.codes, d, a_.size - d);
     store(out + d, ByChannel ? load_float(at.low + d, a_.size - d) + load_float(at.scale + d, a_.size - d) * code
                              : low + scale * code);
   }

@@ -17,7 +17,10 @@ def numbers(side, bits, size):
     out = torch.zeros(rows, groups, tokens, size, dtype=torch.float64)
     by_channel = side.by_channel
     for d in range(size):
-        code = codes[..., d] if bits == 8 else codes[..., d // 2] >> 4 * (d % 2) & 15
+        code = sum(
+            (codes[..., bit // 8] >> bit % 8 & 1).int() << i
+            for i, bit in enumerate(range(d * bits, d * bits + bits))
+        )
         at = (slice(None), slice(None), d, None) if by_channel else slice(None)
         out[..., d] = low[at] + scale[at] * code.double()
     return out.flatten(1, 2)
@@ -66,7 +69,7 @@ def check(impl, bits, *, scale=0.2, softcap=None, counts=None, **sizes):
     assert_close(found, by_definition(query, *real, slots, counts, scale=scale, softcap=softcap), real[1])
 
 
-every_precision = pytest.mark.parametrize("bits", [8, 4])
+every_precision = pytest.mark.parametrize("bits", [8, 4, 3, 2])
 
 
 @every_precision

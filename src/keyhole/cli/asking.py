@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _MOST = 2**31 - 1
-_KV_DTYPES = ("full", "int8", "int4")
+_KV_DTYPES = ("full", "int8", "int4", "int3", "int2")
 _PLACES = ("disk", "host", "device")
 
 
@@ -63,7 +63,7 @@ KvDtype = Annotated[
     str | None,
     typer.Option(
         callback=_word(_KV_DTYPES),
-        help="Precision of stored keys and values: full, int8 or int4.",
+        help="Precision of stored keys and values: full, int8, int4, int3 or int2.",
         show_default="as the method says",
     ),
 ]

@@ -53,12 +53,15 @@ def check_budgets(budgets: list[str]) -> None:
         Budget.parse(budget)
 
 
-def within(low: float, high: float, *, above: bool = False) -> Callable[[float], float]:
-    """A callback of typer that refuses NaN and what is not in [low, high], or (low, high] where `above`."""
+def within(low: float, high: float, *, above: bool = False) -> Callable[[float | None], float | None]:
+    """A callback of typer that refuses NaN and what is not in [low, high], or (low, high] where `above`.
 
-    def check(value: float) -> float:
+    An option that is not given may be None.
+    """
+
+    def check(value: float | None) -> float | None:
         # NaN compares as false.
-        if not (low < value <= high if above else low <= value <= high):
+        if value is not None and not (low < value <= high if above else low <= value <= high):
             range_ = f"({low:g}, {high:g}]" if above else f"[{low:g}, {high:g}]"
             raise typer.BadParameter(f"{value:g} is not in the range {range_}.")
         return value

@@ -2,7 +2,7 @@
 
 A block has, for each served layer i, `rows.i [Hkv, n, W]`: tokens as they came, keys beside values, or rows
 of a packed form. A last block of a packed form that is not whole also has `recent.i [Hkv, t, D + E]`, the
-tokens that fill no row.
+tokens that fill no row; the first one may have `first.i`, tokens that are kept whole beside the rows.
 
 Legend: Hkv KV heads, D and E size of keys and of values, n rows, W width of a row, t tokens.
 """
@@ -76,9 +76,9 @@ def block_tensors(cache: KeyholeCache, begin: int) -> tuple[dict[str, Tensor], d
         first = begin // form.group
         if storage.buffer.length > first:
             tensors[f"rows.{number}"] = _plain(storage.rows(first))
-        recent = storage.recent()
-        if recent.shape[2]:
-            tensors[f"recent.{number}"] = _plain(recent)
+        for name, whole in (("first", storage.first() if not first else None), ("recent", storage.recent())):
+            if whole is not None and whole.shape[2]:
+                tensors[f"{name}.{number}"] = _plain(whole)
     return tensors, {"layers": specs}
 
 
@@ -104,8 +104,10 @@ def load_blocks(cache: KeyholeCache, blocks: tuple[Entry, ...], device: torch.de
             assert held is not None
             layer.storage.append(held[..., : kind.keys], held[..., kind.keys :])
             continue
-        recent = _recent(blocks[-1], number, kind)
-        state = {"keys": recent[..., : kind.keys], "values": recent[..., kind.keys :]}
+        whole = torch.cat(
+            [_whole(blocks[0], f"first.{number}", kind), _whole(blocks[-1], f"recent.{number}", kind)], 2
+        )
+        state = {"keys": whole[..., : kind.keys], "values": whole[..., kind.keys :]}
         layer.storage.restore(state if held is None else state | {"rows": held})
 
 
@@ -120,8 +122,8 @@ def stored_storages(
         like = parts[0].mapped[:, :0] if parts else form.pack(_nothing(kind, form), kind)[0]
         buffer = StoredBuffer(parts, like, most=memory // len(layers), spare=_SPARE // form.group)
         storage = PlacedStorage(form, buffer)
-        storage.hold(kind)
-        recent = _recent(blocks[-1], number, kind)
+        storage.hold(kind, _whole(blocks[0], f"first.{number}", kind))
+        recent = _whole(blocks[-1], f"recent.{number}", kind)
         if recent.shape[2]:
             storage.append(recent[..., : kind.keys], recent[..., kind.keys :])
         storages.append(storage)
@@ -137,8 +139,8 @@ def _kind(block: Entry, number: int, device: torch.device) -> TokenSpec:
     return TokenSpec(heads, keys, values, getattr(torch, dtype), device)
 
 
-def _recent(block: Entry, number: int, kind: TokenSpec) -> Tensor:
-    name = f"recent.{number}"
+def _whole(block: Entry, name: str, kind: TokenSpec) -> Tensor:
+    """Tokens of a block that are as they came, `[1, Hkv, t, D + E]`, perhaps none."""
     if name not in block.names:
         return torch.zeros(1, kind.heads, 0, kind.keys + kind.values, dtype=kind.dtype, device=kind.device)
     return block.tensor(name)[None].to(kind.device)

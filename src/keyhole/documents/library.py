@@ -79,7 +79,8 @@ class Library:
             model: a directory, hub name or GGUF file; a loaded model needs its `tokenizer`. By default the
                 embedded model.
             method: by which it is read, kept and asked.
-            kv_dtype: how keys and values are stored: "full", "int8" or "int4"; by default as `method` says.
+            kv_dtype: how keys and values are stored: "full", "int8", "int4", "int3" or "int2"; by default as
+                `method` says.
             chat: use the tokenizer's chat template; by default if there is one.
             beyond_range: take a method that reads beyond the model's range, where the document is longer.
             pinned: never evicted. None: as the document of this name was, False for a new one.

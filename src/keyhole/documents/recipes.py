@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+from keyhole import storage
 from keyhole.core.errors import SpecError
 from keyhole.engines.transformers.persist import unplaced
-from keyhole.methods import Method, Recipe
+from keyhole.methods import Method, Quantised, Recipe
 from keyhole.methods.recipe import answers
 from keyhole.storage import PLACES
 
-KV_DTYPES = ("full", "int8", "int4")
-_VERSION = "blocks 1"
+KV_DTYPES = ("full", *storage.KV_DTYPES[1:])
+_VERSION = "blocks 2"
 
 
 def stored_recipe(method: str | Method | Recipe, kv_dtype: str | None = None) -> Recipe:
@@ -51,8 +52,8 @@ def _placed(stage: Method, place: str) -> Method:
 def form_of(recipe: Recipe) -> str:
     """In which form keys and values are stored, as text."""
     for stage in recipe.stages:
-        if stage.name == "quantised":
-            return f"int{stage.bits}"  # type: ignore[attr-defined]
+        if isinstance(stage, Quantised):
+            return f"int{stage.bits}" + ("" if stage.rotation == "auto" else f" {stage.rotation}")
         form = getattr(stage, "kv_dtype", "auto")
         if form != "auto":
             return str(form)

@@ -142,7 +142,7 @@ class RetrievalMethod(Method):
         "auto",
         KV_DTYPES,
         renamed=(("full", "auto"),),
-        help='Precision of stored keys and values: "auto" is the dtype of the model; "int8" and "int4" '
+        help='Precision of stored keys and values: "auto" is the dtype of the model; "int8" to "int2" '
         "quantise.",
     )
     block_cache: int | str = placing.block_cache()

@@ -75,16 +75,24 @@ def check_blocks(method: Placing) -> None:
 
 
 def storages(
-    method: Placing, info: ModelInfo, kv_dtype: str, window: int = 0, slot_tokens: int = 0
+    method: Placing,
+    info: ModelInfo,
+    kv_dtype: str,
+    window: int = 0,
+    slot_tokens: int = 0,
+    rotation: str = "auto",
 ) -> list[Storage]:
     """A storage for each served layer, whose `window` newest tokens are always read.
 
     Args:
         slot_tokens: of a resident slot; 0 has resident blocks that all heads share.
+        rotation: one of ROTATIONS, for quantised keys and values.
     """
     share = info.share(int(method.block_cache))
     return [
-        make_storage(method.place, kv_dtype, share, method.block_eviction, info.device, window, slot_tokens)
+        make_storage(
+            method.place, kv_dtype, share, method.block_eviction, info.device, window, slot_tokens, rotation
+        )
         for _ in info.layers
     ]
 

@@ -12,14 +12,15 @@ from keyhole.core.costs import Heads, Work
 from keyhole.methods.base import RetrievalMethod
 from keyhole.methods.facts import value
 
-_BYTES = {"int8": 1.0, "int4": 0.5}
+_BYTES = {"int8": 1.0, "int4": 0.5, "int3": 0.375, "int2": 0.25}
+_LIKE = {"int3": "int4", "int2": "int4"}  # whose constants serve
 _MASS = 0.25  # of the context, that a budget of attention mass is taken to read where its cap allows more
 
 
 def form_of(method: RetrievalMethod, dtype: torch.dtype) -> str:
     """The form keys and values are read in, as cost constants name it."""
     if method.kv_dtype in _BYTES:
-        return method.kv_dtype
+        return _LIKE.get(method.kv_dtype, method.kv_dtype)
     return "bfloat16" if dtype.itemsize < 4 else "float32"
 
 
@@ -32,11 +33,11 @@ def dense_work(heads: Heads, form: str, tokens: float) -> Work:
 
 def selecting_work(method: RetrievalMethod, heads: Heads, tokens: int, context: float) -> Work:
     """A step that selects among so many `tokens`, of a `context` that is longer where others were dropped."""
-    form, rows = form_of(method, heads.dtype), heads.batch * heads.kv_heads
+    _form, rows = form_of(method, heads.dtype), heads.batch * heads.kv_heads
     read = min(tokens, method.sinks + method.window + _budgeted(method.budget, round(context)))
     known = _letters(method, heads) | {"N": tokens, "R": read}
     facts = method.facts
-    row = value(facts.row, known | {"e": _BYTES.get(form, heads.dtype.itemsize)})
+    row = value(facts.row, known | {"e": _BYTES.get(method.kv_dtype, heads.dtype.itemsize)})
     return Work(scanned=rows * value(facts.scan, known), ranked=rows * tokens, read=rows * read * row)
 
 

@@ -9,7 +9,7 @@ from keyhole.storage.merging import Merge, Merging, NewValues
 from keyhole.storage.paged import PagedStorage
 from keyhole.storage.pages import Pages, split_pages
 from keyhole.storage.pinned import PinnedStorage
-from keyhole.storage.places import KV_DTYPES, PLACES, RESIDENT, make_rows, make_storage
+from keyhole.storage.places import KV_DTYPES, PLACES, RESIDENT, ROTATIONS, make_rows, make_storage
 from keyhole.storage.pooled import PooledStorage
 from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident.blocks import BLOCK_EVICTIONS
@@ -22,6 +22,7 @@ __all__ = [
     "PLACES",
     "RESIDENT",
     "ROOM",
+    "ROTATIONS",
     "BiasedStorage",
     "CapturableStorage",
     "Chosen",

@@ -33,6 +33,13 @@ class Chosen(NamedTuple):
         return cls(slots.unsqueeze(1).expand(-1, heads, -1), counts.unsqueeze(1).expand(-1, heads))
 
     @classmethod
+    def range(cls, begin: int, end: int, batch: int, heads: int, device: torch.device) -> Chosen:
+        """Slots from `begin` to before `end` for all heads, views of one list."""
+        slots = torch.arange(begin, end, dtype=torch.int32, device=device)
+        counts = torch.tensor(end - begin, dtype=torch.int32, device=device)
+        return cls(slots.expand(batch, heads, -1), counts.expand(batch, heads))
+
+    @classmethod
     def without(cls, dropped: Tensor, slots: int) -> Chosen:
         """All of so many slots but one of each head, int64 `[B, Hkv]`."""
         left = torch.arange(slots - 1, dtype=torch.int32, device=dropped.device)

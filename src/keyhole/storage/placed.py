@@ -5,19 +5,19 @@ Legend: B batch, H query heads, Hkv KV heads, N tokens, S slots, D and E size of
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits, Part, attend_slots, merge
+from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.core.layout import Regions
 from keyhole.storage.base import Footprint, Lookups, Storage
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.formats.base import Form, Full, TokenSpec
 from keyhole.storage.resident.blocks import ResidentBlocks
 from keyhole.storage.resident.slots import ResidentSlots
-from keyhole.storage.tiers.buffer import Buffer, GrowingBuffer
+from keyhole.storage.sources import Source, attend_sources
+from keyhole.storage.tiers.buffer import Buffer
+from keyhole.storage.whole import WholeTokens
 
 _PACKED = 4096  # tokens packed at a time, to bound temporary memory
 _AS_THEY_ARE = Full()
@@ -27,19 +27,20 @@ class PlacedStorage(Storage):
     """Rows of a form in a buffer of a tier, perhaps with resident blocks in front.
 
     A form that packs groups of tokens leaves the newest as they are, on the device, at least a group of
-    them. What is chosen on another device than the query's is gathered there and moved.
+    them, and the first ones if it says so. What is chosen on another device than the query's is gathered
+    there and moved.
     """
 
     def __init__(
         self, form: Form, buffer: Buffer, resident: ResidentBlocks | ResidentSlots | None = None
     ) -> None:
         self.form, self.buffer, self.resident = form, buffer, resident
-        self._recent = GrowingBuffer()
+        self._whole = WholeTokens(form.first)
         self._kind: TokenSpec | None = None
 
     @property
     def length(self) -> int:
-        return self._packed + self._recent.length
+        return self._packed + self._whole.newest
 
     @property
     def _packed(self) -> int:
@@ -48,27 +49,25 @@ class PlacedStorage(Storage):
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         if self.length == 0:
-            self._kind = TokenSpec(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype, keys.device)
+            self._kind = TokenSpec.of(keys, values)
         tokens = torch.cat([keys, values], dim=-1)
         if self.form.in_place:
             self.buffer.append(tokens)
             return
         for part in tokens.split(_PACKED, dim=2):
-            self._recent.append(part)
+            self._whole.append(part)
             self._pack_recent()
 
-    def hold(self, kind: TokenSpec) -> None:
-        """Go on behind rows that the buffer holds already, of tokens of a `kind`."""
+    def hold(self, kind: TokenSpec, first: Tensor) -> None:
+        """Go on behind rows that the buffer has, of tokens of a `kind`, with the `first` ones whole."""
         self._kind = kind
+        self._whole.put(first, first[:, :, :0])
 
     def seal(self) -> None:
         """Pack whatever fills a row, the newest tokens too: what comes next does not change it."""
-        count = self._recent.length // self.form.group * self.form.group
+        count = self._whole.newest // self.form.group * self.form.group
         if not self.form.in_place and count:
-            tokens = self._recent.view()
-            self.buffer.append(self.form.pack(tokens[:, :, :count], self._known()))
-            self._recent = GrowingBuffer()
-            self._recent.append(tokens[:, :, count:])
+            self.buffer.append(self.form.pack(self._whole.take(count), self._known()))
 
     def rows(self, start: int = 0) -> Tensor:
         """Rows of the buffer from row `start` on, `[B, H, n, W]`."""
@@ -76,7 +75,11 @@ class PlacedStorage(Storage):
 
     def recent(self) -> Tensor:
         """Tokens behind the buffer's rows, keys beside values, `[B, H, T, D + E]`."""
-        return self._recent.view()
+        return self._whole.view_newest()
+
+    def first(self) -> Tensor:
+        """The first tokens of the text, where rows of the buffer do not have them, as `recent`."""
+        return self._whole.view_first()
 
     def keys(self, start: int = 0) -> Tensor:
         return self._tokens(start, "keys")
@@ -86,12 +89,16 @@ class PlacedStorage(Storage):
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         kind = self._known()
-        sources = self._sources(Chosen.of(slots, counts, kind.heads))
-        sources = [source for source in sources if source[2].counts.any()] or sources[:1]
-        part = reduce(merge, (_attend(query, *source, kind, logits) for source in sources))
+        part = attend_sources(query, self._sources(Chosen.of(slots, counts, kind.heads)), kind, logits)
         if isinstance(self.resident, ResidentBlocks):
             self.resident.admit(self.buffer, kind.device)
         return part
+
+    def attend_all(self, query: Tensor, logits: Logits, mask: Tensor | None) -> Tensor:
+        if self.form.lossless or not self.buffer.length:
+            return super().attend_all(query, logits, mask)
+        part = attend_sources(query.squeeze(2), self._everything(len(query), mask), self._known(), logits)
+        return add_sink_logits(part, logits).out.unsqueeze(2)
 
     def settle(self, regions: Regions) -> None:  # noqa: ARG002
         if isinstance(self.resident, ResidentSlots):
@@ -112,22 +119,21 @@ class PlacedStorage(Storage):
 
     def crop(self, length: int) -> None:
         if length > self._packed:
-            self._recent.crop(length - self._packed)
+            self._whole.crop(length - self._packed)
             return
         group = self.form.group
-        # A row is forgotten whole, so its tokens that stay are unpacked; the newest one is never in a row.
         kept = length if self.form.in_place else max(length - 1, 0) // group
-        self._recent = GrowingBuffer()
-        if kept * group < length:
-            tokens = self._unpacked(self.buffer.view(kept)[:, :, :1])
-            self._recent.append(tokens[:, :, : length - kept * group])
+        if length == 0:
+            self._whole = WholeTokens(self.form.first)
+        elif not self.form.in_place:
+            self._unpack_row(kept, length - kept * group)
         self.buffer.crop(kept)
         if self.resident is not None:
             self.resident.crop(kept * group)
 
     def reorder(self, rows: Tensor) -> None:
         self.buffer.reorder(rows)
-        self._recent.reorder(rows)
+        self._whole.reorder(rows)
         if self.resident is not None:
             self.resident.clear()
 
@@ -137,19 +143,25 @@ class PlacedStorage(Storage):
         if self.form.in_place:
             return {"keys": self.keys(), "values": self.values()}
         packed = {"rows": self.buffer.view()} if self.buffer.length else {}
-        return packed | {"keys": self.keys(self._packed), "values": self.values(self._packed)}
+        keys, values = self._whole.view().split([self._known().keys, self._known().values], dim=-1)
+        return packed | {"keys": keys, "values": values}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.crop(0)
         if not state:
             return
-        self.append(state["keys"], state["values"])
-        if "rows" in state:
-            self.buffer.append(state["rows"])
+        keys, values = state["keys"], state["values"]
+        if "rows" not in state:
+            self.append(keys, values)
+            return
+        self.buffer.append(state["rows"])
+        tokens, most = torch.cat([keys, values], dim=-1), self.form.first
+        self.hold(TokenSpec.of(keys, values), tokens[:, :, :most])
+        self._whole.append(tokens[:, :, most:])
 
     @property
     def footprint(self) -> Footprint:
-        fast = self._recent.nbytes + (0 if self.resident is None else self.resident.nbytes)
+        fast = self._whole.nbytes + (0 if self.resident is None else self.resident.nbytes)
         return Footprint(**{self.buffer.tier: self.buffer.nbytes}) + Footprint(device=fast)
 
     def _known(self) -> TokenSpec:
@@ -160,66 +172,67 @@ class PlacedStorage(Storage):
     def _pack_recent(self) -> None:
         """Pack all but the newest tokens, which are at least a group and fewer than two."""
         group = self.form.group
-        count = (self._recent.length - group) // group * group
+        count = (self._whole.newest - group) // group * group
         if count <= 0:
             return
-        tokens = self._recent.view()
-        rows = self.form.pack(tokens[:, :, :count], self._known())
+        rows = self.form.pack(self._whole.take(count), self._known())
         self.buffer.append(rows)
         if isinstance(self.resident, ResidentSlots):
             self.resident.came(self.buffer.length - rows.shape[2], rows)
-        # Anew, since its memory is that of a whole prompt by now.
-        self._recent = GrowingBuffer()
-        self._recent.append(tokens[:, :, count:])
 
-    def _unpacked(self, rows: Tensor) -> Tensor:
-        kind = self._known()
+    def _unpack_row(self, row: int, count: int) -> None:
+        """Have the first `count` tokens of a row among the newest, as rows from it on are forgotten."""
+        kind, rows = self._known(), self.buffer.view(row)[:, :, :1]
         tokens = torch.cat([self.form.keys(rows, kind), self.form.values(rows, kind)], dim=-1)
-        return tokens.to(kind.device, kind.dtype)
+        tokens = tokens.to(kind.device, kind.dtype)[:, :, :count]
+        first = self._whole.view_first() if self._whole.first else tokens[:, :, :0]
+        if row:
+            self._whole.put(first, tokens)
+        else:
+            self._whole.put(None, torch.cat([first, tokens[:, :, first.shape[2] :]], dim=2)[:, :, :count])
 
     def _tokens(self, start: int, what: str) -> Tensor:
         kind, held = self._known(), []
-        if start < self._packed or not self._recent.length:
-            row = start // self.form.group
+        if start < self._whole.first:
+            held.append(getattr(_AS_THEY_ARE, what)(self.first()[:, :, start:], kind))
+        packed = max(start, self._whole.first)
+        if packed < self._packed or not self._whole.newest:
+            row = packed // self.form.group
             rows = getattr(self.form, what)(self.buffer.view(row), kind)
-            held.append(rows[:, :, start - row * self.form.group :].to(kind.device, kind.dtype))
-        if self._recent.length:
-            rows = getattr(_AS_THEY_ARE, what)(self._recent.view(), kind)
+            held.append(rows[:, :, packed - row * self.form.group :].to(kind.device, kind.dtype))
+        if self._whole.newest:
+            rows = getattr(_AS_THEY_ARE, what)(self.recent(), kind)
             held.append(rows[:, :, max(start - self._packed, 0) :])
         return held[0] if len(held) == 1 else torch.cat(held, dim=2)
 
-    def _sources(self, chosen: Chosen) -> list[tuple[Form, Tensor, Chosen]]:
-        """Where chosen slots are read: each a form, rows in it, and the slots among those rows."""
-        sources: list[tuple[Form, Tensor, Chosen]] = []
-        if self._recent.length:
-            packed = chosen.slots < self._packed
-            recent = Chosen(chosen.slots - self._packed, chosen.counts).where(~packed)
-            sources.append((_AS_THEY_ARE, self._recent.view(), recent))
-            chosen = chosen.where(packed)
+    def _everything(self, batch: int, mask: Tensor | None) -> list[Source]:
+        """All slots, or those a mask `[B or 1, 1 or Hkv, 1, length]` shows, read without unpacking rows."""
+        heads, first, packed = self._known().heads, self._whole.first, self._packed
+        whole = Chosen.range(0, self._whole.length, batch, heads, self.device)
+        rows = Chosen.range(first, packed, batch, heads, self.device)
+        if mask is not None:
+            shown = mask.squeeze(2).expand(batch, heads, -1)
+            whole = whole.where(torch.cat([shown[..., :first], shown[..., packed:]], dim=-1))
+            rows = rows.where(shown[..., first:packed])
+        return [Source(_AS_THEY_ARE, self._whole.view(), whole), Source(self.form, self.buffer.view(), rows)]
+
+    def _sources(self, chosen: Chosen) -> list[Source]:
+        """Where chosen slots are read."""
+        sources: list[Source] = []
+        if self._whole.length:
+            whole, chosen = self._whole.split(chosen, self._packed)
+            sources.append(Source(_AS_THEY_ARE, self._whole.view(), whole))
         if isinstance(self.resident, ResidentSlots) and self.buffer.length:
             if chosen.counts.any() or not sources:
-                sources.append((self.form, *self.resident.bring(chosen, self.buffer, self._known().device)))
+                sources.append(
+                    Source(self.form, *self.resident.bring(chosen, self.buffer, self._known().device))
+                )
             return sources
         if isinstance(self.resident, ResidentBlocks) and self.buffer.length:
             found, chosen = self.resident.look_up(chosen, self._packed)
             if self.resident.rows is not None:
-                sources.append((self.form, self.resident.rows, found))
+                sources.append(Source(self.form, self.resident.rows, found))
         if self.buffer.length:
             rows = self.buffer.reading(chosen.slots // self.form.group)
-            sources.append((self.form, rows, chosen))
+            sources.append(Source(self.form, rows, chosen))
         return sources
-
-
-def _attend(query: Tensor, form: Form, rows: Tensor, chosen: Chosen, kind: TokenSpec, logits: Logits) -> Part:
-    """Attention of `query [B, H, D]` over chosen slots of `rows [B, Hkv, n, W]`, wherever they lie."""
-    slots, counts = chosen.slots, chosen.counts
-    if rows.device == query.device:
-        return form.attend(query, rows, kind, slots, counts, logits)
-    there = slots.to(rows.device)
-    keys, values = (_moved(read(rows, kind, there), query.device) for read in (form.keys, form.values))
-    places = torch.arange(slots.shape[-1], device=query.device).expand(slots.shape)
-    return attend_slots(query, keys, values, places, counts, logits)
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if tensor.device == device else tensor.pin_memory().to(device, non_blocking=True)

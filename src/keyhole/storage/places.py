@@ -20,7 +20,8 @@ from keyhole.storage.tiers.host import HostBuffer
 
 PLACES = ("device", "host", "disk")
 RESIDENT = ("blocks", "slots")
-KV_DTYPES = ("auto", "int8", "int4")  # "auto" is the type of the model
+KV_DTYPES = ("auto", "int8", "int4", "int3", "int2")  # "auto" is the type of the model
+ROTATIONS = ("auto", "none", "hadamard")
 
 
 def make_storage(
@@ -31,6 +32,7 @@ def make_storage(
     device: torch.device | None = None,
     window: int = 0,
     slot_tokens: int = 0,
+    rotation: str = "auto",
 ) -> Storage:
     """A storage on one of PLACES, in one of KV_DTYPES, with `block_cache` bytes in front of another place's.
 
@@ -42,10 +44,11 @@ def make_storage(
         device: where keys and values will come from; None is a CPU.
         slot_tokens: in place of shared blocks, have `ResidentSlots` of blocks of so many tokens; a packed
             form has rows of its own.
+        rotation: one of ROTATIONS, before keys and values are quantised; "auto" is "hadamard" below 8 bits.
     """
     if kv_dtype == "auto" and _by_the_device(where, device):
         return PinnedStorage(ResidentRows(block_cache, window))
-    form: Form = Full() if kv_dtype == "auto" else Quantised(int(kv_dtype.removeprefix("int")))
+    form = Full() if kv_dtype == "auto" else _quantised(int(kv_dtype.removeprefix("int")), rotation)
     if slot_tokens and where != "device":
         form = Blocks(slot_tokens) if form.in_place else form
         return PlacedStorage(form, _buffer(where, form.group), ResidentSlots(block_cache, form.group))
@@ -63,6 +66,10 @@ def make_rows(
     if _by_the_device(where, device):
         return ResidentRows(block_cache, window)
     return FetchedRows(_buffer(where, 1), _resident(block_cache, block_eviction, 1))
+
+
+def _quantised(bits: int, rotation: str) -> Form:
+    return Quantised(bits, rotated=rotation == "hadamard" or (rotation == "auto" and bits < 8))
 
 
 def _by_the_device(where: str, device: torch.device | None) -> bool:

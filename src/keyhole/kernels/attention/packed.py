@@ -9,6 +9,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from keyhole.kernels.attention.bits import BITS, unpack_codes
 from keyhole.kernels.attention.gather import check_operands, fits_triton
 from keyhole.kernels.attention.reference import Attended, attend, valid_slots
 from keyhole.kernels.attention.types import Codes, Layout
@@ -70,17 +71,14 @@ def values_at(values: Codes, layout: Layout, slots: Tensor) -> Tensor:
 
 def decoded(side: Codes, bits: int, size: int) -> Tensor:
     """The float32 numbers [..., size] that codes [..., W] stand for, with ranges that fit them."""
-    codes, scale, low = side
-    if bits == 4:
-        codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)[..., :size]
-    return torch.addcmul(low, scale, codes.float())
+    return torch.addcmul(side.low, side.scale, unpack_codes(side.codes, bits, size).float())
 
 
 def _check(query: Tensor, keys: Codes, values: Codes, layout: Layout) -> None:
     """Raise ValueError unless the shapes fit."""
     shape = keys.codes.shape[:4]
     widths = tuple(-(-size * layout.bits // 8) for size in layout[1:])
-    fits = layout.bits in (4, 8) and query.dim() == 3 and keys.codes.dim() == 5
+    fits = layout.bits in BITS and query.dim() == 3 and keys.codes.dim() == 5
     fits = fits and (query.shape[0], query.shape[2]) == (shape[0] * shape[1], layout.keys)
     for side, width, ranges in ((keys, widths[0], layout.keys), (values, widths[1], shape[-1])):
         fits = fits and side.codes.shape == (*shape, width) and side.codes.dtype == torch.uint8

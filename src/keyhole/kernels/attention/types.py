@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Codes(NamedTuple):
-    """Numbers low + scale * code; two codes of 4 bits share a byte, the even channel's in its low half.
+    """Numbers low + scale * code; codes of fewer than 8 bits share bytes, as `bits.pack_codes` has them.
 
     Attributes:
         codes: uint8 `[B, Hkv, n, g, W]`.

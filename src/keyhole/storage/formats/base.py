@@ -27,15 +27,21 @@ class TokenSpec(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> TokenSpec:
+        """Of `keys [B, H, T, D]` and `values [B, H, T, E]`."""
+        return cls(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype, keys.device)
+
 
 class Form(ABC):
     """Packs tokens to rows and back. Keys and values share rows, so that one read fetches both.
 
-    `group` tokens make a row. Where rows are tokens as they came, attention reads them `in_place`; a form
-    that is `lossless` gives them back as they came.
+    `group` tokens make a row; the `first` ones of a text are kept beside the rows, as they came. Where rows
+    are tokens as they came, attention reads them `in_place`; a `lossless` form gives them back as they came.
     """
 
     group: int = 1
+    first: int = 0
     in_place: bool = False
     lossless: bool = False
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from keyhole import kernels
 from keyhole.attention import Logits, Part
+from keyhole.kernels.attention.bits import pack_codes
 from keyhole.kernels.attention.packed import decoded, keys_at, values_at
+from keyhole.storage.formats import hadamard
 from keyhole.storage.formats.base import Form, TokenSpec
 
 _FLOAT = torch.float32.itemsize
@@ -23,39 +25,43 @@ _FLOAT = torch.float32.itemsize
 class Quantised(Form):
     """Codes of `bits` bits, their scales beside them in the row, `group` tokens in each.
 
-    The error of a number is at most half its scale, the range of its channel or token over 2 ** bits - 1.
+    The error of a number is at most half its scale, the range of its channel or token over 2 ** bits - 1;
+    where it is `rotated`, that holds for numbers after the rotation. Attention rotates the query and what
+    comes out instead of the keys and values. The first tokens stay as they came: they are attention sinks.
     """
 
     group = 64
+    first = 4
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
+    def __init__(self, bits: int, rotated: bool = False) -> None:
+        self.bits, self.rotated = bits, rotated
 
     def pack(self, tokens: Tensor, kind: TokenSpec) -> Tensor:
         grouped = tokens.unflatten(2, (-1, self.group)).float()
-        keys, values = grouped.split([kind.keys, kind.values], dim=-1)
+        keys, values = (self._turn(part) for part in grouped.split([kind.keys, kind.values], dim=-1))
         parts = [*self._encode(keys, dim=-2), *self._encode(values, dim=-1)]
         return torch.cat([part.contiguous().view(torch.uint8).flatten(3) for part in parts], dim=-1)
 
     def keys(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         held = self._sides(rows, kind)[0]
         if slots is not None:
-            return keys_at(held, self._layout(kind), slots)
+            return self._turn(keys_at(held, self._layout(kind), slots))
         held = held._replace(scale=held.scale.unsqueeze(-2), low=held.low.unsqueeze(-2))
-        return decoded(held, self.bits, kind.keys).flatten(2, 3)
+        return self._turn(decoded(held, self.bits, kind.keys).flatten(2, 3))
 
     def values(self, rows: Tensor, kind: TokenSpec, slots: Tensor | None = None) -> Tensor:
         held = self._sides(rows, kind)[1]
         if slots is not None:
-            return values_at(held, self._layout(kind), slots)
+            return self._turn(values_at(held, self._layout(kind), slots))
         held = held._replace(scale=held.scale.unsqueeze(-1), low=held.low.unsqueeze(-1))
-        return decoded(held, self.bits, kind.values).flatten(2, 3)
+        return self._turn(decoded(held, self.bits, kind.values).flatten(2, 3))
 
     def attend(
         self, query: Tensor, rows: Tensor, kind: TokenSpec, slots: Tensor, counts: Tensor, logits: Logits
     ) -> Part:
+        turned = self._turn(query.float()) if self.rotated else query
         attended = kernels.packed_attention(
-            query.reshape(-1, query.shape[1] // kind.heads, kind.keys),
+            turned.reshape(-1, query.shape[1] // kind.heads, kind.keys),
             *self._sides(rows, kind),
             self._layout(kind),
             slots.flatten(0, 1),
@@ -63,10 +69,14 @@ class Quantised(Form):
             scale=logits.scale,
             softcap=logits.softcap,
         )
-        return Part(attended.out.view(*query.shape[:2], -1), attended.lse.view(query.shape[:2]))
+        out = self._turn(attended.out).to(query.dtype)
+        return Part(out.view(*query.shape[:2], -1), attended.lse.view(query.shape[:2]))
 
     def token_bytes(self, kind: TokenSpec) -> float:
         return sum(self._widths(kind)) / self.group
+
+    def _turn(self, vectors: Tensor) -> Tensor:
+        return hadamard.rotated(vectors) if self.rotated else vectors
 
     def _widths(self, kind: TokenSpec) -> list[int]:
         """Bytes in a row of the codes, scales and lows of keys, then those of values."""
@@ -90,9 +100,5 @@ class Quantised(Form):
         low, high = numbers.aminmax(dim=dim, keepdim=True)
         scale = (high - low) / (2**self.bits - 1)
         codes = ((numbers - low) / scale).nan_to_num(0.0).round().clamp(0, 2**self.bits - 1).to(torch.uint8)
-        if self.bits == 4:
-            even, odd = (
-                torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
-            )
-            codes = even | odd << 4
-        return kernels.Codes(codes, scale.squeeze(dim), low.squeeze(dim))
+        packed = codes if self.bits == 8 else pack_codes(codes, self.bits)
+        return kernels.Codes(packed, scale.squeeze(dim), low.squeeze(dim))

@@ -128,10 +128,21 @@ def _at(held, batch, head, group, token):
 @triton.jit
 def _codes(held, place, there, size: tl.constexpr, BITS: tl.constexpr, SIZE: tl.constexpr):
     """Codes [S, D] of slots as float32; beyond `size` and of slots that are not there they mean nothing."""
-    WIDTH: tl.constexpr = SIZE * BITS // 8
-    byte = tl.arange(0, WIDTH)
-    mask = there[:, None] & (byte < tl.cdiv(size * BITS, 8))[None, :]
-    codes = tl.load(_at(held, *place)[:, None] + byte[None, :], mask=mask, other=0)
-    if BITS == 4:
-        codes = tl.interleave(codes & 15, codes >> 4)
-    return codes.to(tl.float32)
+    base = _at(held, *place)[:, None]
+    if BITS == 8 or BITS == 4:
+        byte = tl.arange(0, SIZE * BITS // 8)
+        codes = tl.load(
+            base + byte[None, :], mask=there[:, None] & (byte < tl.cdiv(size * BITS, 8))[None, :], other=0
+        )
+        if BITS == 4:
+            codes = tl.interleave(codes & 15, codes >> 4)
+        return codes.to(tl.float32)
+    # A code of 3 bits may begin in one byte and end in the next.
+    bit = tl.arange(0, SIZE) * BITS
+    byte, last = bit // 8, (bit + BITS - 1) // 8
+    inside = there[:, None] & (bit < size * BITS)[None, :]
+    low = tl.load(base + byte[None, :], mask=inside, other=0).to(tl.int32)
+    high = tl.load(base + last[None, :], mask=inside, other=0).to(tl.int32)
+    codes = low >> (bit % 8)[None, :]
+    codes = tl.where((last > byte)[None, :], codes | high << (8 - bit % 8)[None, :], codes)
+    return (codes & (1 << BITS) - 1).to(tl.float32)

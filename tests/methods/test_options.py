@@ -158,7 +158,7 @@ def test_a_schema_has_types_ranges_and_words():
         "default": 64,
         "x-unit": "tokens",
     }
-    assert described["kv_dtype"]["enum"] == ["auto", "int8", "int4"]
+    assert described["kv_dtype"]["enum"] == ["auto", "int8", "int4", "int3", "int2"]
     assert {"enum": ["auto"]} in described["dense_below"]["anyOf"]
     assert {"type": "null"} in PQCache.schema()["properties"]["subspaces"]["anyOf"]
     assert {"mass", "floor", "cap"} < set(described)

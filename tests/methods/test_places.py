@@ -8,7 +8,7 @@ from keyhole.storage import DeviceStorage
 
 
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "int4"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "int4", "int3", "int2"])
 def test_bare_words_are_read(place, kv_dtype):
     spec = f"pqcache(place={place}, kv_dtype={kv_dtype})"
     stage = Recipe.parse(spec).stages[0]
@@ -46,7 +46,7 @@ def test_sizes_that_are_none(cache):
     ("option", "allowed"),
     [
         ("place=moon", "device, host, disk"),
-        ("kv_dtype=int2", "auto, int8, int4"),
+        ("kv_dtype=int5", "auto, int8, int4, int3, int2"),
         ("block_eviction=fifo", "lfu, lru"),
         ("place=1", "device, host, disk"),
     ],

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from keyhole.core.rope import Rope
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.retention.base import Allocator, EvictionPolicy, Scorer, ScorerInput
+from keyhole.retention.base import Allocator, Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.retention.observations import Observations
+from keyhole.retention.policy import EvictionPolicy
 from keyhole.retention.wrapped import WrappedScorer
 from keyhole.storage import Chosen, Merging, NewValues, Storage
 

@@ -34,12 +34,17 @@ def test_tokens_and_values_are_those_of_the_definition(rows, padding):
     check_against_oracle(layer, rows)
 
 
+def test_more_queries_than_tokens_that_are_kept():
+    layer = prompted(spec(queries=40), batch=2, padding=[0, 30])
+    check_against_oracle(layer, 0.5, queries=40)
+
+
 def test_soft_caps_and_sink_logits():
     layer = prompted(spec(), softcap=3.0, sink_logits=torch.tensor([0.5, -1.0, 2.0, 0.0]), value_size=24)
     check_against_oracle(layer, 0.5)
 
 
-def check_against_oracle(layer, rows):
+def check_against_oracle(layer, rows, **options):
     kept, storage = layer.cache.kept, layer.cache.storage
     for row, start in enumerate(layer.starts):
         for head in range(2):
@@ -51,7 +56,7 @@ def check_against_oracle(layer, rows):
                 continue
             summaries = int(12 * rows)
             first = snapped(layer, row, head, 12 - summaries)
-            stay, fitted = expected(layer, row, head, first, summaries, **FIT)
+            stay, fitted = expected(layer, row, head, first, summaries, **FIT | options)
             assert places.tolist() == stay
             np.testing.assert_allclose(values, fitted, rtol=1e-3, atol=1e-4)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from keyhole.core.layout import packed_slots
-from keyhole.storage import Chosen, DeviceStorage, Merge, PooledStorage, make_storage
+from keyhole.storage import Chosen, DeviceStorage, Merge, NewValues, PooledStorage, make_storage
 from tests.oracles import array
 
 MADE = {
@@ -76,6 +76,22 @@ def test_nothing_to_merge_changes_nothing(make):
         storage.keep(kept, into)
     assert torch.equal(one.keys(), other.keys())
     assert torch.equal(one.values(), other.values())
+
+
+@pytest.mark.parametrize("make", [make for name, make in MADE.items() if name != "int8"])
+def test_new_values(make):
+    """Some kept tokens get other values; keys, and the values of others, stay."""
+    draw = torch.Generator().manual_seed(0)
+    keys, values, new = (torch.randn(2, 3, 40, size, generator=draw) for size in (16, 8, 8))
+    takes = torch.rand(2, 3, 40, generator=draw) > 0.5
+    stays = torch.zeros(2, 3, 40, dtype=torch.bool)
+    stays[..., ::2] = stays[..., -1] = True
+    storage = make()
+    storage.append(keys, values)
+    storage.keep(Chosen(*packed_slots(stays)), NewValues(new, takes))
+    expected = torch.where(takes.unsqueeze(-1), new, values)
+    assert torch.equal(storage.keys(), keys[stays].view(2, 3, -1, 16))
+    assert torch.equal(storage.values(), expected[stays].view(2, 3, -1, 8))
 
 
 def test_a_retention_that_merges(monkeypatch):

@@ -32,8 +32,8 @@ class Compaction(ScoreWrapper):
         best_for="Small budgets with any eviction method, and text that is continued: dropped tokens still "
         "contribute to the output.",
         weak_at="Queries unlike recent ones. An eviction costs a pass of `queries * G` queries over all "
-        "tokens and a linear system of that size per KV head. Later evictions start from fitted values, so "
-        "their errors add up.",
+        "tokens and, per KV head, a linear system of as many unknowns, or of the kept tokens where they are "
+        "fewer. Later evictions start from fitted values, so their errors add up.",
         kept=EVICTED,
         differs=(
             Differs(
@@ -59,7 +59,7 @@ class Compaction(ScoreWrapper):
         "recent queries attend to most. 0 keeps what the wrapped method keeps.",
     )
     queries: int = options.integer(
-        256, ge=1, unit="tokens", help="Newest queries per query head to which values are fitted."
+        512, ge=1, unit="tokens", help="Newest queries per query head to which values are fitted."
     )
     future: int = options.integer(
         128, ge=1, unit="tokens", help="Number of positions, after the newest token, to move queries to."

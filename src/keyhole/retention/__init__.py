@@ -1,7 +1,7 @@
 """Retain: which tokens are kept at all."""
 
 from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
-from keyhole.retention.base import Allocator, EvictionPolicy, Retention, Scorer, ScorerInput
+from keyhole.retention.base import Allocator, Retention, Scorer, ScorerInput
 from keyhole.retention.compaction import CompactingScorer
 from keyhole.retention.critical import CriticalScorer
 from keyhole.retention.expected import ExpectedAttention
@@ -10,6 +10,7 @@ from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, g
 from keyhole.retention.newest import NewestShare
 from keyhole.retention.norm import KeyNorm
 from keyhole.retention.observed import Observed
+from keyhole.retention.policy import EvictionPolicy
 from keyhole.retention.recency import Recency
 from keyhole.retention.shared import share
 from keyhole.retention.tokens import BestOfLayer, BestTokens

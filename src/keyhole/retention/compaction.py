@@ -16,15 +16,16 @@ from torch import Tensor
 
 from keyhole.core.rope import Rope
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.retention.base import Allocator, EvictionPolicy, Scorer, ScorerInput
+from keyhole.retention.base import Allocator, Scorer, ScorerInput
 from keyhole.retention.kept import Kept
 from keyhole.retention.observations import Observations
+from keyhole.retention.policy import EvictionPolicy
+from keyhole.retention.ridge import ridge_change
 from keyhole.retention.wrapped import WrappedScorer
 from keyhole.storage import Chosen, Merging, NewValues, Storage
 
 _OWN = "compaction."
 _LOGITS = 1 << 24  # computed at a time
-_LEAST = 1e-12  # keeps a system that asks for nothing solvable
 
 
 class Wanted(NamedTuple):
@@ -135,7 +136,7 @@ class CompactingScorer(WrappedScorer):
             one = slice(row, row + 1)
             shares = self._shares(wanted.asked[one], keys[one], valid[one], whole) * wanted.counted[one]
             missing = wanted.out[one] - shares @ held[one]
-            held[one] += _ridge(shares * free[one].unsqueeze(2), missing, self.ridge, free[one].sum(-1))
+            held[one] += ridge_change(shares * free[one].unsqueeze(2), missing, self.ridge, free[one].sum(-1))
         takes = torch.zeros(values.shape[:3], dtype=torch.int, device=values.device)
         takes.scatter_add_(2, slots, free.int())
         spread = slots.masked_fill(~free, 0).unsqueeze(-1).expand(held.shape)
@@ -171,19 +172,6 @@ class CompactingScorer(WrappedScorer):
     @property
     def nbytes(self) -> int:
         return super().nbytes + self._observed.nbytes
-
-
-def _ridge(shares: Tensor, missing: Tensor, ridge: float, counts: Tensor) -> Tensor:
-    """The change of values `[B, Hkv, S, E]` by which `shares [B, Hkv, R, S]` of it are mostly `missing`.
-
-    It is solved for queries, whose number is bounded, not for tokens. `counts [B, Hkv]` tokens are free.
-    """
-    shares, missing = shares.double(), missing.double()
-    products = shares @ shares.mT
-    squares = products.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.clamp(min=1)
-    weight = (ridge * squares).clamp(min=_LEAST)[..., None, None]
-    system = products + weight * torch.eye(products.shape[-1], device=products.device)
-    return (shares.mT @ torch.cholesky_solve(missing, torch.linalg.cholesky(system))).float()
 
 
 def _pieces(asked: Tensor, tokens: int) -> list[slice]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from keyhole.core.leader_board import LeaderBoard
-from keyhole.retention.base import EvictionPolicy, Retention, Scorer
+from keyhole.retention.base import Retention, Scorer
 from keyhole.retention.kept import Kept
+from keyhole.retention.policy import EvictionPolicy
 from keyhole.retention.recency import Recency
 from keyhole.storage import Chosen, Storage
 

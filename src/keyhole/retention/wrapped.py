@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from keyhole.core.needs import Needs
-from keyhole.retention.base import EvictionPolicy, Scorer, ScorerInput
+from keyhole.retention.base import Scorer, ScorerInput
 from keyhole.retention.kept import Kept
+from keyhole.retention.policy import EvictionPolicy
 from keyhole.storage import Chosen, Merging, Storage
 
 _INNER = "inner."

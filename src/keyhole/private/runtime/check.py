@@ -73,12 +73,14 @@ def answer_all(
 
 def judged(answers: list[tuple[list[int], Case]]) -> Checked:
     """Compare answers with plaintext decoding's."""
-    counts = [0, 0, 0]
+    same = near = 0
     for tokens, case in answers:
         places = [place for place, token in enumerate(case.expected) if token != tokens[place]]
-        counts[0 if not places else 1 if case.margins[places[0]] <= NEAR else 2] += 1
-    margins = [float(case.margins.min()) for _, case in answers]
-    return Checked(*counts, sum(len(tokens) for tokens, _ in answers), min(margins, default=0.0))
+        same += not places
+        near += bool(places) and case.margins[places[0]] <= NEAR
+    opened = sum(len(tokens) for tokens, _ in answers)
+    margin = min((float(case.margins.min()) for _, case in answers), default=0.0)
+    return Checked(same, near, len(answers) - same - near, opened, margin)
 
 
 def _answered(run: Run, stages: Stages, weights: dict[str, Any], case: Case, protocol: str) -> Answer:

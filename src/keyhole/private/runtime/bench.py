@@ -11,6 +11,7 @@ import numpy as np
 from jax import ShapeDtypeStruct as Shape
 
 from keyhole.private import cost, sizes
+from keyhole.private.rates import Sent
 from keyhole.private.runtime.links import CLIENT
 from keyhole.private.runtime.party import Party
 from keyhole.private.runtime.program import Program, compiled
@@ -42,8 +43,8 @@ class Layer(NamedTuple):
         return cost.cheaper_gather(self.settings, self.reading, self.heads, self.slots)
 
     @property
-    def predicted(self) -> float:
-        """Bytes by the cost model."""
+    def predicted(self) -> Sent:
+        """Bytes of all parties and messages of one, by the cost model."""
         return cost.predicted(self.heads, self.settings, self.reading, self.slots)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keyhole.private import cost, files
+from keyhole.private.network import network_of
+from keyhole.private.rates import Sent
 from keyhole.private.runtime import bench
 from keyhole.private.runtime.jobs import Job
 from keyhole.private.runtime.launch import launch
 from keyhole.private.runtime.links import CLIENT
 from keyhole.private.runtime.protocols import protocol_of
-from keyhole.private.runtime.proxy import network_of
 from keyhole.private.runtime.trace import Trace
 from keyhole.private.settings import Settings
 
@@ -64,11 +65,16 @@ def answered(
 
 
 class Benchmark(NamedTuple):
-    """One layer's decode attention: bytes and messages of one run, all parties."""
+    """One layer's decode attention: bytes of all parties and messages of one, of one run.
+
+    Attributes:
+        predicted: by the cost model, which is of ABY3 alone.
+    """
 
     layer: bench.Layer
+    predicted: Sent | None
     bytes: int
-    messages: int
+    messages: float
     seconds: float
     error: float
     trace: Trace
@@ -91,7 +97,13 @@ def benched(
     said, trace = launch(job, network_of(network))
     measured = [line["measured"] for lines in said for line in lines if "measured" in line]
     seconds = max(each["seconds"] for each in measured)
-    runs = bench.RUNS
+    runs, predicted = bench.RUNS, layer.predicted if protocol.lower() == "aby3" else None
     return Benchmark(
-        layer, trace.bytes // runs, trace.messages // runs, seconds, measured[CLIENT]["error"], trace
+        layer,
+        predicted,
+        trace.bytes // runs,
+        trace.messages / runs / len(said),
+        seconds,
+        measured[CLIENT]["error"],
+        trace,
     )

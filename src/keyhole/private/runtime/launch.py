@@ -13,10 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keyhole.private.network import LOOPBACK, Network
 from keyhole.private.runtime.jobs import Job
 from keyhole.private.runtime.links import ROLES, PartyError
 from keyhole.private.runtime.protocols import protocol_of
-from keyhole.private.runtime.proxy import Network, between
+from keyhole.private.runtime.proxy import between
 from keyhole.private.runtime.trace import Trace, traced
 
 _POLL = 0.05
@@ -31,7 +32,7 @@ class Finished(NamedTuple):
 
 def launch(
     job: Job,
-    network: Network | None = None,
+    network: Network = LOOPBACK,
     started: Callable[[list[subprocess.Popen[bytes]]], None] | None = None,
 ) -> Finished:
     """Start a process for each party, and wait for all of them.
@@ -51,7 +52,7 @@ def launch(
         jobs = []
         for rank in range(count):
             table = [
-                own[there] if network is None or there == rank else proxies[rank * count + there]
+                own[there] if network == LOOPBACK or there == rank else proxies[rank * count + there]
                 for there in range(count)
             ]
             addresses = [f"127.0.0.1:{port}" for port in table]

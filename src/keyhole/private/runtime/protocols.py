@@ -1,4 +1,4 @@
-"""The protocol of SPU that is served, and why the others are not."""
+"""The protocols of SPU that are served, and why the others are not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from keyhole.private.settings import SettingsError
 _WHY_NOT = {
     "SECURENN": "its attention is off by 0.23 in SPU 0.9.5",
     "REF2K": "it computes in the clear, with one party",
-    "SEMI2K": "by SPU's default its first party deals the triples, and could open everything; no other "
-    "dealer was tried",
-    "CHEETAH": "each head's product costs as much as a large one, so MPCache gains nothing by it",
+    "SEMI2K": "its triples come from its first party by default, who could then open everything; those of a "
+    "third party need a server that SPU 0.9.5's package does not have, and those of all parties together are "
+    "an 'unsupported beaver type' there",
 }
 
 
@@ -25,7 +25,7 @@ class Protocol(NamedTuple):
     parties: int
 
 
-PROTOCOLS = {"aby3": Protocol("ABY3", 3)}
+PROTOCOLS = {"aby3": Protocol("ABY3", 3), "cheetah": Protocol("CHEETAH", 2)}
 
 
 def protocol_of(name: str) -> Protocol:

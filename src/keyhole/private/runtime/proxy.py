@@ -9,33 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
-from keyhole.private.settings import SettingsError
+from keyhole.private.network import LOOPBACK, Network
 
 _CHUNK = 1 << 16
 _SPUN = 0.002  # seconds; timers of an event loop are no finer than a millisecond
-
-
-class Network(NamedTuple):
-    """Seconds one way, and bits a second."""
-
-    delay: float
-    rate: float
-
-
-NETWORKS = {"loopback": None, "lan": Network(0.0004, 3e9), "wan": Network(0.010, 400e6)}
-
-
-def network_of(name: str) -> Network | None:
-    """By its name; None is the machine's loopback as it is.
-
-    Raises:
-        SettingsError: it is not known.
-    """
-    if name not in NETWORKS:
-        raise SettingsError(f"network {name!r} is not one of {', '.join(NETWORKS)}")
-    return NETWORKS[name]
 
 
 class _Direction:
@@ -84,9 +62,9 @@ async def _serve(port: int, to: int, network: Network) -> asyncio.Server:
 
 
 @contextmanager
-def between(pairs: dict[int, int], network: Network | None) -> Iterator[None]:
+def between(pairs: dict[int, int], network: Network) -> Iterator[None]:
     """Forward each port to another one of this machine, as a network would, inside a with-block."""
-    if network is None:
+    if network == LOOPBACK:
         yield
         return
     loop = asyncio.new_event_loop()

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from keyhole.private.secure.packing import product
 from keyhole.private.secure.ranking import as_numbers, one_hot, places
-from keyhole.private.secure.softmax import HIDDEN, weights
+from keyhole.private.secure.softmax import HIDDEN, inverse_sums, normalised, powers_of
 from keyhole.private.settings import Settings
 from keyhole.private.sizes import Eviction
 
-_ROWS = 32  # queries at a time, so that few of the tokens after them are computed
+_ROWS, _BLOCKS = 32, 8  # queries at a time, so that few of the tokens after them are computed
 
 
 class Prompted(NamedTuple):
@@ -36,17 +37,21 @@ class Prompted(NamedTuple):
 def attend_prompt(query: Array, keys: Array, values: Array, newest: int) -> Prompted:
     """Attention of `query [Hkv, G, N, D]` over `keys, values [Hkv, N, D]`; the `newest` queries say what
     matters."""
-    count, outs, sums = keys.shape[1], [], jnp.zeros(keys.shape[:2])
-    for begin in range(0, count, _ROWS):
-        end = min(begin + _ROWS, count)
-        scaled = jnp.einsum("hgqd,hnd->hgqn", query[:, :, begin:end], keys[:, :end])
+    heads, group, count, _ = query.shape
+    outs, sums = [], jnp.zeros(keys.shape[:2])
+    rows = max(_ROWS, -(-count // _BLOCKS))
+    for begin in range(0, count, rows):
+        end = min(begin + rows, count)
+        asked = query[:, :, begin:end].reshape(heads, group * (end - begin), -1)
+        scaled = product(asked, jnp.swapaxes(keys[:, :end], 1, 2)).reshape(heads, group, -1, end)
         later = np.arange(end) > np.arange(begin, end)[:, None]
-        powers, inverse = weights(scaled - np.where(later, HIDDEN, 0.0).astype(np.float32))
-        outs.append(jnp.einsum("hgqn,hnd->hgqd", powers, values[:, :end]) * inverse)
+        powers = powers_of(scaled - np.where(later, HIDDEN, 0.0).astype(np.float32))
+        flat = powers.reshape(heads, -1, end)
+        outs.append(normalised(product(flat, values[:, :end]), flat).reshape(heads, group, end - begin, -1))
         first = max(count - newest, begin)
         if first < end:
-            rows = slice(first - begin, end - begin)
-            paid = jnp.einsum("hgqn,hgq->hn", powers[:, :, rows], inverse[:, :, rows, 0])
+            shown = powers[:, :, first - begin :].reshape(heads, -1, end)
+            paid = product(jnp.swapaxes(inverse_sums(shown), 1, 2), shown)[:, 0]
             sums = sums + jnp.pad(paid, ((0, 0), (0, count - end)))
     return Prompted(jnp.concatenate(outs, axis=2), sums if newest else None)
 
@@ -76,7 +81,7 @@ def kept_rows(rows: Array, marks: Array, settings: Settings) -> Array:
         flat = jnp.moveaxis(middle, 0, 1).reshape(count, heads * width)
         copied = jnp.moveaxis((factors[0] @ flat).reshape(-1, heads, width), 1, 0)
     else:
-        copied = jnp.einsum("hrm,hmx->hrx", factors, middle)
+        copied = product(factors, middle)
     return jnp.concatenate([rows[:, :begin], copied, rows[:, begin + competing :]], axis=1)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from keyhole.private.secure.packing import product
 from keyhole.private.secure.ranking import best, quick_best
 from keyhole.private.secure.softmax import HIDDEN
 from keyhole.private.settings import Settings
@@ -64,7 +65,7 @@ def choose(query: Array, fine: Array, coarse: Array | None, reading: Reading, se
 
 
 def _scores(asked: Array, points_: Array) -> Array:
-    return jnp.einsum("hd,hcd->hc", asked, points_)
+    return product(asked[:, None], jnp.swapaxes(points_, 1, 2))[:, 0]
 
 
 def _children(fine: Array, each: int) -> tuple[Array, int]:
@@ -79,14 +80,15 @@ def _second(asked: Array, children: tuple[Array, int], survive: Array, reading: 
     """Marks of fine clusters `[Hkv, K, C]`, ranked within the coarse ones that survive `[Hkv, E, C']`."""
     below, filling = children
     heads, coarse, each, _ = below.shape
-    marks = survive.astype(jnp.float32)
-    scores = jnp.einsum("hd,hced->hce", asked, below)
-    kept = jnp.einsum("hsc,hce->hse", marks, scores)
+    scores = _scores(asked, below.reshape(heads, coarse * each, -1)).reshape(heads, coarse, each)
+    kept = product(survive, scores)
     if filling:
         last = np.where(np.arange(each) >= each - filling, _WORST, 0.0).astype(np.float32)
-        kept = kept - marks[..., -1:] * last
+        kept = kept - survive[..., -1:].astype(jnp.float32) * last
     hot = pick(kept.reshape(heads, -1), reading.ranked).reshape(heads, reading.ranked, -1, each)
-    return jnp.einsum("hkse,hsc->hkce", hot, survive).reshape(heads, reading.ranked, coarse * each)
+    spread = jnp.moveaxis(hot, 2, 3).reshape(heads, reading.ranked * each, -1)
+    placed = product(spread, survive).reshape(heads, reading.ranked, each, coarse)
+    return jnp.moveaxis(placed, 3, 2).reshape(heads, reading.ranked, coarse * each)
 
 
 def _chosen(hot: Array, reading: Reading, fine: int) -> Chosen:

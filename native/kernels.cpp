@@ -11,6 +11,7 @@
 #include "sale.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
+#include "prompt.hpp"
 #include "select_rows.hpp"
 #include "unpack.hpp"
 
@@ -33,7 +34,7 @@ int guarded(const Body& body) {
 
 }  // namespace
 
-KH_API int kh_abi_version() { return 9; }
+KH_API int kh_abi_version() { return 10; }
 
 // Highest level this CPU can run: 0 base, 1 avx2, 2 avx512; -1 if not even base.
 KH_API int kh_cpu_level() {
@@ -220,4 +221,11 @@ KH_API int kh_box_scores(const kh::Boxes* boxes, int threads) {
 
 KH_API int kh_pick_pages(const kh::Picking* picking, int threads) {
   return guarded([&] { return kh::pick_pages(*picking, threads); });
+}
+
+// What multiplies bfloat16 numbers here at best: kWidened or kSquares.
+KH_API int kh_bfloat16_unit() { return kh::best_unit(); }
+
+KH_API int kh_prompt_attention(const kh::prompt::Job* job, int threads) {
+  return guarded([&] { return kh::prompt::attention(*job, threads); });
 }

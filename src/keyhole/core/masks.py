@@ -60,6 +60,11 @@ class Visible:
             self._causal_rows(start, min(start + block, queries)) for start in range(0, queries, block)
         )
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether no mask is needed: causal without padding."""
+        return self.mask is None or (max(self.padding) == 0 and self.causal)
+
     def _causal_rows(self, start: int, stop: int) -> bool:
         assert self.mask is not None
         queries, tokens = self.mask.shape[-2:]

@@ -2,7 +2,7 @@
 
 import ctypes
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 _int, _long, _float, _double, _pointer = (
     ctypes.c_int,
@@ -54,6 +54,8 @@ SIGNATURES = {
     "kh_pq_step": [_pointer, _int],
     "kh_box_scores": [_pointer, _int],
     "kh_pick_pages": [_pointer, _int],
+    "kh_bfloat16_unit": [],
+    "kh_prompt_attention": [_pointer, _int],
 }  # fmt: skip
 
 

@@ -90,7 +90,11 @@ def prompt_attention(
 def prompt_pays(query: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether native code computes it, and faster than torch: bfloat16, by AMX."""
     tensors = query, keys, values
-    if query.dtype != torch.bfloat16 or not use_native("auto", *tensors, supported=_has_native(*tensors)):
+    if (
+        query.dtype != torch.bfloat16
+        or query.shape[2] > keys.shape[2]
+        or not use_native("auto", *tensors, supported=_has_native(*tensors))
+    ):
         return False
     return best_unit() is Unit.SQUARES
 

@@ -12,6 +12,7 @@
 #include "sale.hpp"
 #include "pages.hpp"
 #include "pool.hpp"
+#include "prompt.hpp"
 #include "select_rows.hpp"
 #include "step.hpp"
 #include "unpack.hpp"
@@ -232,4 +233,11 @@ KH_API int kh_pick_pages(const kh::Picking* picking, int threads) {
 
 KH_API int kh_pick_blocks(const kh::Blocks* blocks, int threads) {
   return guarded([&] { return kh::pick_blocks(*blocks, threads); });
+}
+
+// What multiplies bfloat16 numbers here at best: kWidened or kSquares.
+KH_API int kh_bfloat16_unit() { return kh::best_unit(); }
+
+KH_API int kh_prompt_attention(const kh::prompt::Job* job, int threads) {
+  return guarded([&] { return kh::prompt::attention(*job, threads); });
 }

@@ -10,16 +10,6 @@
 
 namespace kh::sale {
 
-struct Strided {
-  const void* data;
-  int64_t batch, head, row;  // in elements
-
-  template <class T>
-  const T* at(int64_t b, int64_t h, int64_t r) const {
-    return static_cast<const T*>(data) + b * batch + h * head + r * row;
-  }
-};
-
 struct Job {
   Strided query, keys, values;  // [B, H, Q, D], [B, Hkv, N, D], [B, Hkv, N, Dv]
   int64_t batch, kv_heads, groups, queries, tokens;

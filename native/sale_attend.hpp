@@ -8,8 +8,6 @@
 
 namespace kh::sale {
 
-constexpr int kParts = kSlice / kLanes;  // vectors of a slice
-constexpr int kStrips = 12 / kParts;     // rows worked on together
 constexpr int kPack = 128;               // entries listed at most before they are attended to
 constexpr float kMasked = -INFINITY;
 
@@ -59,23 +57,6 @@ inline void accumulate(const float* const* rows, int count, const float* weights
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int p = 0; p < kParts; p++) store(acc + r * kSlice + p * kLanes, sums[r][p]);
-}
-
-// Calls body(from, width) with widths of at most kStrips and as equal as can be: narrow strips would wait for each
-// other.
-template <int Width = kStrips, class Body>
-inline void strip(int from, int width, const Body& body) {
-  if constexpr (Width > 1)
-    if (width < Width) return strip<Width - 1>(from, width, body);
-  body(from, std::integral_constant<int, Width>());
-}
-template <class Body>
-inline void strips(int count, const Body& body) {
-  int pieces = (count + kStrips - 1) / kStrips;
-  for (int i = 0; i < pieces; i++) {
-    int from = int(int64_t(count) * i / pieces), to = int(int64_t(count) * (i + 1) / pieces);
-    strip(from, to - from, body);
-  }
 }
 
 inline void products(const float* const* rows, int count, const float* slice, int size, float* out) {

@@ -4,14 +4,11 @@
 // 16 bits where the machine multiplies bytes into 16 bits; the number of levels makes sure that they fit.
 #pragma once
 
-#include <type_traits>
-
-#include "simd.hpp"
+#include "strided.hpp"
 
 namespace kh::sale {
 
 constexpr int kTileRows = 64;   // queries of a tile
-constexpr int kSlice = 16;      // queries worked on together, the fewest that may choose keys of their own
 constexpr int kSlices = kTileRows / kSlice;
 constexpr int kBlockKeys = 32;  // keys of a block, a bit of a word each
 constexpr int kScaleKeys = 16;  // keys that share a scale

@@ -293,4 +293,18 @@ inline bf16 to_bf16(float x) {
   return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
 }
 
+// kLanes numbers as float32 or bfloat16, rounded as by to_bf16.
+inline void store_float(float* p, vf v) { store(p, v); }
+inline void store_float(bf16* p, vf v) {
+  const vu bits = as<vu>(v), rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  const __mmask16 nan = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(v), _CMP_UNORD_Q);
+  const vu quiet = bits >> 16 | 0x40u;
+  store(p, _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(reinterpret_cast<__m512i>(rounded), nan, reinterpret_cast<__m512i>(quiet))));
+#else
+  const vu words = v == v ? rounded : bits >> 16 | 0x40u;
+  store(p, __builtin_convertvector(words, half_u16));
+#endif
+}
+
 }  // namespace kh

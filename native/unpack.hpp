@@ -5,21 +5,19 @@
 
 namespace kh {
 
-inline void store_float(float* p, vf v) { store(p, v); }
-inline void store_float(bf16* p, vf v) {
-  for (int i = 0; i < kLanes; i++) p[i] = to_bf16(v[i]);
-}
-
-// The 32 codes of a row in one group of its tile.
+// The 32 codes of a row in one group of its tile. Bytes are put together in registers: a vector would wait for what
+// was stored in pieces.
 inline void row_codes(const Matrix& m, const uint8_t* group, int64_t lane, int8_t* codes) {
-  if (m.packing == kPacked8) {
-    for (int unit = 0; unit < 8; unit++) memcpy(codes + 4 * unit, group + 64 * unit + 4 * lane, 4);
-    return;
-  }
-  uint8_t both[16];
-  for (int unit = 0; unit < 4; unit++) memcpy(both + 4 * unit, group + 64 * unit + 4 * lane, 4);
-  const int less = m.packing == kPacked4 ? 8 : 0;
-  for (int i = 0; i < 16; i++) codes[i] = int8_t((both[i] & 15) - less), codes[16 + i] = int8_t((both[i] >> 4) - less);
+  using Bytes = Vector<uint8_t, 16>::type;
+  using Words = Vector<uint32_t, 4>::type;
+  auto four = [&](int unit) {
+    const uint8_t* at = group + 64 * unit + 4 * lane;
+    return as<Bytes>(Words{load<uint32_t>(at), load<uint32_t>(at + 64), load<uint32_t>(at + 128), load<uint32_t>(at + 192)});
+  };
+  if (m.packing == kPacked8) return store(codes, four(0)), store(codes + 16, four(4));
+  const Bytes both = four(0);
+  const uint8_t less = m.packing == kPacked4 ? 8 : 0;
+  store(codes, (both & 15) - less), store(codes + 16, (both >> 4) - less);
 }
 
 template <class T>

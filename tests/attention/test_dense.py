@@ -179,3 +179,46 @@ def test_no_mask_over_a_long_past_is_made(softcap, monkeypatch):
     dense_attention(query, keys, keys, scale=0.3, softcap=softcap)
     assert all(mask.numel() <= held for mask in made)
     assert bool(made) == (softcap is not None)
+
+
+@pytest.mark.parametrize("queries", [40, 100])
+@pytest.mark.parametrize("padding", [[0, 0], [30, 7]])
+def test_prompts_in_bfloat16_are_near_the_formula(queries, padding):
+    """Where the CPU multiplies bfloat16 this is native code, else torch's."""
+    query, keys, values = (part.bfloat16() for part in draw(3, 2, 2, 3, queries, 100, 64))
+    mask = causal(padding, queries, 100)
+    wanted = dense_attention(query.float(), keys.float(), values.float(), scale=0.125, mask=mask)
+    shown = mask.any(-1)  # padding queries are nobody's
+    found = dense_attention(query, keys, values, scale=0.125, mask=mask if any(padding) else None)
+    assert found.dtype == torch.bfloat16
+    error = (found.float() - wanted).abs() * shown.unsqueeze(-1)
+    assert float(error.max()) <= 2.0**-7 * float(values.abs().max())
+
+
+def test_other_masks_than_causal_are_followed_in_bfloat16():
+    query, keys, values = (part.bfloat16() for part in draw(4, 1, 1, 2, 30, 60, 64))
+    mask = torch.rand(1, 1, 30, 60, generator=torch.Generator().manual_seed(5)) < 0.5
+    mask[..., 0] = True
+    found = dense_attention(query, keys, values, scale=0.125, mask=mask).float()
+    wanted = dense_attention(query.float(), keys.float(), values.float(), scale=0.125, mask=mask)
+    assert float((found - wanted).abs().max()) <= 2.0**-6 * float(values.abs().max())
+    seeing_all = dense_attention(query, keys, values, scale=0.125, causal=False).float()
+    wanted = dense_attention(query.float(), keys.float(), values.float(), scale=0.125, causal=False)
+    assert float((seeing_all - wanted).abs().max()) <= 2.0**-6 * float(values.abs().max())
+
+
+def test_gradients_flow_through_bfloat16():
+    query, keys, values = (part.bfloat16().requires_grad_() for part in draw(5, 1, 1, 2, 8, 8, 16))
+    dense_attention(query, keys, values, scale=0.25).float().sum().backward()
+    assert query.grad is not None
+    assert values.grad is not None
+    assert torch.isfinite(values.grad).all()
+
+
+def test_more_queries_than_tokens_in_bfloat16():
+    """Where padding was dropped from what is held, queries of padding are still asked."""
+    query, keys, values = (part.bfloat16() for part in draw(6, 1, 1, 2, 12, 9, 16))
+    mask = torch.arange(9) <= torch.arange(-3, 9).view(-1, 1)
+    found = dense_attention(query, keys, values, scale=0.25, mask=mask[None, None])[:, :, 3:].float()
+    wanted = dense_attention(query.float(), keys.float(), values.float(), scale=0.25, mask=mask[None, None])
+    assert float((found - wanted[:, :, 3:]).abs().max()) <= 2.0**-6 * float(values.abs().max())

@@ -98,3 +98,11 @@ def test_numbers_that_do_more_are_no_mask(bad):
     mask[0, 0, 1, 1] = bad
     assert boolean(mask) is None
     assert boolean(torch.ones(1, 1, 2, 3, dtype=torch.long)) is None
+
+
+def test_where_no_mask_is_needed():
+    assert Visible(None, 2).plain
+    assert Visible(left_padded(3, 7, [0, 0]), 2).plain
+    assert not Visible(left_padded(3, 7, [0, 2]), 2).plain
+    assert not Visible(left_padded(7, 5, [0]), 1).plain  # queries before the first token see nothing
+    assert not Visible(torch.ones(1, 1, 3, 7, dtype=torch.bool), 1).plain

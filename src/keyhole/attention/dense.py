@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from keyhole import kernels
 from keyhole.attention.continued import can_continue, continued_attention
+from keyhole.core.masks import Visible
 
 _LOGITS_PER_CHUNK = 1 << 26
 
@@ -35,6 +37,18 @@ def dense_attention(
         softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2).
         sink_logits: `[H]`, one more logit for each head that takes mass and gives nothing (GPT-OSS).
     """
+    if causal and query.shape[2] > 1 and kernels.prompt_pays(query, keys, values):
+        shown = Visible(mask, query.shape[0])
+        if shown.causal:
+            return kernels.prompt_attention(
+                query,
+                keys,
+                values,
+                scale=scale,
+                padding=shown.padding,
+                softcap=softcap,
+                sink_logits=sink_logits,
+            )
     if softcap is not None or sink_logits is not None:
         return _explicit(query, keys, values, scale, mask, softcap, sink_logits, causal)
     groups = query.shape[1] // keys.shape[1]

@@ -173,7 +173,7 @@ class LayerCache:
         """Sparse prompts are made for causal attention; under any other mask they are computed densely."""
         sparse = not self.prefill.any_mask and seen.causal and max(seen.padding) < self.storage.length
         prefill = self.prefill if sparse or self.prefill.any_mask else DensePrefill()
-        out = prefill.attend(query, self.storage, logits, seen.mask)
+        out = prefill.attend(query, self.storage, logits, None if seen.plain else seen.mask)
         self._tell(query, logits, seen)
         self.see(Prompted(query.detach(), logits))
         return out

@@ -60,6 +60,14 @@ class Visible:
             self._causal_rows(start, min(start + block, queries)) for start in range(0, queries, block)
         )
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether no mask is needed: causal without padding, each query one of the tokens."""
+        if self.mask is None:
+            return True
+        queries, tokens = self.mask.shape[-2:]
+        return queries <= tokens and max(self.padding) == 0 and self.causal
+
     def _causal_rows(self, start: int, stop: int) -> bool:
         assert self.mask is not None
         queries, tokens = self.mask.shape[-2:]

@@ -6,6 +6,7 @@ from keyhole.kernels.attention.merge import merge_attention
 from keyhole.kernels.attention.packed import packed_attention
 from keyhole.kernels.attention.paged import paged_attention, paged_gather_attention
 from keyhole.kernels.attention.pooled import pooled_attention
+from keyhole.kernels.attention.prompt import prompt_attention, prompt_pays
 from keyhole.kernels.attention.reference import Attended
 from keyhole.kernels.attention.types import Codes, Layout, Pooled, Pooling, Span
 from keyhole.kernels.backend.library import cpu_level, cpu_levels, describe, native_available
@@ -77,6 +78,8 @@ __all__ = [
     "pq_encode",
     "pq_scores",
     "pq_select",
+    "prompt_attention",
+    "prompt_pays",
     "query_words",
     "read_codes",
     "read_rows",

@@ -38,7 +38,8 @@ class Sale(Method):
         best_for="Long prompts of models with concentrated attention, on a CPU with native kernels; combines "
         "with any method that selects in decode steps.",
         weak_at="Heads with spread attention read most keys. Prompts are computed densely without native "
-        "kernels or Triton, with soft-capped or sink logits, and where tokens were evicted.",
+        "kernels or Triton, in bfloat16 on CPUs with AMX (dense attention is faster there), with "
+        "soft-capped or sink logits, and where tokens were evicted.",
         differs=(
             Differs("thresholds", "always calibrated", "works without; `keyhole calibrate sale` finds them"),
             Differs("tau", "0.008 and less, by head", "one for all heads; half of the error of 0.008"),

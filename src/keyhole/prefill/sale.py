@@ -24,7 +24,8 @@ class SalePrefill(Prefill):
     Attention is exact and dense where that is not known to pay, or not known to be right: in contexts shorter
     than `dense_below`, of fewer than 64 new queries, where every threshold is 0, with soft-capped logits or
     sink logits, and, unless `impl` asks for the reference, where there is no native or Triton code for the
-    tensors at hand. Under masks other than causal with padding on the left, the layer computes densely.
+    tensors at hand, or dense attention by tiles (AMX, bfloat16) is faster. Under masks other than causal with
+    padding on the left, the layer computes densely.
 
     Args:
         tau: a threshold for each query head, or one for all of them; 0 reads everything.

@@ -55,6 +55,8 @@ SIGNATURES = {
     "kh_box_scores": [_pointer, _int],
     "kh_pick_pages": [_pointer, _int],
     "kh_pick_blocks": [_pointer, _int],
+    "kh_bfloat16_unit": [],
+    "kh_prompt_attention": [_pointer, _int],
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ T = ceil(Q / rows) groups of queries that read the same keys, W = ceil(N / 32) w
 import torch
 from torch import Tensor
 
+from keyhole.kernels.attention.prompt import prompt_pays
 from keyhole.kernels.backend.dispatch import use_native, use_triton
 from keyhole.kernels.backend.native import FLOATS
 from keyhole.kernels.sale.native import attend_native
@@ -64,7 +65,12 @@ def sale_attention(
 
 
 def sale_pays(query: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether native or Triton code would compute it: the reference is slower than dense attention."""
+    """Whether native or Triton code would compute it, and is not known to be slower than dense attention.
+
+    The reference is; so is native code in bfloat16 on a CPU whose tiles (AMX) compute dense attention.
+    """
+    if prompt_pays(query, keys, values):
+        return False
     return use_native("auto", query, keys, values, supported=_has_native(query, keys, values)) or use_triton(
         "auto", query, keys, values, supported=_has_triton(query, keys, values)
     )

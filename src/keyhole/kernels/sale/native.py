@@ -5,23 +5,18 @@ import ctypes
 import torch
 from torch import Tensor
 
+from keyhole.kernels.attention.prompt import Strided
 from keyhole.kernels.backend.c_types import long_ as _long
 from keyhole.kernels.backend.c_types import pointer as _pointer
 from keyhole.kernels.backend.native import TYPES, call
 from keyhole.kernels.sale.tiles import BLOCK, Reach, SparseAttended, levels
 
 
-class _Strided(ctypes.Structure):
-    """Address, and strides in elements of batch rows, heads and tokens."""
-
-    _fields_ = (("data", _pointer), ("batch", _long), ("head", _long), ("row", _long))
-
-
 class _Job(ctypes.Structure):
     """kh::sale::Job of native/sale.hpp."""
 
     _fields_ = (
-        *((name, _Strided) for name in ("query", "keys", "values")),
+        *((name, Strided) for name in ("query", "keys", "values")),
         *((name, _long) for name in ("batch", "kv_heads", "groups", "queries", "tokens")),
         *((name, _long) for name in ("key_size", "value_size")),
         *((name, _pointer) for name in ("padding", "tau")),
@@ -56,14 +51,10 @@ def attend_native(
     kept = torch.zeros(batch, heads, groups, dtype=torch.int32)
     words = torch.zeros(batch, heads, groups, -(-tokens // BLOCK), dtype=torch.int32) if with_map else None
     job = _Job(
-        *map(_strided, (query, keys, values)), batch, kv_heads, heads // kv_heads, queries, tokens, size,
+        *map(Strided.of, (query, keys, values)), batch, kv_heads, heads // kv_heads, queries, tokens, size,
         width, unused.data_ptr(), tau.data_ptr(), scale, reach.sinks, reach.window, reach.width, levels(size),
         reach.pooled, reach.rows, reach.means, out.data_ptr(), kept.data_ptr(),
         None if words is None else words.data_ptr(),
     )  # fmt: skip
     call("kh_sale_attention", ctypes.addressof(job), TYPES[query.dtype])
     return SparseAttended(out.to(query.dtype), kept, words)
-
-
-def _strided(tensor: Tensor) -> _Strided:
-    return _Strided(tensor.data_ptr(), *tensor.stride()[:3])

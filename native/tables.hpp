@@ -35,11 +35,13 @@ inline int group_size(int heads, int group) {
 // q . c in double precision.
 inline double dot_double(const double* q, const float* c, int width) {
   constexpr int lanes = kLanes / 2;
-  vd total{};
-  int i = 0;
-  for (; i + lanes <= width; i += lanes) total += load<vd>(q + i) * __builtin_convertvector(load<half_f>(c + i), vd);
   double dot = 0;
-  for (int j = 0; j < lanes; j++) dot += total[j];
+  int i = 0;
+  if (width >= lanes) {
+    vd total{};
+    for (; i + lanes <= width; i += lanes) total += load<vd>(q + i) * __builtin_convertvector(load<half_f>(c + i), vd);
+    for (int j = 0; j < lanes; j++) dot += total[j];
+  }
   for (; i < width; i++) dot += q[i] * double(c[i]);
   return dot;
 }
@@ -48,11 +50,16 @@ inline double dot_double(const double* q, const float* c, int width) {
 inline bool head_logits(const double* q, const float* codebook, const Codebook& shape, double* out) {
   bool finite = true;
   if (shape.width == 1) {
-    for (int m = 0; m < shape.subspaces; m++, codebook += shape.centroids, out += shape.centroids)
-      for (int c = 0; c < shape.centroids; c++) {
-        out[c] = q[m] * double(codebook[c]);
-        finite &= std::fabs(out[c]) < 1e30;
+    auto row = [&](double x, int count) {
+      int64_t beyond = 0;
+      for (int c = 0; c < count; c++) {
+        out[c] = x * double(codebook[c]);
+        beyond |= !(std::fabs(out[c]) < 1e30);
       }
+      finite &= !beyond;
+    };
+    for (int m = 0; m < shape.subspaces; m++, codebook += shape.centroids, out += shape.centroids)
+      shape.four_bit() ? row(q[m], 16) : row(q[m], shape.centroids);
     return finite;
   }
   for (int m = 0; m < shape.subspaces; m++, q += shape.width)
@@ -95,9 +102,11 @@ inline void quantise(const double* logits, const Codebook& shape, int top, doubl
     span = std::max(span, most - least);
   }
   double unit = span > 0 ? top / span : 0;
-  for (int m = 0; m < shape.subspaces; m++)
-    for (int c = 0; c < shape.centroids; c++)
-      *out++ = uint16_t(int32_t((logits[m * shape.centroids + c] - low[m]) * unit + 0.5));
+  auto row = [&](const double* from, double least, int count) {
+    for (int c = 0; c < count; c++) out[c] = uint16_t(int32_t((from[c] - least) * unit + 0.5));
+  };
+  for (int m = 0; m < shape.subspaces; m++, logits += shape.centroids, out += shape.centroids)
+    shape.four_bit() ? row(logits, low[m], 16) : row(logits, low[m], shape.centroids);
   *step = span / top;
   *base = total;
 }

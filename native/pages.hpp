@@ -192,12 +192,12 @@ class PagePicker {
     Frame frame;
     const int64_t batch = list / p_.lists;
     uint32_t* ranks = frame.take<uint32_t>(p_.pages);
-    int32_t* order = frame.take<int32_t>(p_.pages + 1);
+    int32_t* order = frame.take<int32_t>(p_.pages + 1 + kLanes);
     for (int64_t i = 0; i < p_.pages; i++) {
       bool earlier = i < p_.first[batch] / p_.page;
       ranks[i] = rank_of(earlier ? -INFINITY : p_.scores[list * p_.pages + i]);
     }
-    if (p_.count) pick(ranks, p_.pages, find_threshold(ranks, p_.pages, {p_.count, 0, false}, frame), order);
+    if (p_.count) pick(ranks, p_.pages, find_greatest(ranks, p_.pages, p_.count, frame), order);
     std::sort(order, order + p_.count, [&](int32_t a, int32_t b) { return ranks[a] != ranks[b] ? ranks[a] > ranks[b] : a < b; });
     int64_t left = p_.limits[batch];
     if (p_.mass >= 0) left = std::min(left, wanted(list, order));

@@ -28,6 +28,7 @@ inline void scan_nibbles(const uint8_t* block, const uint8_t* tables, int pairs,
     const uint8_t* table = tables;
     const uint8_t* codes = block + part * kWidth;
     for (int p = 0; p < pairs; p++, codes += kBlock, table += H * 32) {
+      __builtin_prefetch(codes + kCodesAhead);
       vu8 both = load<vu8>(codes);
       vu8 a = both & low, b = as<vu8>(as<vu16>(both) >> 4) & low;
       add_bytes(w0, o0, lookup(table16(table), a));
@@ -51,6 +52,12 @@ inline void scan_nibbles(const uint8_t* block, const uint8_t* tables, int pairs,
     if (H > 2) store(to + 2 * stride, w2 - (o2 << 8)), store(to + 2 * stride + 32, o2);
     if (H > 3) store(to + 3 * stride, w3 - (o3 << 8)), store(to + 3 * stride + 32, o3);
   }
+}
+
+template <int H>
+inline void scan_four_bit(const uint8_t* block, const uint8_t* tables, int pairs, uint16_t* out, int64_t stride) {
+  if (kByQuads && scans_by_quads()) scan_quads<H>(block, tables, pairs, out, stride);
+  else scan_nibbles<H>(block, tables, pairs, out, stride);
 }
 
 // The same with one code in a byte: one 64-bit addition serves four heads.
@@ -79,16 +86,16 @@ inline void scan(const uint8_t* codes, int64_t block_stride, int blocks, const T
                  uint16_t* out, int64_t stride) {
   for (int g = 0; g < tables.heads; g += kGroup) {
     int heads = group_size(tables.heads, g / kGroup);
-    const uint8_t* nibble = tables.nibble + int64_t(g) * shape.pairs() * 32;
+    const uint8_t* nibble = tables.nibble + int64_t(g) * Tables::steps(shape) * nibbles_at_once() * 16;
     const uint64_t* lanes = tables.lanes + int64_t(g / kGroup) * shape.subspaces * 256;
     for (int i = 0; i < blocks; i++) {
       const uint8_t* block = codes + i * block_stride;
       uint16_t* to = out + g * stride + i * kBlock;
       if (!shape.four_bit()) scan_bytes(block, lanes, shape.subspaces, heads, to, stride);
-      else if (heads == 1) scan_nibbles<1>(block, nibble, shape.pairs(), to, stride);
-      else if (heads == 2) scan_nibbles<2>(block, nibble, shape.pairs(), to, stride);
-      else if (heads == 3) scan_nibbles<3>(block, nibble, shape.pairs(), to, stride);
-      else scan_nibbles<4>(block, nibble, shape.pairs(), to, stride);
+      else if (heads == 1) scan_four_bit<1>(block, nibble, shape.pairs(), to, stride);
+      else if (heads == 2) scan_four_bit<2>(block, nibble, shape.pairs(), to, stride);
+      else if (heads == 3) scan_four_bit<3>(block, nibble, shape.pairs(), to, stride);
+      else scan_four_bit<4>(block, nibble, shape.pairs(), to, stride);
     }
   }
 }

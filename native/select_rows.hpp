@@ -147,13 +147,13 @@ class Selection {
     Frame frame;
     auto largest = [&](int64_t count) {
       if (count == 0) return Threshold{INFINITY, 0, 0};
-      return find_threshold(kept.shares, kept.count, {count, 0, false}, frame);
+      return find_greatest(kept.shares, kept.count, count, frame);
     };
     int64_t least = std::min(r_.floor, kept.count), most = std::min(r_.cap, kept.count);
     if (r_.mass <= 0) return largest(least);
     double wanted = (r_.mass - anchor) / scale;
     if (!(wanted > 0)) return largest(least);
-    Threshold by_mass = find_threshold(kept.shares, kept.count, {0, wanted, true}, frame);
+    Threshold by_mass = find_mass(kept.shares, kept.count, wanted, frame);
     if (by_mass.count >= most) return largest(most);
     return by_mass.count >= least ? by_mass : largest(least);
   }
@@ -173,7 +173,7 @@ class Selection {
 
   void emit(int64_t row, const Kept& kept, Threshold cut, double anchor, double scale) const {
     Frame frame;
-    int32_t* places = frame.take<int32_t>(kept.count + 1);
+    int32_t* places = frame.take<int32_t>(kept.count + 1 + kLanes);
     int32_t* to = r_.slots + row * r_.cap;
     // No more than that by the threshold; where numbers are out of all range, memory must still do.
     int64_t count = std::min<int64_t>(pick(kept.shares, kept.count, cut, places), r_.cap);

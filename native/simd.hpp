@@ -161,6 +161,36 @@ inline unsigned bits_of(vi mask) {
 #endif
 }
 
+// Bit i is set where lane i of a is greater than that of b, or not less.
+inline unsigned greater(vf a, vf b) {
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
+#else
+  return bits_of(a > b);
+#endif
+}
+inline unsigned at_least(vi a, vi b) {
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  return _mm512_cmpge_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+  return bits_of(a >= b);
+#endif
+}
+
+// Writes base + i for each bit i, in order, and returns how many; behind them up to kLanes numbers may be overwritten.
+inline int put_places(int32_t* to, int32_t base, unsigned bits) {
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(base));
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), places));
+  return __builtin_popcount(bits);
+#else
+  int count = 0;
+  for (; bits; bits &= bits - 1) to[count++] = base + __builtin_ctz(bits);
+  return count;
+#endif
+}
+
 // A table of 16 bytes, held once for each 16-byte lane of a vector, and its look-up by indexes below 16.
 inline vu8 table16(const uint8_t* p) {
   vu8 v;
@@ -194,7 +224,7 @@ inline vu8 lookup(vu8 table, vu8 index) {
 }
 
 // 2**x; 2**127 beyond 127, and 2**-126 below -126. Relative error below 3e-7.
-inline vf exp2(vf x) {
+inline __attribute__((always_inline)) vf exp2(vf x) {
   const vf high = splat(127.0f);
   x = largest(x, splat(-126.0f));
   x = x < high ? x : high;

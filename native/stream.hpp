@@ -17,6 +17,7 @@ class Stream {
       : job_(job), heads_(heads), n_(job.tables->heads), kept_(kept) {
     sums_ = frame.take<uint16_t>(int64_t(n_) * kChunk);
     p_ = frame.take<float>(kChunk);
+    totals_ = frame.take<float>(n_);
   }
 
   // Scans the piece. With `settled`, the heads' offsets are final: only the ranking is left to do.
@@ -58,9 +59,8 @@ class Stream {
   void take(int64_t base, int64_t from, int64_t to) {
     if (!settled_) follow(from, to);
     if (kept_.count + (to - from) > kept_.capacity) thin(job_.keep);
-    memset(p_, 0, sizeof(float) * kChunk);
-    for (int g = 0; g < n_; g++)
-      heads_[g].fresh += add_shares(sums_ + g * kChunk, from, to, heads_[g].curve, heads_[g].offset, p_);
+    shares_of(sums_, kChunk, from, to, heads_, n_, p_, totals_);
+    for (int g = 0; g < n_; g++) heads_[g].fresh += totals_[g];
     collect(base, from, to);
     scanned_ += to - from;
   }
@@ -106,10 +106,10 @@ class Stream {
     float spared = float(job_.spared * n_ * std::exp2(shift_));
     Threshold cut = {spared, 0, 0};
     Frame frame;
-    if (kept_.count > keep) cut = find_threshold(kept_.shares, kept_.count, {keep, 0, false}, frame);
+    if (kept_.count > keep) cut = find_greatest(kept_.shares, kept_.count, keep, frame);
     if (cut.value < spared) cut = {spared, 0, 0};
     threshold_ = cut.value;
-    int32_t* places = frame.take<int32_t>(kept_.count + 1);
+    int32_t* places = frame.take<int32_t>(kept_.count + 1 + kLanes);
     // No more than that by the threshold; where numbers are out of all range, memory must still do.
     kept_.keep(places, std::min(pick(kept_.shares, kept_.count, cut, places), keep), n_);
     for (int g = 0; g < n_; g++)
@@ -119,14 +119,14 @@ class Stream {
   // Keeps the slots of this chunk whose share exceeds the threshold.
   void collect(int64_t base, int64_t from, int64_t to) {
     const vf threshold = splat(threshold_);
-    int64_t count = kept_.count;
-    for (int64_t i = from / kLanes * kLanes; i < to; i += kLanes) {
-      for (unsigned hits = bits_of(load<vf>(p_ + i) > threshold); hits; hits &= hits - 1) {
-        int64_t at = i + __builtin_ctz(hits);
-        kept_.slots[count] = int32_t(base + at);
-        for (int g = 0; g < n_; g++) kept_.sums[g * kept_.capacity + count] = sums_[g * kChunk + at];
-        count++;
-      }
+    int32_t* slots = kept_.slots;
+    const int64_t before = kept_.count;
+    int64_t count = before;
+    for (int64_t i = from / kLanes * kLanes; i < to; i += kLanes)
+      count += put_places(slots + count, int32_t(base + i), greater(load<vf>(p_ + i), threshold));
+    for (int g = 0; g < n_; g++) {
+      uint16_t* sums = kept_.sums + g * kept_.capacity;
+      for (int64_t i = before; i < count; i++) sums[i] = sums_[g * kChunk + slots[i] - base];
     }
     kept_.count = count;
   }
@@ -136,7 +136,7 @@ class Stream {
   int n_;
   Kept& kept_;
   uint16_t* sums_;
-  float* p_;
+  float *p_, *totals_;
   float threshold_ = 0;
   double shift_ = 0;
   int64_t scanned_ = 0;

@@ -1,7 +1,7 @@
 // Integer look-up tables of one row's query heads, as src/keyhole/kernels/pq_tables.py defines them.
 #pragma once
 
-#include "simd.hpp"
+#include "quads.hpp"
 
 namespace kh {
 
@@ -15,12 +15,16 @@ struct Codebook {
   int pairs() const { return (subspaces + 1) / 2; }
 };
 
+// Sub-spaces whose 4-bit codes are looked up at once: four where a look-up takes indexes below 64.
+inline int nibbles_at_once() { return kByQuads && scans_by_quads() ? 4 : 2; }
+
 struct Tables {
   int heads;
   double* step;     // [heads]
   double* base;     // [heads]
-  uint8_t* nibble;  // 4-bit codes: [groups][pairs][heads of the group][2][16]
+  uint8_t* nibble;  // 4-bit codes: [groups][steps][heads of the group][nibbles_at_once][16]
   uint64_t* lanes;  // other codes: [groups][M][256], head h of a group in bits 16h
+  static int64_t steps(const Codebook& shape) { return (shape.subspaces + nibbles_at_once() - 1) / nibbles_at_once(); }
 };
 
 inline int group_size(int heads, int group) {
@@ -31,11 +35,13 @@ inline int group_size(int heads, int group) {
 // q . c in double precision.
 inline double dot_double(const double* q, const float* c, int width) {
   constexpr int lanes = kLanes / 2;
-  vd total{};
-  int i = 0;
-  for (; i + lanes <= width; i += lanes) total += load<vd>(q + i) * __builtin_convertvector(load<half_f>(c + i), vd);
   double dot = 0;
-  for (int j = 0; j < lanes; j++) dot += total[j];
+  int i = 0;
+  if (width >= lanes) {
+    vd total{};
+    for (; i + lanes <= width; i += lanes) total += load<vd>(q + i) * __builtin_convertvector(load<half_f>(c + i), vd);
+    for (int j = 0; j < lanes; j++) dot += total[j];
+  }
   for (; i < width; i++) dot += q[i] * double(c[i]);
   return dot;
 }
@@ -44,11 +50,16 @@ inline double dot_double(const double* q, const float* c, int width) {
 inline bool head_logits(const double* q, const float* codebook, const Codebook& shape, double* out) {
   bool finite = true;
   if (shape.width == 1) {
-    for (int m = 0; m < shape.subspaces; m++, codebook += shape.centroids, out += shape.centroids)
-      for (int c = 0; c < shape.centroids; c++) {
-        out[c] = q[m] * double(codebook[c]);
-        finite &= std::fabs(out[c]) < 1e30;
+    auto row = [&](double x, int count) {
+      int64_t beyond = 0;
+      for (int c = 0; c < count; c++) {
+        out[c] = x * double(codebook[c]);
+        beyond |= !(std::fabs(out[c]) < 1e30);
       }
+      finite &= !beyond;
+    };
+    for (int m = 0; m < shape.subspaces; m++, codebook += shape.centroids, out += shape.centroids)
+      shape.four_bit() ? row(q[m], 16) : row(q[m], shape.centroids);
     return finite;
   }
   for (int m = 0; m < shape.subspaces; m++, q += shape.width)
@@ -91,9 +102,11 @@ inline void quantise(const double* logits, const Codebook& shape, int top, doubl
     span = std::max(span, most - least);
   }
   double unit = span > 0 ? top / span : 0;
-  for (int m = 0; m < shape.subspaces; m++)
-    for (int c = 0; c < shape.centroids; c++)
-      *out++ = uint16_t(int32_t((logits[m * shape.centroids + c] - low[m]) * unit + 0.5));
+  auto row = [&](const double* from, double least, int count) {
+    for (int c = 0; c < count; c++) out[c] = uint16_t(int32_t((from[c] - least) * unit + 0.5));
+  };
+  for (int m = 0; m < shape.subspaces; m++, logits += shape.centroids, out += shape.centroids)
+    shape.four_bit() ? row(logits, low[m], 16) : row(logits, low[m], shape.centroids);
   *step = span / top;
   *base = total;
 }
@@ -103,8 +116,9 @@ inline void place(const uint16_t* entries, const Codebook& shape, int g, Tables&
   int group = g / kGroup, h = g % kGroup, size = group_size(tables.heads, group);
   for (int m = 0; m < shape.subspaces; m++, entries += shape.centroids) {
     if (shape.four_bit()) {
-      int64_t before = int64_t(group) * kGroup * shape.pairs() + int64_t(m / 2) * size + h;
-      uint8_t* to = tables.nibble + (before * 2 + m % 2) * 16;
+      const int each = nibbles_at_once();
+      int64_t before = int64_t(group) * kGroup * Tables::steps(shape) + int64_t(m / each) * size + h;
+      uint8_t* to = tables.nibble + (before * each + m % each) * 16;
       for (int c = 0; c < 16; c++) to[c] = uint8_t(entries[c]);
     } else {
       uint64_t* to = tables.lanes + (int64_t(group) * shape.subspaces + m) * 256;
@@ -118,7 +132,7 @@ inline int make_tables(const float* query, int heads, int64_t row, const Codeboo
                        Tables& tables) {
   int groups = (heads + kGroup - 1) / kGroup, size = shape.subspaces * shape.centroids;
   int top = shape.four_bit() ? 255 : 65535 / shape.subspaces;
-  int64_t nibbles = int64_t(groups) * kGroup * shape.pairs() * 32, lanes = int64_t(groups) * shape.subspaces * 256;
+  int64_t nibbles = int64_t(groups) * kGroup * Tables::steps(shape) * nibbles_at_once() * 16, lanes = int64_t(groups) * shape.subspaces * 256;
   tables = {heads, frame.take<double>(heads), frame.take<double>(heads), nullptr, nullptr};
   if (shape.four_bit()) {
     tables.nibble = frame.take<uint8_t>(nibbles);

@@ -12,7 +12,7 @@ from keyhole.bench.result import Result, compare
 from keyhole.bench.vllm_kernel import VLLM, vllm_candidate
 from keyhole.cache.layer import LayerCache
 from keyhole.methods.recipe import Recipe
-from keyhole.storage import DeviceStorage, PagedStorage, split_pages
+from keyhole.storage import DeviceStorage, PagedStorage, into_huge_pages, split_pages
 from keyhole.tuning.machine import implementation
 from keyhole.tuning.timing import CacheFlusher, Candidate, clock
 
@@ -79,7 +79,9 @@ def _table(case: Case, block_size: int) -> torch.Tensor:
 
 def _storage(case: Case, block_size: int, table: torch.Tensor) -> PagedStorage:
     shape = (len(table), case.kv_heads, block_size, 2 * case.head_dim)
-    pages = split_pages(torch.zeros(shape, dtype=case.torch_dtype), case.head_dim, planar=True)
+    pool = torch.zeros(shape, dtype=case.torch_dtype)
+    into_huge_pages(pool)  # as where vLLM's pages are served
+    pages = split_pages(pool, case.head_dim, planar=True)
     storage = PagedStorage(pages.keys, pages.values)
     storage.at(table, 0)
     return storage

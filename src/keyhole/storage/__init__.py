@@ -15,6 +15,7 @@ from keyhole.storage.renumbered import RenumberedStorage
 from keyhole.storage.resident.blocks import BLOCK_EVICTIONS
 from keyhole.storage.resident.rows import ResidentRows
 from keyhole.storage.tiers.buffer import GrowingBuffer
+from keyhole.storage.tiers.memory import into_huge_pages
 
 __all__ = [
     "BLOCK_EVICTIONS",
@@ -41,6 +42,7 @@ __all__ = [
     "RenumberedStorage",
     "ResidentRows",
     "Storage",
+    "into_huge_pages",
     "kept_rows",
     "make_rows",
     "make_storage",

@@ -6,7 +6,7 @@ import mmap
 import pytest
 import torch
 
-from keyhole.storage.tiers.memory import empty, mapped_bytes
+from keyhole.storage.tiers.memory import empty, into_huge_pages, mapped_bytes
 
 CPU = torch.device("cpu")
 
@@ -58,6 +58,18 @@ def test_what_is_read_of_a_mapped_file_counts(tmp_path):
 def test_a_system_that_does_not_tell(tmp_path, monkeypatch):
     monkeypatch.setattr("keyhole.storage.tiers.memory._STATUS", tmp_path / "none")
     assert mapped_bytes() == 0
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, (2 << 20) - 1, 5 << 20, (9 << 20) + 7])
+def test_memory_of_others_stays_where_and_what_it_is(nbytes):
+    held = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    before, address = held.clone(), held.data_ptr()
+    into_huge_pages(held)
+    into_huge_pages(held[nbytes // 2 :])
+    assert held.data_ptr() == address
+    assert torch.equal(held, before)
+    held.fill_(7)
+    assert bool((held == 7).all())
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages on this system")

@@ -20,7 +20,7 @@ from keyhole.engines.vllm.prepare import prepared
 from keyhole.engines.vllm.requests import ServedRequests
 from keyhole.engines.vllm.rows import Row
 from keyhole.engines.vllm.usage import RequestUsage
-from keyhole.storage import Pages
+from keyhole.storage import Pages, into_huge_pages
 
 
 class Server:
@@ -53,6 +53,8 @@ class Server:
         layers = {name: impl for name, impl in layers_of(self._config).items() if name in kv_caches}
         self._group = self._only_group(layers)
         for place, (name, impl) in enumerate(layers.items()):
+            # A step reads rows that are scattered over the pool.
+            into_huge_pages(kv_caches[name])
             self._layers[name] = place, impl.pages(kv_caches[name], impl.head_size)
         info = model_info(self._config, settings.recipe, list(layers))
         self.requests = ServedRequests(settings.recipe, info, mirrored=settings.mirrored)

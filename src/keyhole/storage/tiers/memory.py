@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 _STATUS = Path("/proc/self/statm")
 _HUGE = 2 << 20  # bytes of a huge page; smaller tensors gain nothing from one
+_COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1, which Python's mmap does not name
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -27,6 +30,25 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     with suppress(OSError):  # a kernel without huge pages: ordinary ones serve
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
+
+
+def into_huge_pages(held: Tensor) -> None:
+    """Put a CPU tensor's memory, which someone else allocated, in huge pages where the system does that.
+
+    Numbers and addresses stay what they are; the first call copies the memory once.
+    """
+    if held.device.type != "cpu" or os.name != "posix" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    memory = held.untyped_storage()
+    start = -(-memory.data_ptr() // _HUGE) * _HUGE
+    nbytes = (memory.data_ptr() + memory.nbytes() - start) // _HUGE * _HUGE
+    if nbytes <= 0:
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    # Where the kernel lacks one of the two, or memory in one piece, it returns an error and changes nothing.
+    for advice in (mmap.MADV_HUGEPAGE, _COLLAPSE):
+        libc.madvise(start, nbytes, advice)
 
 
 def mapped_bytes() -> int:

@@ -36,7 +36,8 @@ class Read(NamedTuple):
     """What one selective step read, and what came of it.
 
     Attributes:
-        part: exact attention over what was read, out `[B, H, D]`, lse `[B, H]`.
+        part: exact attention over what was read, and the estimate of the rest where there is one: out
+            `[B, H, D]`, lse `[B, H]`.
         selection: what was read beside sinks and window.
         regions: the parts of the sequence at this step.
         index_bytes: bytes of the index read for each KV head.
@@ -85,6 +86,8 @@ class StepReader:
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = _shown(self.selector.select(step), parts)
         part = storage.attend_beside(anchor, query, selection.slots, selection.counts, logits)
+        rest = self.selector.rest(step, selection)
+        part = part if rest is None else merge(part, rest)
         return Read(part, selection, parts, self.selector.bytes_read(step))
 
     def read_together(
@@ -113,6 +116,8 @@ class StepReader:
         selection = _shown(self.selector.select(step), parts)
         # To a storage they are so many more query heads of each group.
         found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
+        rest = self.selector.rest(step._replace(query=queries.flatten(1, 2)), selection)
+        found = found if rest is None else merge(found, rest)
         shape = (len(queries), -1, count)
         found = Part(found.out.unflatten(1, shape[1:]).transpose(1, 2), found.lse.view(shape).transpose(1, 2))
         own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
@@ -156,6 +161,7 @@ class StepReader:
                 self.selector.refit(storage.keys(), parts)
             elif self.selector.length < parts.last:
                 self.selector.append(storage.keys(self.selector.length))
+            self.selector.summarise(storage, parts)
         except BaseException:
             self.selector.crop(0)  # half an index is none
             raise

@@ -39,6 +39,7 @@ from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
+from keyhole.methods.tail import Tail
 from keyhole.methods.tokenselect import TokenSelect
 from keyhole.methods.windowkv import WindowKV
 
@@ -49,7 +50,7 @@ _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)
 _EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV, KNorm, ExpectedAttentionKV)
-_WRAPPERS = (CriticalKV,)
+_WRAPPERS = (CriticalKV, Tail)
 
 
 class Registry(Mapping[str, type[Method]]):

@@ -13,6 +13,7 @@ from keyhole.attention import Logits, Part, dense_attention, key_logits, merge
 from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
 from keyhole.core.scales import all_finite
+from keyhole.kernels.backend.rows import at
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merge
 
@@ -80,6 +81,10 @@ class Storage(Informed, ABC):
     @abstractmethod
     def values(self, start: int = 0) -> Tensor:
         """Values from slot `start` on, as `keys`."""
+
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, Hkv, S, D]` of `slots [B, Hkv, S]`, as `attend` reads them."""
+        return at(self.keys(), slots), at(self.values(), slots)
 
     @abstractmethod
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

@@ -113,6 +113,12 @@ class LowRankStorage(CapturableStorage):
     def values(self, start: int = 0) -> Tensor:
         return self._values.view(start)
 
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.full(slots.shape[:2], slots.shape[2], dtype=torch.int32, device=slots.device)
+        chosen = Chosen(slots.int(), counts)
+        keys = at(self._recent.view(), slots) if self._basis is None else self._all_rebuilt(slots.long())
+        return keys, self._values.fetch(chosen)
+
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         chosen = Chosen.of(slots, counts, self._recent.view().shape[1])
         keys = at(self._recent.view(), chosen.slots) if self._basis is None else self._chosen_keys(chosen)

@@ -84,6 +84,23 @@ class PlacedStorage(Storage):
     def values(self, start: int = 0) -> Tensor:
         return self._tokens(start, "values")
 
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Past resident blocks, which are for what is attended to."""
+        kind, parts = self._known(), []
+        for name in ("keys", "values"):
+            recent = packed = None
+            if self._recent.length:
+                read = getattr(_AS_THEY_ARE, name)
+                recent = read(self._recent.view(), kind, (slots - self._packed).clamp(min=0))
+            if self._packed:
+                there = slots.clamp(max=self._packed - 1).to(self.buffer.view().device)
+                rows = self.buffer.reading(there // self.form.group)
+                packed = getattr(self.form, name)(rows, kind, there).to(kind.device, kind.dtype)
+            if recent is not None and packed is not None:
+                packed = torch.where((slots < self._packed).unsqueeze(-1), packed, recent)
+            parts.append(recent if packed is None else packed)
+        return parts[0], parts[1]
+
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         kind = self._known()
         sources = self._sources(Chosen.of(slots, counts, kind.heads))

@@ -6,13 +6,11 @@ Legend, for one query of one head: N tokens, D head size, E size of values, C cl
 import numpy as np
 
 
-def estimated_attention(
-    query, keys, values, read, labels, *, scale, moment=None, softcap=None, estimates=None
-):
+def estimated_attention(query, keys, values, read, labels, *, scale, softcap=None, estimates=None):
     """query [D], keys [N, D], values [N, E] -> [E]: exact over the tokens `read`, the rest by cluster.
 
-    Each other token with a label >= 0 has its cluster's mean value, of those that are not read. Its weight is
-    exp(estimates), or else that of the mean key of these, times exp(half the variance that `moment` gives).
+    Each other token with a label >= 0 has the mean value, and the logit of the mean key, of those of its
+    cluster that are not read; with `estimates`, more by log(mean exp(estimate)) - mean estimate.
     """
     cap = (lambda x: x) if softcap is None else (lambda x: softcap * np.tanh(x / softcap))
     logs, rows = [], []
@@ -23,12 +21,11 @@ def estimated_attention(
     for cluster in sorted({labels[token] for token in rest}):
         mine = [token for token in rest if labels[token] == cluster]
         mean = values[mine].mean(0)
-        if estimates is None:
-            spread = scale**2 * query @ moment @ query
-            weight = cap(scale * keys[mine].mean(0) @ query) + min(spread, 64) / 2
-        for token in mine:
-            logs.append(weight if estimates is None else estimates[token])
-            rows.append(mean)
+        logit = cap(scale * keys[mine].mean(0) @ query)
+        if estimates is not None:
+            logit += np.log(np.exp(estimates[mine] - estimates[mine].mean()).mean())
+        logs += [logit] * len(mine)
+        rows += [mean] * len(mine)
     logs = np.array(logs)
     weights = np.exp(logs - logs.max())
     return weights @ np.array(rows) / weights.sum()

@@ -41,6 +41,8 @@ SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, Retrieva
 # Those that may read as many tokens as the text asks for.
 BY_MASS = [name for name in SELECTIVE if METHODS[name].options()["budget"][0].mass]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
+# Those that go with another method only.
+BESIDE_OTHERS = ["tail", *(name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper))]
 WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
 # Those that drop tokens for good, by themselves or around another.
 DROPPING = [*EVICTING, *WRAPPERS]

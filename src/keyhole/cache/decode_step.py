@@ -41,12 +41,14 @@ class Read(NamedTuple):
         selection: what was read beside sinks and window.
         regions: the parts of the sequence at this step.
         index_bytes: bytes of the index read for each KV head.
+        rest: the estimate, which is merged into `part`; None where what is not read counts as zero.
     """
 
     part: Part
     selection: Selection
     regions: Regions
     index_bytes: int
+    rest: Part | None = None
 
 
 class StepReader:
@@ -88,7 +90,7 @@ class StepReader:
         part = storage.attend_beside(anchor, query, selection.slots, selection.counts, logits)
         rest = self.selector.rest(step, selection)
         part = part if rest is None else merge(part, rest)
-        return Read(part, selection, parts, self.selector.bytes_read(step))
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
 
     def read_together(
         self,
@@ -118,10 +120,10 @@ class StepReader:
         found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
         rest = self.selector.rest(step._replace(query=queries.flatten(1, 2)), selection)
         found = found if rest is None else merge(found, rest)
-        shape = (len(queries), -1, count)
-        found = Part(found.out.unflatten(1, shape[1:]).transpose(1, 2), found.lse.view(shape).transpose(1, 2))
+        rest = None if rest is None else _by_query(rest, count)
         own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
-        return Read(merge(own, found), selection, parts, self.selector.bytes_read(step))
+        part = merge(own, _by_query(found, count))
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
 
     def electing(self, queries: Tensor, storage: Storage) -> Tensor:
         """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of the newest tokens of one call.
@@ -168,6 +170,11 @@ class StepReader:
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
+
+
+def _by_query(part: Part, queries: int) -> Part:
+    """A part of `[B, H * Q]` as one of `[B, Q, H]`."""
+    return Part(*(field.unflatten(1, (-1, queries)).transpose(1, 2) for field in part))
 
 
 def _shown(selection: Selection, parts: Regions) -> Selection:

@@ -16,7 +16,7 @@ from keyhole.feedforward import FeedForward
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.composition import check_evicting, check_placing
 from keyhole.methods.eviction import EvictionMethod
-from keyhole.methods.pqcache import PQCache
+from keyhole.methods.oracle import Oracle
 from keyhole.methods.renumbering import Renumbering
 from keyhole.methods.snapkv import SnapKV
 from keyhole.methods.spec import parse_stages
@@ -160,7 +160,7 @@ class Recipe:
 def alone(method: Method) -> Recipe:
     """The shortest recipe that contains a method: itself, or with a method that it wraps."""
     if isinstance(method, Tail):
-        return Recipe((PQCache(), method))
+        return Recipe((method, Oracle()))
     return Recipe((method, SnapKV()) if isinstance(method, ScoreWrapper) else (method,))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from keyhole.core.errors import SpecError
 from keyhole.methods import options
 from keyhole.methods.base import Method, RetrievalMethod
@@ -12,6 +14,8 @@ from keyhole.methods.facts import Facts
 from keyhole.methods.nosa import Nosa
 from keyhole.selection import Selector
 from keyhole.selection.tail import Clusters, TailSelector
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Tail(Method):
         "cluster of each token. All on the device.",
         select="As the other method; then scores the mean key of each cluster.",
         best_for="Small budgets, and answers that many tokens have a small part in, such as counts of words.",
-        weak_at="k-means runs in the first step after a prompt. Clusters are read in each step.",
+        weak_at="k-means runs in the first step after a prompt. A step reads all clusters, "
+        "beside what the other method reads.",
+        index="((D + Dv) * (4 if dtype == 'float32' else 2) + 4) / tokens + 4",
+        products="G * D * N / tokens",
     )
 
     tokens: int = options.integer(16, ge=1, unit="tokens", help="Tokens per cluster, on average.")
@@ -41,6 +48,7 @@ class Tail(Method):
         help='Where logits of unread tokens come from: "auto" takes the estimates of the method\'s index '
         "where it has one of each token (pqcache, oracle), and mean keys elsewhere.",
     )
+    dtype: str = options.choice("bfloat16", tuple(_DTYPES), help="Precision of the sums of a cluster.")
     iterations: int = options.integer(10, ge=1, le=300, help="Lloyd iterations.")
 
     def around(self, selectors: list[Selector]) -> list[Selector]:
@@ -48,7 +56,7 @@ class Tail(Method):
         return [selector if selector.reads_all else self._around(selector) for selector in selectors]
 
     def _around(self, selector: Selector) -> Selector:
-        clusters = Clusters(self.tokens, self.iterations)
+        clusters = Clusters(self.tokens, self.iterations, _DTYPES[self.dtype])
         return TailSelector(selector, clusters, by_tokens=self.logits == "auto")
 
 

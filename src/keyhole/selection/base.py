@@ -112,10 +112,7 @@ class Selector(Informed, ABC):
         """The layer takes so many decode steps before the next layer takes any."""
 
     def token_logits(self, step: Step) -> Tensor | None:  # noqa: ARG002
-        """Estimated logits of the slots before the window, float32 `[B, Hkv, G, last]`, where they are known.
-
-        Their variance is in them: the exponential is that of the expected weight.
-        """
+        """Estimated logits of the slots before the window, float32 `[B, Hkv, G, last]`; None if unknown."""
         return None
 
     def summarise(self, storage: Storage, regions: Regions) -> None:

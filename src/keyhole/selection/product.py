@@ -223,8 +223,7 @@ class ProductSelector(Capturable):
             factor, change = self._factors(query, step.logits.scale)
             query = query * change.float().unsqueeze(-1)
         query = query if "rotation" not in self._held else query @ self._held["rotation"]
-        spread = logit_variance(query, self._fitted("residuals"), step.logits.scale) / 2
-        logits = self._scored(query.flatten(0, 1), step) + spread.unsqueeze(-1)
+        logits = self._scored(query.flatten(0, 1), step)
         return logits if factor is None else logits / factor.float().unsqueeze(-1)
 
     def _scored(self, query: Tensor, step: Step) -> Tensor:

@@ -18,6 +18,11 @@ from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merge
 
 
+def in_turn(slots: Tensor) -> Tensor:
+    """Places of rows that were gathered for `slots [B, Hkv, S]`."""
+    return torch.arange(slots.shape[-1], device=slots.device, dtype=slots.dtype).expand(slots.shape)
+
+
 class Footprint(NamedTuple):
     """Bytes held on each tier."""
 
@@ -82,9 +87,13 @@ class Storage(Informed, ABC):
     def values(self, start: int = 0) -> Tensor:
         """Values from slot `start` on, as `keys`."""
 
-    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, Hkv, S, D]` of `slots [B, Hkv, S]`, as `attend` reads them."""
-        return at(self.keys(), slots), at(self.values(), slots)
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of `slots [B, Hkv, S]`, as `attend` reads them.
+
+        Returns:
+            Keys `[B, Hkv, n, D]`, values `[B, Hkv, n, Dv]`, and where in them the slots are, as `slots`.
+        """
+        return at(self.keys(), slots), at(self.values(), slots), in_turn(slots)
 
     @abstractmethod
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

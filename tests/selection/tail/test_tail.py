@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyhole.attention import dense_attention
 from keyhole.cache.captured import check_capturable
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import SpecError
 from keyhole.methods import Recipe
 from keyhole.selection import Step
 from tests import oracles
+from tests.cache.test_together import Together
 from tests.layers import Layer, check_dense, slots_read
 from tests.lives import live_briefly
 from tests.oracles_tail import estimated_attention
@@ -31,7 +33,7 @@ METHODS = {
 }
 
 
-def spec(name, budget=9, tail="tail(tokens=5)"):
+def spec(name, budget=9, tail="tail(tokens=5, dtype=float32)"):
     return METHODS[name].format(budget, SHORT) + f" + {tail}"
 
 
@@ -52,15 +54,14 @@ class Tailed(Layer):
 
     def _expected(self, row, head, clusters, read, estimates):
         group, last = head // 2, self.observed.read.regions.last
-        keys, values, labels, moment = (
-            oracles.array(part[row, group])
-            for part in (self.keys, self.values, clusters.labels, clusters.moment)
+        keys, values, labels = (
+            oracles.array(part[row, group]) for part in (self.keys, self.values, clusters.labels)
         )
         query, cap = oracles.array(self.query[row, head, 0]), self.logits.softcap
         if estimates is not None:
             estimates = oracles.array(estimates[row, group, head % 2])
         return estimated_attention(
-            query, keys, values, read, labels[:last], scale=self.logits.scale, moment=moment, softcap=cap,
+            query, keys, values, read, labels[:last], scale=self.logits.scale, softcap=cap,
             estimates=estimates,
         )  # fmt: skip
 
@@ -75,7 +76,9 @@ class Tailed(Layer):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("logits", ["auto", "means"])
 def test_steps_are_the_oracles_through_a_life(name, logits):
-    live_briefly(Tailed(spec(name, tail=f"tail(tokens=5, logits={logits})"), batch=2, padding=[0, 9]))
+    live_briefly(
+        Tailed(spec(name, tail=f"tail(tokens=5, logits={logits}, dtype=float32)"), batch=2, padding=[0, 9])
+    )
 
 
 def test_soft_capped_logits():
@@ -94,7 +97,7 @@ def test_soft_capped_logits():
     st.integers(0, 9),
 )
 def test_any_sizes(name, budget, tokens, length, seed):
-    layer = Tailed(spec(name, budget, f"tail(tokens={tokens}, iterations=2)"), seed=seed)
+    layer = Tailed(spec(name, budget, f"tail(tokens={tokens}, iterations=2, dtype=float32)"), seed=seed)
     layer.append(length)
     layer.append(1)
     layer.attend()
@@ -106,7 +109,7 @@ def test_any_sizes(name, budget, tokens, length, seed):
 @pytest.mark.parametrize("logits", ["auto", "means"])
 def test_nothing_is_left_of_what_is_read(name, logits):
     everything = METHODS[name].format("{}", SHORT).replace("budget={}", "mass=1.0, floor=100000")
-    layer = Layer(f"{everything} + tail(tokens=5, logits={logits})", batch=2, padding=[0, 9])
+    layer = Layer(f"{everything} + tail(tokens=5, logits={logits}, dtype=float32)", batch=2, padding=[0, 9])
     layer.append(200)
     for _ in range(3):
         layer.append(1)
@@ -119,13 +122,13 @@ def test_hidden_tokens_are_not_estimated():
     """What a mask hides inside a row is in clusters, but not in the answer."""
     outs = []
     for hidden_level in (1.0, 50.0):
-        layer = Layer(spec("quest", tail="tail(tokens=5, iterations=1)"))
+        layer = Layer(spec("quest", tail="tail(tokens=5, iterations=1, dtype=float32)"))
         layer.append(100)
         layer.append(1)
         layer.values[:, :, 30:40] *= hidden_level
         mask = torch.ones(1, 1, 1, 101, dtype=torch.bool)
         mask[..., 30:40] = False
-        fresh = Recipe.parse(spec("quest", tail="tail(tokens=5, iterations=1)")).layers(1)[0]
+        fresh = Recipe.parse(spec("quest", tail="tail(tokens=5, iterations=1, dtype=float32)")).layers(1)[0]
         fresh.append(layer.keys, layer.values)
         query = torch.randn(1, 4, 1, 16, generator=torch.Generator().manual_seed(3))
         outs.append(fresh.attend(query, layer.logits, mask=mask))
@@ -192,3 +195,22 @@ def test_captured_steps_are_refused():
     position = DecodePosition(150, 160, (0,), torch.device("cpu"))
     with pytest.raises(ValueError, match="TailSelector"):
         check_capturable(layer.cache, position)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_clusters_of_one_token_are_dense_attention(name):
+    layer = Layer(spec(name, tail="tail(tokens=1, dtype=float32)"), batch=2, padding=[0, 9])
+    layer.append(80)
+    for _ in range(12):
+        layer.append(1)
+        out = layer.attend()
+        assert layer.observed is not None
+        check_dense(layer, out)
+
+
+@pytest.mark.parametrize("name", ["oracle", "quest"])
+def test_tokens_that_share_a_selection(name):
+    asked = Together(spec(name, tail="tail(tokens=1, dtype=float32)"))
+    assert asked.selected
+    expected = dense_attention(asked.query, asked.keys, asked.values, scale=asked.logits.scale)
+    torch.testing.assert_close(asked.out, expected, rtol=1e-3, atol=1e-4)

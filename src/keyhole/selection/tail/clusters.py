@@ -11,7 +11,6 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.selection.quantisers.kmeans import kmeans
-from keyhole.selection.quantisers.uncertainty import residual_moment
 from keyhole.storage import GrowingBuffer, Storage
 
 _PIECE = 8192  # tokens that are clustered together: time grows with the square of it
@@ -22,18 +21,17 @@ class Clusters:
     """Clusters of about `tokens` keys, found by k-means for each KV head and each piece of the sequence.
 
     Padding and sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the
-    window, so that nothing that was summarised changes.
+    window, so that nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
     """
 
-    def __init__(self, tokens: int, iterations: int) -> None:
-        self.tokens, self.iterations = tokens, iterations
+    def __init__(self, tokens: int, iterations: int, dtype: torch.dtype) -> None:
+        self.tokens, self.iterations, self.dtype = tokens, iterations, dtype
         self._clear()
 
     def _clear(self) -> None:
         self._labels = GrowingBuffer()  # int32 `[B, Hkv, N, 1]`, the cluster of each slot
         self._keys, self._values = GrowingBuffer(), GrowingBuffer()  # sums `[B, Hkv, C, D]` and `[..., E]`
         self._counts = GrowingBuffer()  # int32 `[B, Hkv, C, 1]`
-        self._moment: Tensor | None = None  # float32 `[B, Hkv, D, D]`, of keys about the means of the prompt
         self._pieces: list[tuple[int, int]] = []  # tokens and clusters there were after each piece
 
     @property
@@ -61,13 +59,6 @@ class Clusters:
         """Sums of values, `[B, Hkv, C, E]`."""
         return self._values.view()
 
-    @property
-    def moment(self) -> Tensor:
-        """Second moment of keys about their cluster's mean, float32 `[B, Hkv, D, D]`."""
-        if self._moment is None:
-            raise ValueError("nothing is summarised yet; call update first")
-        return self._moment
-
     def update(self, storage: Storage, regions: Regions) -> None:
         """Summarise what is stored and was not, once some of it has left the window."""
         if self.length and self.length >= regions.last:
@@ -91,12 +82,8 @@ class Clusters:
             labels[rows, :, begin:] = self._clustered(keys[rows, :, begin:])
         sums = [_sums(part, labels, count) for part in (keys, values)]
         counts = _sums(torch.ones_like(keys[..., :1]), labels, count)
-        if self._moment is None:
-            means = (sums[0] / counts.clamp(min=1)).float()
-            self._moment = _moment(keys, labels, means)
-        kind = torch.float32 if keys.dtype == torch.float32 else torch.bfloat16
-        self._keys.append(sums[0].to(kind))
-        self._values.append(sums[1].to(kind))
+        self._keys.append(sums[0].to(self.dtype))
+        self._values.append(sums[1].to(self.dtype))
         self._counts.append(counts.int())
         labels = torch.where(labels >= 0, labels + clusters, labels)
         self._labels.append(labels.int().unsqueeze(-1))
@@ -128,18 +115,16 @@ class Clusters:
 
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
-        if self._moment is not None:
+        if self.length:
             for buffer in (self._labels, *self._buffers):
                 buffer.reorder(rows)
-            self._moment = self._moment.index_select(0, rows.to(self._moment.device))
 
     def state(self) -> dict[str, Tensor]:
         """What is held, as named tensors."""
         if not self.length:
             return {}
-        held = {"labels": self._labels.view(), "counts": self._counts.view(), "moment": self.moment}
-        pieces = torch.tensor(self._pieces)
-        return held | {"keys": self.keys, "values": self.values, "pieces": pieces}
+        held = {"labels": self._labels.view(), "counts": self._counts.view()}
+        return held | {"keys": self.keys, "values": self.values, "pieces": torch.tensor(self._pieces)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over a `state`."""
@@ -148,7 +133,6 @@ class Clusters:
             self._labels.append(state["labels"])
             for name, buffer in zip(("keys", "values", "counts"), self._buffers, strict=True):
                 buffer.append(state[name])
-            self._moment = state["moment"].clone()
             self._pieces = [(tokens, clusters) for tokens, clusters in state["pieces"].tolist()]
 
     @property
@@ -159,8 +143,7 @@ class Clusters:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        buffers = sum(buffer.nbytes for buffer in (self._labels, *self._buffers))
-        return buffers + (0 if self._moment is None else self._moment.nbytes)
+        return sum(buffer.nbytes for buffer in (self._labels, *self._buffers))
 
 
 def _sums(rows: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -168,10 +151,3 @@ def _sums(rows: Tensor, labels: Tensor, count: int) -> Tensor:
     sums = rows.new_zeros(*rows.shape[:2], count + 1, rows.shape[-1], dtype=torch.float32)
     places = labels.where(labels >= 0, count).unsqueeze(-1).expand(rows.shape)
     return sums.scatter_add_(2, places, rows.float())[:, :, :count]
-
-
-def _moment(keys: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-    places = labels.clamp(min=0).unsqueeze(-1).expand(keys.shape)
-    left = (keys.float() - means.gather(2, places)).masked_fill(labels.unsqueeze(-1) < 0, 0.0)
-    counted = (labels >= 0).sum(-1).clamp(min=1)
-    return residual_moment(left) * (labels.shape[-1] / counted)[..., None, None]

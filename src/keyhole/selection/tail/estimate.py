@@ -1,10 +1,10 @@
 """Attention over what a step did not read, estimated by cluster.
 
-A cluster's tokens are taken to have its mean value, and together the weight that their logits have: those
-that an index knows of each token, or that of their mean key and of the variance about it. What is read is
-taken out of sums and counts, so that nothing is left where everything is read.
+A cluster's tokens are taken to have its mean value, and together the weight of so many tokens with its mean
+key; where an index knows a logit of each token, more by how much these differ. What is read is taken out of
+sums and counts, so that nothing is left where everything is read.
 
-Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, N tokens, S tokens read, C clusters, D head size.
+Legend: B batch, H query heads, Hkv KV heads, R = B * Hkv, G = H / Hkv, N tokens, S tokens read, C clusters.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part
-from keyhole.kernels.pq.tables import softcapped
-from keyhole.selection.quantisers.uncertainty import logit_variance
+from keyhole.kernels.tail.reference import summed_by, tail_attention
+from keyhole.kernels.tail.types import Read, Summed
 from keyhole.selection.tail.clusters import Clusters
 from keyhole.storage import Storage
+
+_MOST = 64.0  # of a logit above the mean of its cluster, so that weights are finite
 
 
 class Known(NamedTuple):
@@ -31,15 +33,6 @@ class Known(NamedTuple):
 
     slots: Tensor
     meant: Tensor
-
-
-class _Taken(NamedTuple):
-    """What is read of the clusters: `labels [B, Hkv, S]`, the count of clusters where none; tokens left."""
-
-    labels: Tensor
-    left: Tensor
-    keys: Tensor
-    values: Tensor
 
 
 def tail_part(
@@ -55,55 +48,37 @@ def tail_part(
     Args:
         token_logits: float32 `[B, Hkv, G, n]`, estimates for the first slots, behind which all are known.
     """
-    taken = _taken(clusters, storage, known)
-    grouped = query.unflatten(1, (taken.left.shape[1], -1)).float()
-    if token_logits is None:
-        each = _by_means(grouped, clusters, taken, logits)
-    else:
-        each = _by_tokens(token_logits, clusters, known, taken.left)
-    left = taken.left.unsqueeze(2)
-    logs = (each + left.clamp(min=1).log()).masked_fill(left == 0, -torch.inf)
-    lse = logs.logsumexp(-1)
-    base = lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1)
-    weights = (each.masked_fill(left == 0, -torch.inf) - base).exp()
-    places = taken.labels.unsqueeze(2).expand(*weights.shape[:3], -1)
-    apart = torch.nn.functional.pad(weights, (0, 1)).gather(-1, places)
-    out = weights @ clusters.values.float() - apart @ taken.values.float()
-    return Part(out.flatten(1, 2).to(query.dtype), lse.flatten(1, 2))
+    read = _read(clusters, storage, known)
+    summed = Summed(*(part.flatten(0, 1) for part in (clusters.keys, clusters.values, clusters.counts)))
+    grouped = query.reshape(len(read.labels), -1, query.shape[-1])
+    spread = None if token_logits is None else _spread(token_logits.flatten(0, 1), clusters, known)
+    out, lse = tail_attention(
+        grouped, summed, read, spread, scale=logits.scale, softcap=logits.softcap
+    )  # fmt: skip
+    return Part(out.reshape(*query.shape[:2], -1).to(query.dtype), lse.reshape(query.shape[:2]))
 
 
-def _taken(clusters: Clusters, storage: Storage, known: Known) -> _Taken:
-    count = clusters.counts.shape[-1]
+def _read(clusters: Clusters, storage: Storage, known: Known) -> Read:
+    """What is known, with its clusters."""
     inside = known.meant & (known.slots < clusters.length)
-    slots = known.slots.long().masked_fill(~inside, 0)
-    labels = clusters.labels.gather(-1, slots).long()
-    labels = labels.masked_fill(~inside | (labels < 0), count)
-    gone = labels.new_zeros(*labels.shape[:2], count + 1).scatter_add_(-1, labels, inside.long())
-    return _Taken(labels, clusters.counts - gone[..., :count], *storage.picked(slots))
+    slots = known.slots.masked_fill(~inside, 0)
+    labels = clusters.labels.gather(-1, slots.long()).masked_fill(~inside, -1)
+    return Read(*(part.flatten(0, 1) for part in (*storage.picked(slots), labels)))
 
 
-def _by_means(query: Tensor, clusters: Clusters, taken: _Taken, logits: Logits) -> Tensor:
-    """The logit `[B, Hkv, G, C]` that a token left in a cluster has, by the mean key of these."""
-    read = query @ taken.keys.float().transpose(-1, -2)
-    products = query @ clusters.keys.float().transpose(-1, -2)
-    places = taken.labels.unsqueeze(2).expand(read.shape)
-    gone = read.new_zeros(*read.shape[:3], products.shape[-1] + 1).scatter_add_(-1, places, read)
-    means = (products - gone[..., :-1]) / taken.left.clamp(min=1).unsqueeze(2)
-    spread = logit_variance(query, clusters.moment, logits.scale) / 2
-    return softcapped(means * logits.scale, logits.softcap) + spread.unsqueeze(-1)
+def _spread(estimates: Tensor, clusters: Clusters, known: Known) -> Tensor:
+    """How much the logarithm of the mean weight of tokens left in a cluster is above their mean logit.
 
-
-def _by_tokens(estimates: Tensor, clusters: Clusters, known: Known, left: Tensor) -> Tensor:
-    """The logit `[B, Hkv, G, C]` of which a token left in a cluster has, by what is known of each."""
-    count, tokens = left.shape[-1], estimates.shape[-1]
-    labels = clusters.labels[..., :tokens].long()
-    read = torch.zeros(*labels.shape[:2], tokens + 1, dtype=torch.bool, device=labels.device)
-    read.scatter_(-1, known.slots.long().masked_fill(~known.meant, tokens).clamp(max=tokens), True)
-    gone = (read[..., :tokens] | (labels < 0)).unsqueeze(2)
-    estimates = estimates.masked_fill(gone, -torch.inf)
-    most = estimates.amax(-1, keepdim=True)
-    most = most.masked_fill(most == -torch.inf, 0.0)
-    places = labels.masked_fill(labels < 0, count).unsqueeze(2).expand(estimates.shape)
-    sums = estimates.new_zeros(*estimates.shape[:3], count + 1)
-    sums.scatter_add_(-1, places, (estimates - most).exp())
-    return sums[..., :count].log() + most - left.clamp(min=1).unsqueeze(2).log()
+    Float32 `[R, G, C]`, by `estimates [R, G, n]` of logits. An index errs for a cluster's tokens alike, which
+    their exact mean key makes up for, so only differences within a cluster are taken from it.
+    """
+    tokens, count = estimates.shape[-1], clusters.counts.shape[-1]
+    labels, slots = clusters.labels[..., :tokens].flatten(0, 1), known.slots.flatten(0, 1).long()
+    read = torch.zeros(len(labels), tokens + 1, dtype=torch.bool, device=labels.device)
+    read.scatter_(-1, slots.masked_fill(~known.meant.flatten(0, 1), tokens).clamp(max=tokens), True)
+    labels = labels.masked_fill(read[:, :tokens], -1)
+    left = summed_by((labels >= 0).float().unsqueeze(1), labels, count).clamp(min=1)
+    means = summed_by(estimates, labels, count) / left
+    places = labels.long().clamp(min=0).unsqueeze(1).expand(estimates.shape)
+    weights = (estimates - means.gather(-1, places)).clamp(max=_MOST).exp()
+    return (summed_by(weights, labels, count) / left).log().clamp(min=0)

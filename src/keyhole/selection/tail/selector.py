@@ -85,9 +85,8 @@ class TailSelector(Selector):
     def bytes_read(self, step: Step) -> int:
         clusters = self.clusters
         tokens = step.regions.last if self._by_tokens else step.regions.always.shape[1] + max(step.limits())
-        moment = 0 if self._by_tokens else clusters.moment[0, 0].nbytes
         labels = tokens * clusters.labels.element_size()
-        return self.inner.bytes_read(step) + clusters.cluster_bytes + labels + moment
+        return self.inner.bytes_read(step) + clusters.cluster_bytes + labels
 
     def crop(self, length: int) -> None:
         self.inner.crop(length)

@@ -9,6 +9,7 @@ from keyhole.methods import METHODS, EvictionMethod, Method, Recipe, RetrievalMe
 _SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
 _SMALL |= {"keep": 1.0, "fine": 3, "coarse": 6, "block": 8, "representatives": 2, "future": 40, "stride": 4}
 _EVERYTHING = Budget(mass=1.0, floor=1_000_000)
+_TAILED = ("oracle", "pqcache", "quest")  # logits of tokens that are exact, by codes, and not known
 
 
 def small(name: str, budget: Budget | int | float | None = None) -> Method:
@@ -23,6 +24,8 @@ def full_budget(name: str) -> dict[str, Method | Recipe]:
     """The method where it keeps and reads everything, by name: without selecting, and by selecting all."""
     if name in EVICTING:
         return {name: replace(small(name, 1.0), every=1)}
+    if name == "tail":
+        return {f"tail-{other}": Recipe((small(other, _EVERYTHING), small("tail"))) for other in _TAILED}
     if name in WRAPPERS:
         return {name: Recipe((small(name), replace(small("snapkv", 1.0), every=1)))}
     if name == "chess":
@@ -38,6 +41,8 @@ SELECTIVE = [name for name, kind in METHODS.items() if issubclass(kind, Retrieva
 # Those that may read as many tokens as the text asks for.
 BY_MASS = [name for name in SELECTIVE if METHODS[name].options()["budget"][0].mass]
 EVICTING = [name for name, kind in METHODS.items() if issubclass(kind, EvictionMethod)]
+# Those that go with another method only.
+BESIDE_OTHERS = ["tail", *(name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper))]
 WRAPPERS = [name for name, kind in METHODS.items() if issubclass(kind, ScoreWrapper)]
 # Those that drop tokens for good, by themselves or around another.
 DROPPING = [*EVICTING, *WRAPPERS]

@@ -5,11 +5,11 @@ import torch
 
 from keyhole.methods import METHODS, Recipe
 from tests.layers import Layer
-from tests.small import EVICTING, SELECTIVE, WRAPPERS, small
+from tests.small import BESIDE_OTHERS, EVICTING, SELECTIVE, small
 
 PAIRED = {"delta"}  # a layer follows another
 
-ALONE = [name for name in METHODS if name not in WRAPPERS]
+ALONE = [name for name in METHODS if name not in BESIDE_OTHERS]
 
 
 def filled(method):

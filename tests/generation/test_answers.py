@@ -10,7 +10,7 @@ import keyhole
 from keyhole.generation.decoding import decode, prefill
 from keyhole.methods import RetrievalMethod
 from tests.evaluation.small_text import byte_model, byte_tokenizer, own_byte_model
-from tests.small import WRAPPERS, small
+from tests.small import BESIDE_OTHERS, WRAPPERS, small
 
 CONTEXT = "The sea is calm tonight. The tide is full, the moon lies fair upon the straits. " * 3
 QUESTIONS = ["Who is at sea?", "The tide is", "And the moon? Say more than before."]
@@ -29,7 +29,8 @@ def selecting(name):
     return replace(method, dense_below=0) if isinstance(method, RetrievalMethod) else method
 
 
-SELECTING = {name: selecting(name) for name in keyhole.METHODS if name not in WRAPPERS} | {
+SELECTING = {name: selecting(name) for name in keyhole.METHODS if name not in BESIDE_OTHERS} | {
+    "tail": "quest(sinks=2, window=6, dense_below=0) + tail(tokens=5)",
     **{name: f"{name} + snapkv(budget=0.3, sinks=2, window=8)" for name in WRAPPERS},
     "int4": "pqcache(kv_dtype=int4, sinks=2, window=6, dense_below=0)",
     "disk": "quest(place=disk, block_cache='1MB', sinks=2, window=6, dense_below=0)",

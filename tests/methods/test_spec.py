@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.methods import METHODS, Dense, Oracle, PQCache, Recipe
-from tests.small import WRAPPERS
+from tests.small import BESIDE_OTHERS
 
 shares = st.floats(min_value=0, max_value=1, exclude_min=True, allow_nan=False)
 budgets = st.one_of(
@@ -35,7 +35,7 @@ def test_a_pipeline_prints_as_it_is_written(method):
     assert Recipe.parse(str(recipe)) == recipe
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WRAPPERS])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in BESIDE_OTHERS])
 def test_a_name_alone_means_the_defaults(name):
     assert Recipe.parse(name).stages == (METHODS[name](),)
     assert str(Recipe.parse(f" {name}()\n")) == name

@@ -69,7 +69,7 @@ def specs():
     for name in METHODS:
         if name in WRAPPERS:
             yield f"{name} + {small('snapkv', 0.3)}"
-        elif name in ("sale", "chess", "quantised"):
+        elif name in ("sale", "chess", "quantised", "tail"):
             yield f"{name} + {small('oracle', 0.1)}"
         else:
             yield str(small(name, None if name == "dense" else 0.1))

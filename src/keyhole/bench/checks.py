@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from keyhole.attention import Logits
+from keyhole.attention import Logits, Part, merge
 from keyhole.cache.base import Observation
 from keyhole.cache.evicting import EvictingLayer
 from keyhole.cache.layer import LayerCache
@@ -63,12 +63,15 @@ def check_observation(
     for row, head in product(range(keys.shape[0]), range(keys.shape[1])):
         slots = slots_read(seen, head, keys.shape[2], row).to(keys.device)[_filling(layer, row, head) :]
         asked = query[row, head * groups : (head + 1) * groups, 0].float()
-        weights = (asked @ keys[row, head, slots].float().T * logits.scale).softmax(-1)
+        products = asked @ keys[row, head, slots].float().T * logits.scale
         picked = values[row, head, slots].float()
+        expected = products.softmax(-1) @ picked
+        if seen is not None and seen.read.rest is not None:
+            heads = slice(head * groups, (head + 1) * groups)
+            rest = Part(*(part[row, heads].float() for part in seen.read.rest))
+            expected = merge(Part(expected, products.logsumexp(-1)), rest).out
         found = out[row, head * groups : (head + 1) * groups, 0]
-        check_close(
-            "attention over what was read", found, weights @ picked, values.dtype, float(picked.abs().max())
-        )
+        check_close("attention over what was read", found, expected, values.dtype, float(picked.abs().max()))
 
 
 def _filling(layer: LayerCache, row: int, head: int) -> int:

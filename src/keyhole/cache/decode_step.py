@@ -36,16 +36,19 @@ class Read(NamedTuple):
     """What one selective step read, and what came of it.
 
     Attributes:
-        part: exact attention over what was read, out `[B, H, D]`, lse `[B, H]`.
+        part: exact attention over what was read, and the estimate of the rest where there is one: out
+            `[B, H, D]`, lse `[B, H]`.
         selection: what was read beside sinks and window.
         regions: the parts of the sequence at this step.
         index_bytes: bytes of the index read for each KV head.
+        rest: the estimate, which is merged into `part`; None where what is not read counts as zero.
     """
 
     part: Part
     selection: Selection
     regions: Regions
     index_bytes: int
+    rest: Part | None = None
 
 
 class StepReader:
@@ -85,7 +88,9 @@ class StepReader:
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
         selection = _shown(self.selector.select(step), parts)
         part = storage.attend_beside(anchor, query, selection.slots, selection.counts, logits)
-        return Read(part, selection, parts, self.selector.bytes_read(step))
+        rest = self.selector.rest(step, selection)
+        part = part if rest is None else merge(part, rest)
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
 
     def read_together(
         self,
@@ -113,10 +118,12 @@ class StepReader:
         selection = _shown(self.selector.select(step), parts)
         # To a storage they are so many more query heads of each group.
         found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
-        shape = (len(queries), -1, count)
-        found = Part(found.out.unflatten(1, shape[1:]).transpose(1, 2), found.lse.view(shape).transpose(1, 2))
+        rest = self.selector.rest(step._replace(query=queries.flatten(1, 2)), selection)
+        found = found if rest is None else merge(found, rest)
+        rest = None if rest is None else _by_query(rest, count)
         own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
-        return Read(merge(own, found), selection, parts, self.selector.bytes_read(step))
+        part = merge(own, _by_query(found, count))
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
 
     def electing(self, queries: Tensor, storage: Storage) -> Tensor:
         """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of the newest tokens of one call.
@@ -156,12 +163,18 @@ class StepReader:
                 self.selector.refit(storage.keys(), parts)
             elif self.selector.length < parts.last:
                 self.selector.append(storage.keys(self.selector.length))
+            self.selector.summarise(storage, parts)
         except BaseException:
             self.selector.crop(0)  # half an index is none
             raise
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
+
+
+def _by_query(part: Part, queries: int) -> Part:
+    """A part of `[B, H * Q]` as one of `[B, Q, H]`."""
+    return Part(*(field.unflatten(1, (-1, queries)).transpose(1, 2) for field in part))
 
 
 def _shown(selection: Selection, parts: Regions) -> Selection:

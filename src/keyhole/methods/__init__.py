@@ -25,6 +25,7 @@ from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
+from keyhole.methods.tail import Tail
 from keyhole.methods.tokenselect import TokenSelect
 from keyhole.methods.windowkv import WindowKV
 from keyhole.methods.wrapper import ScoreWrapper
@@ -60,6 +61,7 @@ __all__ = [
     "ShadowKV",
     "SnapKV",
     "StreamingLLM",
+    "Tail",
     "TokenSelect",
     "WindowKV",
     "register",

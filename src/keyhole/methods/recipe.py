@@ -16,12 +16,15 @@ from keyhole.feedforward import FeedForward
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.composition import check_evicting, check_placing
 from keyhole.methods.eviction import EvictionMethod
+from keyhole.methods.oracle import Oracle
 from keyhole.methods.renumbering import Renumbering
 from keyhole.methods.snapkv import SnapKV
 from keyhole.methods.spec import parse_stages
+from keyhole.methods.tail import Tail, check_tail
 from keyhole.methods.wrapper import ScoreWrapper, check_wrappers, wrappers
 from keyhole.prefill import DensePrefill
 from keyhole.retention import Retention
+from keyhole.selection import Selector
 from keyhole.storage import DeviceStorage, PooledStorage
 
 _QUESTIONS = {
@@ -57,6 +60,7 @@ class Recipe:
             check_evicting(stage, [other for other in working if other is not stage])
             check_placing(stage, [other for other in self.stages if answers(other, "storage")])
         check_wrappers(self.stages, evicting)
+        check_tail(self.stages)
 
     @classmethod
     def parse(cls, method: Recipe | Method | str) -> Recipe:
@@ -97,7 +101,7 @@ class Recipe:
         """New caches of one batch for the layers of `info`, or for this number of layers."""
         info, request = ModelInfo.of(info), Request()
         count, reading = len(info), self._reading(info)
-        retentions, selectors = self._retentions(info), self._answer("selectors", info)
+        retentions, selectors = self._retentions(info), self._selectors(info)
         # Selectors need heads of equal length and contiguous slots.
         plain = PooledStorage if retentions and not selectors else DeviceStorage
         answers = zip(
@@ -140,6 +144,11 @@ class Recipe:
                 stage.wrap(retentions, info)
         return retentions
 
+    def _selectors(self, info: ModelInfo) -> list[Selector] | None:
+        selectors = self._answer("selectors", info)
+        tail = next((stage for stage in self.stages if isinstance(stage, Tail)), None)
+        return selectors if tail is None or selectors is None else tail.around(selectors)
+
     def _answer(self, factory: str, info: ModelInfo) -> Any:
         stage = next((stage for stage in self.stages if answers(stage, factory)), None)
         return getattr(stage, factory)(info) if stage else None
@@ -150,6 +159,8 @@ class Recipe:
 
 def alone(method: Method) -> Recipe:
     """The shortest recipe that contains a method: itself, or with a method that it wraps."""
+    if isinstance(method, Tail):
+        return Recipe((method, Oracle()))
     return Recipe((method, SnapKV()) if isinstance(method, ScoreWrapper) else (method,))
 
 

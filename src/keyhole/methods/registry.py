@@ -40,6 +40,7 @@ from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
+from keyhole.methods.tail import Tail
 from keyhole.methods.tokenselect import TokenSelect
 from keyhole.methods.windowkv import WindowKV
 
@@ -51,6 +52,7 @@ _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)
 _EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV, KNorm, ExpectedAttentionKV)
 _WRAPPERS = (CriticalKV, Compaction)
+_BESIDE = (Tail,)
 
 
 class Registry(Mapping[str, type[Method]]):
@@ -165,4 +167,6 @@ def _origin(point: EntryPoint) -> str:
     return f"{package} ({point.value})"
 
 
-METHODS = Registry((Dense, *_RETRIEVAL, *_PREFILL, *_FEEDFORWARD, *_STORAGE, *_EVICTION, *_WRAPPERS))
+METHODS = Registry(
+    (Dense, *_RETRIEVAL, *_PREFILL, *_FEEDFORWARD, *_STORAGE, *_EVICTION, *_WRAPPERS, *_BESIDE)
+)

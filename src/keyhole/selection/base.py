@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from keyhole.attention import Logits
+from keyhole.attention import Logits, Part
 from keyhole.core.budget import Budget
 from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
@@ -110,6 +110,17 @@ class Selector(Informed, ABC):
 
     def expect(self, steps: int) -> None:
         """The layer takes so many decode steps before the next layer takes any."""
+
+    def token_logits(self, step: Step) -> Tensor | None:  # noqa: ARG002
+        """Estimated logits of the slots before the window, float32 `[B, Hkv, G, last]`; None if unknown."""
+        return None
+
+    def summarise(self, storage: Storage, regions: Regions) -> None:
+        """Take in what is stored, where the rest of a step is estimated; the index is up to date."""
+
+    def rest(self, step: Step, selection: Selection) -> Part | None:  # noqa: ARG002
+        """Attention over what competes and was not picked, by estimate; None where it counts as zero."""
+        return None
 
     @abstractmethod
     def bytes_read(self, step: Step) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from keyhole.selection.base import Selection, Step, Unindexed
 from keyhole.selection.picking.rank import pick
 from keyhole.storage import Storage
@@ -12,6 +14,9 @@ class ExactSelector(Unindexed):
 
     def select(self, step: Step) -> Selection:
         return pick(step.storage.scores(step.query, step.logits), step)
+
+    def token_logits(self, step: Step) -> Tensor:
+        return step.storage.scores(step.query, step.logits)[..., : step.regions.last]
 
     def bytes_read(self, step: Step) -> int:
         return step.regions.last * key_bytes(step.storage)

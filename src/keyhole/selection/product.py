@@ -220,20 +220,30 @@ class ProductSelector(Capturable):
 
     def _estimate(self, step: Step) -> Estimate:
         asked, last = self._asked(step), step.regions.last
-        books = self._fitted("codebooks")
-        logits = kernels.pq_scores(
-            asked.query,
-            books.flatten(0, 1),
-            self._fitted("codes").flatten(0, 1),
-            last,
-            scale=step.logits.scale,
-            softcap=step.logits.softcap,
-        ).unflatten(0, books.shape[:2])
+        logits = self._scored(asked.query, step)
         anchor = asked.anchor.reshape(step.anchor_lse.shape)
         shares, anchored = group_probabilities(logits, step._replace(anchor_lse=anchor))
         return Estimate(
             shares.masked_fill(~competing(step.regions, last), -1.0), shares, anchored, lambda values: values
         )
+
+    def token_logits(self, step: Step) -> Tensor:
+        query = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
+        factor = None
+        if not self._within_range(query, step.logits.scale):
+            factor, change = self._factors(query, step.logits.scale)
+            query = query * change.float().unsqueeze(-1)
+        query = query if "rotation" not in self._held else query @ self._held["rotation"]
+        logits = self._scored(query.flatten(0, 1), step)
+        return logits if factor is None else logits / factor.float().unsqueeze(-1)
+
+    def _scored(self, query: Tensor, step: Step) -> Tensor:
+        """Logits by codes `[B, Hkv, G, last]` of `query [R, G, D]`, along the axes that are quantised."""
+        books = self._fitted("codebooks")
+        codes, scale = self._fitted("codes").flatten(0, 1), step.logits.scale
+        flat, cap = books.flatten(0, 1), step.logits.softcap
+        logits = kernels.pq_scores(query, flat, codes, step.regions.last, scale=scale, softcap=cap)
+        return logits.unflatten(0, books.shape[:2])
 
     def _asked(self, step: Step) -> _Asked:
         """The step's queries as the index takes them."""

@@ -13,8 +13,14 @@ from keyhole.attention import Logits, Part, dense_attention, key_logits, merge
 from keyhole.core.layout import Regions
 from keyhole.core.needs import Informed
 from keyhole.core.scales import all_finite
+from keyhole.kernels.backend.rows import at
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.merging import Merging
+
+
+def in_turn(slots: Tensor) -> Tensor:
+    """Places of rows that were gathered for `slots [B, Hkv, S]`."""
+    return torch.arange(slots.shape[-1], device=slots.device, dtype=slots.dtype).expand(slots.shape)
 
 
 class Footprint(NamedTuple):
@@ -80,6 +86,14 @@ class Storage(Informed, ABC):
     @abstractmethod
     def values(self, start: int = 0) -> Tensor:
         """Values from slot `start` on, as `keys`."""
+
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of `slots [B, Hkv, S]`, as `attend` reads them.
+
+        Returns:
+            Keys `[B, Hkv, n, D]`, values `[B, Hkv, n, Dv]`, and where in them the slots are, as `slots`.
+        """
+        return at(self.keys(), slots), at(self.values(), slots), in_turn(slots)
 
     @abstractmethod
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:

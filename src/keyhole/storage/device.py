@@ -96,6 +96,9 @@ class DeviceStorage(CapturableStorage):
     def keys_at(self, slots: Tensor) -> Tensor:
         return self.keys().index_select(2, slots)
 
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.keys(), self.values(), slots
+
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         return self._attend(query, slots, counts, logits, None)
 

@@ -20,7 +20,7 @@ from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.rope import Rope
 from keyhole.core.scales import scales_of
 from keyhole.kernels.backend.dispatch import at_hand
-from keyhole.storage.base import CapturableStorage, Footprint, Lookups
+from keyhole.storage.base import CapturableStorage, Footprint, Lookups, in_turn
 from keyhole.storage.basis import Basis, default_rank, fit_basis
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.chunks import default_chunk, outlier_chunks, pieces
@@ -112,6 +112,12 @@ class LowRankStorage(CapturableStorage):
 
     def values(self, start: int = 0) -> Tensor:
         return self._values.view(start)
+
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        counts = torch.full(slots.shape[:2], slots.shape[2], dtype=torch.int32, device=slots.device)
+        chosen = Chosen(slots.int(), counts)
+        keys = at(self._recent.view(), slots) if self._basis is None else self._all_rebuilt(slots.long())
+        return keys, self._values.fetch(chosen), in_turn(slots)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         chosen = Chosen.of(slots, counts, self._recent.view().shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keyhole.attention import Logits, Part, add_sink_logits
 from keyhole.core.layout import Regions
-from keyhole.storage.base import Footprint, Lookups, Storage
+from keyhole.storage.base import Footprint, Lookups, Storage, in_turn
 from keyhole.storage.chosen import Chosen
 from keyhole.storage.formats.base import Form, Full, TokenSpec
 from keyhole.storage.resident.blocks import ResidentBlocks
@@ -86,6 +86,25 @@ class PlacedStorage(Storage):
 
     def values(self, start: int = 0) -> Tensor:
         return self._tokens(start, "values")
+
+    def picked(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Past resident blocks, which are for what is attended to."""
+        keys, values = (self._picked(slots, name) for name in ("keys", "values"))
+        return keys, values, in_turn(slots)
+
+    def _picked(self, slots: Tensor, what: str) -> Tensor:
+        kind = self._known()
+        if self._recent.length:
+            recent = (slots - self._packed).clamp(min=0)
+            found = getattr(_AS_THEY_ARE, what)(self._recent.view(), kind, recent)
+            if not self._packed:
+                return found
+        there = slots.clamp(max=self._packed - 1).to(self.buffer.view().device)
+        rows = self.buffer.reading(there // self.form.group)
+        packed = getattr(self.form, what)(rows, kind, there).to(kind.device, kind.dtype)
+        if not self._recent.length:
+            return packed
+        return torch.where((slots < self._packed).unsqueeze(-1), packed, found)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         kind = self._known()

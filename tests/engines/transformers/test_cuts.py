@@ -10,7 +10,7 @@ import keyhole
 from keyhole.engines.transformers.cache import end_prompt, request_of
 from keyhole.methods import METHODS, Recipe
 from tests.engines.transformers.running import answer
-from tests.small import EVICTING, EXACT, WRAPPERS, small
+from tests.small import BESIDE_OTHERS, EVICTING, EXACT, WRAPPERS, small
 from tests.tiny import prompt, tiny_model
 
 TOKENS = 193
@@ -27,7 +27,9 @@ def reads_all(name):
     return replace(method, prompt="whole") if "prompt" in {field.name for field in fields(method)} else method
 
 
-READ_ALL = {name: reads_all(name) for name in METHODS if name in EXACT and name not in ("sale", *WRAPPERS)}
+READ_ALL = {
+    name: reads_all(name) for name in METHODS if name in EXACT and name not in ("sale", *BESIDE_OTHERS)
+}
 READ_ALL |= {name: Recipe((small(name), reads_all("snapkv"))) for name in WRAPPERS}
 FEW = ["dense", "quest", "pqcache", "h2o", "chess"]
 

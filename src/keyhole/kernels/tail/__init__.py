@@ -1,0 +1,1 @@
+"""Attention over what a step does not read, by clusters of keys."""

@@ -1,0 +1,7 @@
+"""What a step does not read, estimated from summaries in place of being left out."""
+
+from keyhole.selection.tail.clusters import Clusters
+from keyhole.selection.tail.estimate import Known, tail_part
+from keyhole.selection.tail.selector import TailSelector
+
+__all__ = ["Clusters", "Known", "TailSelector", "tail_part"]

@@ -214,7 +214,8 @@ def _tokens(given: dict[str, Any]) -> Tensor | None:
     ids, embeddings, positions = map(given.get, ("input_ids", "inputs_embeds", "position_ids"))
     if (ids is None) == (embeddings is None):
         return None
-    tokens, dimensions = (embeddings, 3) if ids is None else (ids, 2)
+    tokens: Any = embeddings if ids is None else ids
+    dimensions = 3 if ids is None else 2
     if tokens.dim() != dimensions or tokens.shape[1] != 1:
         return None
     if positions is not None and tuple(positions.shape) not in ((1, 1), (len(tokens), 1)):

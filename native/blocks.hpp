@@ -36,7 +36,7 @@ class BlockPicker {
     const int64_t padded = round_up(b_.strides + 2 * kLanes, kLanes);
     shares_ = take(padded), windows_ = take(padded);
     uint32_t* ranks = frame_.take<uint32_t>(count_ + kLanes);
-    chosen_ = frame_.take<int32_t>(count_ + 1);
+    chosen_ = frame_.take<int32_t>(count_ + 1 + kLanes);
     for (int64_t head = 0; head < b_.heads; head++) add_shares(b_.logits + (row_ * b_.heads + head) * b_.strides);
     rank(shares_, ranks, 0);
     choose(ranks, b_.matter ? b_.recalled[batch_] : b_.blocks[batch_]);
@@ -99,7 +99,7 @@ class BlockPicker {
   void choose(const uint32_t* ranks, int64_t wanted) {
     Frame frame;
     const int64_t count = std::min(wanted, count_);
-    chosen_count_ = pick(ranks, count_, find_threshold(ranks, count_, {count, 0, false}, frame), chosen_);
+    chosen_count_ = count ? pick(ranks, count_, find_greatest(ranks, count_, count, frame), chosen_) : 0;
     while (chosen_count_ > 0 && chosen_[chosen_count_ - 1] > current_) chosen_count_--;
   }
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyhole.attention import dense_attention
+from keyhole.attention import Logits, dense_attention
 from keyhole.cache.captured import check_capturable
 from keyhole.cache.position import DecodePosition
 from keyhole.core.errors import SpecError
@@ -214,3 +214,23 @@ def test_tokens_that_share_a_selection(name):
     assert asked.selected
     expected = dense_attention(asked.query, asked.keys, asked.values, scale=asked.logits.scale)
     torch.testing.assert_close(asked.out, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_a_method_that_drops_tokens(dtype):
+    """Clusters of one token leave nothing out of what is kept."""
+    recipe = Recipe.parse(f"snapkv(budget=0.5, heads=uniform) + {spec('oracle', tail='tail(tokens=1)')}")
+    layer, random, logits = recipe.layers(1)[0], torch.Generator().manual_seed(1), Logits(0.25)
+    keys, values = (torch.randn(2, 2, 120, 16, generator=random).to(dtype) for _ in range(2))
+    layer.append(keys, values)
+    layer.attend(torch.randn(2, 4, 120, 16, generator=random).to(dtype), logits)
+    for _ in range(12):
+        layer.append(*(torch.randn(2, 2, 1, 16, generator=random).to(dtype) for _ in range(2)))
+        query = torch.randn(2, 4, 1, 16, generator=random).to(dtype)
+        with layer.observed() as seen:
+            out = layer.attend(query, logits)
+        assert seen
+        assert layer.storage.length < layer.length
+        held = layer.storage.keys(), layer.storage.values()
+        expected = dense_attention(query, *held, scale=0.25)
+        torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)

@@ -126,6 +126,7 @@ def test_attention_sends_what_the_model_says_and_opens_nothing(
 ) -> None:
     settings = Settings(**vars(MPCACHE) | {"gather": gather, "ranking": ranking_})
     layer, sent = bench.layer_of(Heads(2, 2, 16), settings, 120), []
+    bench.program_of(layer)  # once, not by each party
     for seed in range(2):
         log = tmp_path / f"{seed}.log"
         log_to(log)

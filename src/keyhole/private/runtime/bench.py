@@ -5,6 +5,7 @@ from __future__ import annotations
 # pyright: reportMissingImports=false
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,9 @@ def attention_of(layer: Layer) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return attend
 
 
+@lru_cache(maxsize=8)
 def program_of(layer: Layer) -> Program:
+    """Compiled once in a process, whose threads may all be parties."""
     given = {name: Shape(value.shape, np.float32) for name, value in inputs_of(layer, 0).items()}
     return compiled(layer.gather, attention_of(layer), given)
 

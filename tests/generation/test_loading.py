@@ -1,5 +1,6 @@
 """A GGUF file as users have it: the weights are those that transformers reads."""
 
+import shutil
 from importlib.metadata import PackageNotFoundError, files
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from keyhole.generation import load_model
+from keyhole.models import default_model
 
 
 def smollm2():
@@ -32,3 +34,12 @@ def test_a_gguf_file_is_loaded_without_accelerate():
     pytest.importorskip("accelerate")
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     torch.testing.assert_close(dict(model.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_a_damaged_directory_is_named(tmp_path, file):
+    """The tokenizers library raises errors of no class of its own."""
+    folder = shutil.copytree(default_model(), tmp_path / "model")
+    (folder / file).write_bytes(b"{nothing")
+    with pytest.raises(ValueError, match=r"cannot load the model '.*model'"):
+        load_model(folder)

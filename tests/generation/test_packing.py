@@ -128,3 +128,13 @@ def test_packed_weights_are_for_cpus(monkeypatch):
 def test_forms_that_are_none_are_refused():
     with pytest.raises(ValueError, match="weights 'int5' are not one of int8, int4, as-is"):
         load_model(default_model(), weights="int5")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "packed.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"{nothing"])
+def test_what_was_kept_and_is_damaged_is_named(home, file, data):
+    load_model(default_model(), weights="int8")
+    (folder,) = (each for each in home.iterdir() if each.is_dir())
+    (folder / file).write_bytes(data)
+    with pytest.raises(ValueError, match=r"delete the directory .*int8.*converted again"):
+        load_model(default_model(), weights="int8")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -17,18 +16,6 @@ from keyhole.generation.keeping import Loaded
 from keyhole.generation.packing import check_cpu, packed, read_packed
 
 __all__ = ["Loaded", "load_model"]
-
-# What transformers raises for files that are missing, cut short, of the wrong shape or of an unknown kind.
-_UNLOADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    SafetensorError,
-)
 
 
 def load_model(name: str | Path, *, dtype: torch.dtype | None = None, weights: str | None = None) -> Loaded:
@@ -57,9 +44,9 @@ def load_model(name: str | Path, *, dtype: torch.dtype | None = None, weights: s
     logging.disable_progress_bar()
     try:
         model, tokenizer = _loaded(source, dtype, form)
-    except UnsupportedModelError:
+    except (UnsupportedModelError, MemoryError):
         raise
-    except _UNLOADABLE as error:
+    except Exception as error:  # of damaged files almost anything is raised, by tokenizers Exception itself
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot load the model {str(source)!r}: {reason}; {_wanted(source)}") from error
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -102,7 +89,7 @@ def _read_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
         return found
     try:
         return _read(str(found), None)
-    except _UNLOADABLE as error:
+    except Exception as error:
         raise ValueError(
             f"{error}; delete the directory {str(found)!r}, and it is converted again"
         ) from error

@@ -88,7 +88,9 @@ def check_cpu(form: str) -> None:
 def _open(folder: Path) -> Loaded:
     try:
         return Loaded(load_packed(folder), AutoTokenizer.from_pretrained(str(folder)))
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # tokenizers has no errors of its own
         raise ValueError(
             f"{error}; delete the directory {str(folder)!r}, and it is converted again"
         ) from error

@@ -1,9 +1,12 @@
 """Models with packed weights: equal to the model of the dequantised weights within the products' bound."""
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import keyhole
@@ -158,3 +161,43 @@ def test_experts_stay_as_they_are():
     model = packed("qwen3_moe")
     assert is_packed(model.model.layers[0].self_attn)
     assert not is_packed(model.model.layers[0].mlp)
+
+
+def test_adapters_are_not_packed():
+    peft = pytest.importorskip("peft")
+    model = copy.deepcopy(tiny_model("llama"))
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UnsupportedModelError, match=r"adapters.*merge_and_unload"):
+        pack_model(model, "int8")
+
+
+def spoil(directory, change):
+    """Let `change` alter the tensors of a packed file, and what it says of them."""
+    with safe_open(directory / NAME, framework="pt") as file:
+        about = json.loads(file.metadata()["keyhole"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(tensors, about["modules"]["model.layers.0.mlp.up_proj"])
+    save_file(tensors, directory / NAME, metadata={"keyhole": json.dumps(about)})
+
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _, said: said.update(shape=[6400, 48]),
+        lambda _, said: said.update(shape=[64, 112]),
+        lambda _, said: said.update(packing="INT4_MIN"),
+        lambda tensors, _: tensors.update({f"{UP}.codes": tensors[f"{UP}.codes"][:1].clone()}),
+        lambda tensors, _: tensors.update({f"{UP}.scales": tensors[f"{UP}.scales"].float()}),
+        lambda tensors, _: tensors.update({f"{UP}.minima": tensors[f"{UP}.scales"].clone()}),
+        lambda tensors, _: tensors.pop(f"{UP}.scales"),
+    ],
+    ids=["rows", "columns", "packing", "codes", "dtype", "minima", "no scales"],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, change):
+    save_packed(packed("llama"), tmp_path)
+    spoil(tmp_path, change)
+    with pytest.raises(ValueError, match=r"up_proj"):
+        load_packed(tmp_path)

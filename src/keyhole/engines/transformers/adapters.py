@@ -24,6 +24,11 @@ def adapters_of(model: nn.Module) -> dict[str, Any]:
     return {kind: names for kind, names in found.items() if names}
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether modules of a model are wrapped by adapters, at work or not."""
+    return any(True for _ in _tuned(model))
+
+
 def idle_parts(model: nn.Module) -> set[str]:
     """Prefixes of parameters that belong to adapters which are not at work."""
     return {

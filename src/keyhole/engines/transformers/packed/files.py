@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from keyhole.engines.transformers.packed.modules import PackedEmbedding, PackedLinear
-from keyhole.kernels.products.matrix import Matrix, Packing
+from keyhole.kernels.products.matrix import GROUP, TILE, Matrix, Packing
 
 NAME = "packed.safetensors"
 _KINDS = {"linear": PackedLinear, "embedding": PackedEmbedding}
@@ -115,18 +115,34 @@ def _described(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _install(model: nn.Module, name: str, said: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    def part(own: str) -> Tensor | None:
-        return tensors.get(f"{name}.{own}")
-
-    codes, scales, minima = part("codes"), part("scales"), part("minima")
-    if codes is None or scales is None:
-        raise ValueError(f"its weights lack codes or scales of {name!r}")
-    low = None if minima is None else minima.view(torch.float16)
     packing, (rows, columns) = Packing[said["packing"]], said["shape"]
-    matrix = Matrix(packing, rows, columns, codes, scales.view(torch.float16), low, part("bias"))
     parent, _, own = name.rpartition(".")
     holder: Any = model.get_submodule(parent)
-    setattr(holder, own, _KINDS[said["kind"]](matrix, getattr(holder, own).weight.dtype))
+    weight = getattr(holder, own).weight
+    if list(weight.shape) != [rows, columns]:
+        raise ValueError(f"{name} is {[rows, columns]}, not {list(weight.shape)}")
+    parts = {kind: tensors.get(f"{name}.{kind}") for kind in ("codes", "scales", "minima")}
+    _check_parts(name, packing, rows, columns, parts)
+    codes, scales, minima = (
+        part if part is None or part.dtype == torch.uint8 else part.view(torch.float16)
+        for part in parts.values()
+    )
+    matrix = Matrix(packing, rows, columns, cast(Tensor, codes), scales, minima, tensors.get(f"{name}.bias"))
+    setattr(holder, own, _KINDS[said["kind"]](matrix, weight.dtype))
+
+
+def _check_parts(
+    name: str, packing: Packing, rows: int, columns: int, parts: dict[str, Tensor | None]
+) -> None:
+    """Raise ValueError unless they are those of a packed matrix: native code reads them by its sizes."""
+    tiles, groups = -(-rows // TILE), -(-columns // GROUP)
+    side = [tiles, groups, TILE], torch.int16
+    wanted: dict[str, Any] = {"codes": ([tiles, groups, packing.units, TILE, 4], torch.uint8), "scales": side}
+    wanted["minima"] = side if packing is Packing.INT4_MIN else None
+    for kind, part in parts.items():
+        found = None if part is None else (list(part.shape), part.dtype)
+        if found != wanted[kind]:
+            raise ValueError(f"{kind} of {name!r} are {found}, not {wanted[kind]}")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

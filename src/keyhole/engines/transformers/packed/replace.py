@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keyhole.core.errors import UnsupportedModelError
+from keyhole.engines.transformers.adapters import has_adapters
 from keyhole.engines.transformers.packed.modules import PackedEmbedding, PackedLinear, is_packed
 from keyhole.kernels.products.matrix import Matrix, Packing
 from keyhole.kernels.products.packing import quantise
@@ -28,11 +29,16 @@ def pack_model(model: PreTrainedModel, form: str) -> None:
     tensor, embeddings that scale) stay as they are.
 
     Raises:
-        UnsupportedModelError: nothing could be packed, or something already is.
+        UnsupportedModelError: nothing could be packed, something already is, or there are adapters.
         ValueError: a weight is not finite.
     """
     if is_packed(model):
         raise UnsupportedModelError("the model's weights are packed already; leave the form of weights out")
+    if has_adapters(model):
+        raise UnsupportedModelError(
+            "the model has adapters, which would be rounded like its weights; merge them by "
+            "merge_and_unload() and save the model, or leave the form of weights out"
+        )
 
     def pack(_name: str, module: Any, end: bool) -> Matrix:
         bias: Tensor | None = getattr(module, "bias", None)

@@ -43,13 +43,18 @@ def title(one: Measured) -> str:
     """What was measured, and on what."""
     known = one.conditions
     weights = "random weights, " if known["random_weights"] else ""
-    return f"{known['file'].removesuffix('.gguf')}, {weights}{known['threads']} threads, {known['cpu']}"
+    return f"{known['file'].removesuffix('.gguf')}, {weights}{known['dtype']}, {known['threads']} threads, {known['cpu']}"
 
 
 def draw_all(found: dict[str, Measured]) -> None:
     """A plot for each file."""
     for name, one in found.items():
-        draw(one.figures, SOURCE / f"{name}.svg", title=title(one))
+        if _lengths(one) > 1:
+            draw(one.figures, SOURCE / f"{name}.svg", title=title(one))
+
+
+def _lengths(one: Measured) -> int:
+    return len({figure.tokens for figure in one.figures})
 
 
 def _section(name: str, one: Measured) -> str:
@@ -61,8 +66,7 @@ def _section(name: str, one: Measured) -> str:
         "",
         f"`{known['command']}`, measured on {known['date']}; {known['cores']} cores, {known['system']}, {versions}.",
         "",
-        f"![step time over context length](against/{name}.svg)",
-        "",
+        *([f"![step time over context length](against/{name}.svg)", ""] if _lengths(one) > 1 else []),
         *_items([*about, *known["notes"]]),
         "",
         markdown(one.figures),

@@ -29,7 +29,7 @@ def test_a_long_life_of_keys_of_low_rank(options, window):
 
 
 @pytest.mark.parametrize("place", ["device", "host", "disk"])
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "int4", "int2"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "int4"])
 def test_a_long_life_elsewhere(place, kv_dtype):
     method = replace(small("quest", 9), place=place, kv_dtype=kv_dtype, page=7, dense_below=0)
     live(method, Layer if kv_dtype == "auto" else Rounded, tokens=200)

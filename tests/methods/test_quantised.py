@@ -96,7 +96,7 @@ def test_one_answer_to_place(spec):
         Recipe.parse(spec)
 
 
-@pytest.mark.parametrize("option", ["bits=2", "bits=8.0", "bits=true", "bits='8'", "block_cache=9"])
+@pytest.mark.parametrize("option", ["bits=5", "bits=8.0", "bits=true", "bits='8'", "block_cache=9"])
 def test_options_out_of_range(option):
     with pytest.raises(SpecError, match="quantised"):
         Recipe.parse(f"quantised({option})")

@@ -123,7 +123,7 @@ def test_adding_goes_on_where_it_was_cancelled(serve, library):
         (NewDocument("", TEXT), "name"),
         (NewDocument("d", " "), "empty"),
         (NewDocument("d", TEXT, ttl=-5), "ttl"),
-        (NewDocument("d", TEXT, kv_dtype="int3"), "kv_dtype=int3"),
+        (NewDocument("d", TEXT, kv_dtype="int5"), "kv_dtype=int5"),
         (NewDocument("d", "a\ud800"), "Unicode"),
     ],
 )

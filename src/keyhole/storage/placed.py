@@ -94,17 +94,18 @@ class PlacedStorage(Storage):
 
     def _picked(self, slots: Tensor, what: str) -> Tensor:
         kind = self._known()
-        if self._recent.length:
-            recent = (slots - self._packed).clamp(min=0)
-            found = getattr(_AS_THEY_ARE, what)(self._recent.view(), kind, recent)
+        places, here = self._whole.places(slots, self._packed)
+        if self._whole.length:
+            places = places.clamp(min=0, max=self._whole.length - 1)
+            found = getattr(_AS_THEY_ARE, what)(self._whole.view(), kind, places)
             if not self._packed:
                 return found
         there = slots.clamp(max=self._packed - 1).to(self.buffer.view().device)
         rows = self.buffer.reading(there // self.form.group)
         packed = getattr(self.form, what)(rows, kind, there).to(kind.device, kind.dtype)
-        if not self._recent.length:
+        if not self._whole.length:
             return packed
-        return torch.where((slots < self._packed).unsqueeze(-1), packed, found)
+        return torch.where(here.unsqueeze(-1), found, packed)
 
     def attend(self, query: Tensor, slots: Tensor, counts: Tensor, logits: Logits) -> Part:
         kind = self._known()

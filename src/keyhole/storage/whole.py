@@ -77,9 +77,12 @@ class WholeTokens:
     def reorder(self, rows: Tensor) -> None:
         self._buffer.reorder(rows)
 
+    def places(self, slots: Tensor, packed: int) -> tuple[Tensor, Tensor]:
+        """Where slots are in this buffer, and whether they are here: the first, and those behind `packed`."""
+        early, late = slots < self.first, slots >= packed
+        return torch.where(early, slots, slots - packed + self.first), early | late
+
     def split(self, chosen: Chosen, packed: int) -> tuple[Chosen, Chosen]:
         """Which of the chosen slots are here, as slots of this buffer, and those among `packed` tokens."""
-        early, late = chosen.slots < self.first, chosen.slots >= packed
-        places = torch.where(early, chosen.slots, chosen.slots - packed + self.first)
-        here = early | late
+        places, here = self.places(chosen.slots, packed)
         return Chosen(places, chosen.counts).where(here), chosen.where(~here)

@@ -153,7 +153,7 @@ def test_a_document_that_is_unknown_or_elsewhere_is_refused(refused):
         ({"name": "a", "text": 5}, "text"),
         ({"name": "a", "text": "x", "ttl": -1}, "ttl"),
         ({"name": "a", "text": "x", "pinned": "yes"}, "pinned"),
-        ({"name": "a", "text": "x", "kv_dtype": "int2"}, "kv_dtype"),
+        ({"name": "a", "text": "x", "kv_dtype": "int5"}, "kv_dtype"),
         ({"name": "a", "text": "x", "method": "sale(thresholds='/etc')"}, "method"),
         ({"name": "a", "text": "x", "path": "/etc/passwd"}, "path"),
         ({"name": "a", "text": "x", "model": "other"}, "model"),

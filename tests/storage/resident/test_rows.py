@@ -194,10 +194,8 @@ def hot(monkeypatch):
     """Methods place what they are to place on the host behind a resident buffer, as on a GPU."""
     made = []
 
-    def make(where, precision, cache, eviction, _device, window, slot_tokens):
-        made.append(
-            make_storage(where, precision, cache, eviction, torch.device("cuda"), window, slot_tokens)
-        )
+    def make(where, precision, cache, eviction, _device, *others):
+        made.append(make_storage(where, precision, cache, eviction, torch.device("cuda"), *others))
         return made[-1]
 
     monkeypatch.setattr(placing, "make_storage", make)

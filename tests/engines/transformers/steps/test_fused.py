@@ -112,15 +112,18 @@ def test_more_rows_than_native_code_takes(counted):
 
 @pytest.mark.parametrize("name", UNDERSTOOD)
 def test_bfloat16_is_nearer_to_float64_than_the_models_own(name, counted):
-    """Only what goes to attention and comes from it is rounded."""
-    model, ids = model_of(name).bfloat16(), prompt(40)
-    own = answer(model, ids, steps=2).logits[1].double()
-    with keyhole.attach(model, "dense"):
-        found = answer(model, ids, steps=2)
-    exact = answer(model.double(), found.tokens[:, :-1], steps=1).logits[0]
-    error, owns = ((logits.double() - exact).norm() for logits in (found.logits[1], own))
-    assert error <= max(1.5 * owns, 1e-2 * exact.norm())
-    assert len(counted) == 1
+    """Only what goes to attention and comes from it is rounded; over prompts, as one may go either way."""
+    ours = own = 0.0
+    for seed in range(6):
+        model, ids = model_of(name).bfloat16(), prompt(40, seed=seed)
+        modules = answer(model, ids, steps=2).logits[1].double()
+        with keyhole.attach(model, "dense"):
+            found = answer(model, ids, steps=2)
+        exact = answer(model.double(), found.tokens[:, :-1], steps=1).logits[0]
+        ours += float((found.logits[1].double() - exact).norm())
+        own += float((modules - exact).norm())
+    assert ours <= 1.2 * own
+    assert len(counted) == 6
 
 
 def test_a_step_answers_as_the_model_does(counted):

@@ -47,7 +47,8 @@ def test_a_client_that_goes_away_cancels_its_requests(live, scheduler, stream):
         if stream:
             said = b""
             while b"queued" not in said:
-                assert (part := connection.recv(65536))
+                part = connection.recv(65536)
+                assert part
                 said += part
     until(lambda: scheduler.ends["stopped"] == 2)
 

@@ -49,11 +49,12 @@ def title(one: Measured) -> str:
 def draw_all(found: dict[str, Measured]) -> None:
     """A plot for each file."""
     for name, one in found.items():
-        if _lengths(one) > 1:
+        if lengths(one) > 1:
             draw(one.figures, SOURCE / f"{name}.svg", title=title(one))
 
 
-def _lengths(one: Measured) -> int:
+def lengths(one: Measured) -> int:
+    """How many lengths were measured; one alone makes no plot."""
     return len({figure.tokens for figure in one.figures})
 
 
@@ -66,7 +67,7 @@ def _section(name: str, one: Measured) -> str:
         "",
         f"`{known['command']}`, measured on {known['date']}; {known['cores']} cores, {known['system']}, {versions}.",
         "",
-        *([f"![step time over context length](against/{name}.svg)", ""] if _lengths(one) > 1 else []),
+        *([f"![step time over context length](against/{name}.svg)", ""] if lengths(one) > 1 else []),
         *_items([*about, *known["notes"]]),
         "",
         markdown(one.figures),

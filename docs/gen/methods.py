@@ -18,11 +18,6 @@ from keyhole.storage import KV_DTYPES, PLACES
 from keyhole.storage.formats.quantised import Quantised
 from keyhole.storage.resident.blocks import BLOCK
 
-FORMS = {
-    "auto": "(D + Dv) * e",
-    "int8": "D + Dv + D / 8 + 8",
-    "int4": "(D + Dv) / 2 + D / 8 + 8",
-}
 QUESTIONS = ("compute", "retain", "place", "select", "activate")
 _SHAPE = Shape()
 _CONTEXT, _BUDGET = 131_072, 0.1
@@ -107,7 +102,7 @@ def _overview(sizes: Mapping[str, Sizes]) -> str:
         glance=_table(columns, (_glance(METHODS[name], sizes) for name in sizes)),
         selecting=selecting,
         dropping=dropping,
-        places=_places() if sizes else "",
+        places=places() if sizes else "",
         refusing=", ".join(refusing),
     )
 
@@ -225,13 +220,20 @@ def _glance(kind: type[Method], sizes: Mapping[str, Sizes]) -> str:
     return _row(name, *numbers, f"{(select + attend) / dense:.1%}")
 
 
-def _places() -> str:
+def places() -> str:
+    """Bytes of a row on each place in each form, with the formula of the form."""
     rows = (
         _row(place, *(_number(measure_storage(place, dtype, _SHAPE).row) for dtype in KV_DTYPES))
         for place in PLACES
     )
-    formulas = _row("formula", *(f"`{FORMS[dtype]}`" for dtype in KV_DTYPES))
+    formulas = _row("formula", *(f"`{_formula(dtype)}`" for dtype in KV_DTYPES))
     return _table(("place", *(f"kv_dtype={dtype}" for dtype in KV_DTYPES)), (*rows, formulas)).rstrip("\n")
+
+
+def _formula(dtype: str) -> str:
+    if dtype == "auto":
+        return "(D + Dv) * e"
+    return f"(D + Dv) * {dtype.removeprefix('int')} / 8 + D / 8 + 8"
 
 
 def _refuses_forms(kind: type[RetrievalMethod]) -> bool:

@@ -6,14 +6,19 @@ from keyhole.bench.against.figures import Figure, Measured
 from tests.docs import DOCS, script
 
 
-def run(command: str) -> Measured:
+def run(command: str, *lengths: int) -> Measured:
     figures = [
-        Figure("keyhole dense", True, 512, False, 2.0, (4.0, 4.1), 1 << 20, 1 << 21),
-        Figure("llama.cpp", False, 512, False, 4.0, (8.0, 8.2), 1 << 20, 1 << 21),
+        figure
+        for tokens in lengths
+        for figure in (
+            Figure("keyhole dense", True, tokens, False, 2.0, (4.0, 4.1), 1 << 20, 1 << 21),
+            Figure("llama.cpp", False, tokens, False, 4.0, (8.0, 8.2), 1 << 20, 1 << 21),
+        )
     ]
     known = {
         "file": "some.gguf",
         "random_weights": True,
+        "dtype": "float32",
         "threads": 2,
         "cores": 2,
         "cpu": "a processor",
@@ -29,11 +34,12 @@ def run(command: str) -> Measured:
 
 def test_a_section_for_each_file():
     page = script("against").page(
-        {"one": run("keyhole bench against"), "two": run("keyhole bench against -q")}
+        {"one": run("keyhole bench against", 512), "two": run("keyhole bench against -q", 512, 1024)}
     )
-    assert page.count("## some, random weights, 2 threads, a processor") == 2
+    assert page.count("## some, random weights, float32, 2 threads, a processor") == 2
     assert "`keyhole bench against`, measured on 2026-12-01" in page
     assert "![step time over context length](against/two.svg)" in page
+    assert "against/one.svg" not in page  # one length makes no line
     assert "- llama.cpp: llama-cpp-python 0.3.36; CPU : AVX2, AVX512\n- a note\n" in page
     assert "| 512 | `keyhole dense` | 2.00 | 4.05 | 4.00 | 4.05 | 2 | step 2.00x, prompt 2.00x |" in page
 
@@ -45,4 +51,5 @@ def test_the_page_is_that_of_the_files():
         pytest.skip("nothing was measured yet: there is no file in docs/results/against")
     held = (DOCS / "results" / "against.md").read_text(encoding="utf-8")
     assert held == against.page(found), "run: python docs/gen/against.py"
-    assert all((DOCS / "results" / "against" / f"{name}.svg").is_file() for name in found)
+    plots = {path.stem for path in (DOCS / "results" / "against").glob("*.svg")}
+    assert plots == {name for name, one in found.items() if against.lengths(one) > 1}

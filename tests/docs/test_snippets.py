@@ -37,7 +37,9 @@ def test_commands_and_options_exist():
                 at = at.commands[words.pop(0)]
             if at.context_settings.get("ignore_unknown_options"):
                 continue  # another program's options
-            known = {option for parameter in at.params for option in parameter.opts}
+            known = {
+                option for parameter in at.params for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             assert {word for word in words if word.startswith("--")} <= known, (page, line)
 
 

@@ -1,1 +1,1 @@
-"""How tokens make rows: full precision, 8 and 4 bits."""
+"""How tokens make rows: full precision, and 8, 4, 3 and 2 bits."""

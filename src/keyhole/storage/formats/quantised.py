@@ -1,4 +1,4 @@
-"""Keys and values in 4 or 8 bits: keys by channel, values by token.
+"""Keys and values in 2, 3, 4 or 8 bits: keys by channel, values by token.
 
 Source: Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", arXiv 2402.02750. Keys
 have channels that are large for all tokens, so each channel of a group of tokens gets a range of its own;

@@ -37,12 +37,17 @@ KH_QUADS Quarters quad_indexes(const uint8_t* pair, const uint8_t* other) {
           place(_mm512_multishift_epi64_epi8(second, even)), place(_mm512_multishift_epi64_epi8(second, odd))};
 }
 
+// Adds four bytes of each lane. Written out since GCC copies, and spills, what the intrinsic adds to.
+KH_QUADS void add_four(__m512i& sums, __m512i bytes, __m512i one) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(one));
+}
+
 KH_QUADS void add_quads(Quarters& sums, const Quarters& at, const uint8_t* entries) {
   const __m512i table = _mm512_loadu_si512(entries), one = _mm512_set1_epi8(1);
-  sums.a = _mm512_dpbusd_epi32(sums.a, _mm512_permutexvar_epi8(at.a, table), one);
-  sums.b = _mm512_dpbusd_epi32(sums.b, _mm512_permutexvar_epi8(at.b, table), one);
-  sums.c = _mm512_dpbusd_epi32(sums.c, _mm512_permutexvar_epi8(at.c, table), one);
-  sums.d = _mm512_dpbusd_epi32(sums.d, _mm512_permutexvar_epi8(at.d, table), one);
+  add_four(sums.a, _mm512_permutexvar_epi8(at.a, table), one);
+  add_four(sums.b, _mm512_permutexvar_epi8(at.b, table), one);
+  add_four(sums.c, _mm512_permutexvar_epi8(at.c, table), one);
+  add_four(sums.d, _mm512_permutexvar_epi8(at.d, table), one);
 }
 
 KH_QUADS void store_quads(const Quarters& sums, uint16_t* out) {

@@ -148,7 +148,7 @@ struct Kept {
     for (int64_t i = 0; i < left; i++) slots[i] = slots[places[i]];
     for (int g = 0; g < n; g++) {
       uint16_t* row = sums + g * capacity;
-      for (int64_t i = 0; i < left; i++) row[i] = row[places[i]];
+      take_at(row, places, 0, left, row);
     }
     count = left;
   }

@@ -191,6 +191,33 @@ inline int put_places(int32_t* to, int32_t base, unsigned bits) {
 #endif
 }
 
+// Copies the lanes of x whose bits are set, in order, and returns how many; behind them up to kLanes may be overwritten.
+template <class T>
+inline int put_lanes(T* to, const T* x, unsigned bits) {
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), _mm512_loadu_si512(x)));
+  return __builtin_popcount(bits);
+#else
+  int count = 0;
+  for (; bits; bits &= bits - 1) to[count++] = x[__builtin_ctz(bits)];
+  return count;
+#endif
+}
+
+// to[i] = from[at[i] - base] for n numbers, in place where at[i] - base >= i; two bytes behind the last may be read.
+inline void take_at(const uint16_t* from, const int32_t* at, int32_t base, int64_t n, uint16_t* to) {
+  int64_t i = 0;
+#if defined(__AVX512F__) && !defined(KH_WIDTH)
+  for (; i < n; i += kLanes) {
+    const __mmask16 inside = n - i < kLanes ? __mmask16((1u << (n - i)) - 1) : __mmask16(-1);
+    const __m512i places = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(inside, at + i), _mm512_set1_epi32(base));
+    const __m512i found = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), inside, places, from, 2);
+    _mm512_mask_cvtepi32_storeu_epi16(to + i, inside, found);
+  }
+#endif
+  for (; i < n; i++) to[i] = from[at[i] - base];
+}
+
 // A table of 16 bytes, held once for each 16-byte lane of a vector, and its look-up by indexes below 16.
 inline vu8 table16(const uint8_t* p) {
   vu8 v;

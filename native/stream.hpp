@@ -15,7 +15,7 @@ class Stream {
  public:
   Stream(const Job& job, Head* heads, Kept& kept, Frame& frame)
       : job_(job), heads_(heads), n_(job.tables->heads), kept_(kept) {
-    sums_ = frame.take<uint16_t>(int64_t(n_) * kChunk);
+    sums_ = frame.take<uint16_t>(int64_t(n_) * kChunk + kLanes);
     p_ = frame.take<float>(kChunk);
     totals_ = frame.take<float>(n_);
   }
@@ -124,10 +124,9 @@ class Stream {
     int64_t count = before;
     for (int64_t i = from / kLanes * kLanes; i < to; i += kLanes)
       count += put_places(slots + count, int32_t(base + i), greater(load<vf>(p_ + i), threshold));
-    for (int g = 0; g < n_; g++) {
-      uint16_t* sums = kept_.sums + g * kept_.capacity;
-      for (int64_t i = before; i < count; i++) sums[i] = sums_[g * kChunk + slots[i] - base];
-    }
+    for (int g = 0; g < n_; g++)
+      take_at(sums_ + g * kChunk, slots + before, int32_t(base), count - before,
+              kept_.sums + g * kept_.capacity + before);
     kept_.count = count;
   }
 

@@ -49,10 +49,13 @@ struct Ranked {
     for (int lane = 0; lane < kLanes; lane++) all |= found[lane];
     return all;
   }
-  // Copies those between two numbers, both included.
+  // Copies those between two numbers, both included; `to` has room for kLanes more.
   int64_t between(uint32_t low, uint32_t high, T* to) const {
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i++) {
+    const vi least = vi{} + of(low), most = vi{} + of(high);
+    int64_t count = 0, i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      count += put_lanes(to + count, p + i, at_least(at(i), least) & at_least(most, at(i)));
+    for (; i < n; i++) {
       const int32_t x = of(as<uint32_t>(p[i]));
       to[count] = p[i];
       count += x >= of(low) && x <= of(high);
@@ -79,7 +82,7 @@ inline Cut<T> find_greatest(const T* p, int64_t n, int64_t wanted, Frame& frame)
     if (count >= left) value = tried, reach = count;
     else above = count;
     if (numbers.n < 256 || (reach - above) * 8 > numbers.n) continue;
-    if (!same) same = frame.take<T>(n + 1);
+    if (!same) same = frame.take<T>(n + kLanes);
     numbers.n = numbers.between(value, value | ((uint32_t(1) << bit) - 1), same);
     numbers.p = same;
     left -= above, above = 0, reach = numbers.n;

@@ -6,7 +6,7 @@
 
 namespace kh {
 
-constexpr int64_t kCodesAhead = 2048;  // bytes of codes that are fetched ahead of the scan
+constexpr int64_t kCodesAhead = 4096;  // bytes of codes that are fetched ahead of the scan
 
 #if defined(__AVX512VNNI__) && !defined(KH_WIDTH)
 constexpr bool kByQuads = true;

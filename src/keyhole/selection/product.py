@@ -28,7 +28,7 @@ from keyhole.selection.quantisers.drift import Refits
 from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.selection.quantisers.uncertainty import logit_variance
-from keyhole.storage import CapturableStorage
+from keyhole.storage import CapturableStorage, into_huge_pages
 
 _TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
@@ -401,6 +401,7 @@ class ProductSelector(Capturable):
         grown = kernels.allocate_codes(
             batch * kv_heads, capacity, self.subspaces, self.bits, device=books.device
         ).unflatten(0, (batch, kv_heads))
+        into_huge_pages(grown)  # before anything is in it, so that nothing is copied
         if old is not None:
             grown[:, :, : old.shape[2]] = old
         self._held["codes"] = grown

@@ -3,6 +3,7 @@
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.chess import Chess
+from keyhole.methods.clusterkv import ClusterKV
 from keyhole.methods.compaction import Compaction
 from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
@@ -21,6 +22,7 @@ from keyhole.methods.quantised import Quantised
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS, register
+from keyhole.methods.retroinfer import RetroInfer
 from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
@@ -36,6 +38,7 @@ __all__ = [
     "METHODS",
     "AdaKV",
     "Chess",
+    "ClusterKV",
     "Compaction",
     "CriticalKV",
     "Delta",
@@ -56,6 +59,7 @@ __all__ = [
     "Quest",
     "Recipe",
     "RetrievalMethod",
+    "RetroInfer",
     "Sale",
     "ScoreWrapper",
     "ShadowKV",

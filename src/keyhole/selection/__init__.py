@@ -3,6 +3,7 @@
 from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
+from keyhole.selection.centroids import CentroidSelector, ZoneSelector
 from keyhole.selection.clusters import ClusterSelector
 from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
@@ -20,6 +21,7 @@ from keyhole.selection.vote import Vote, VoteSelector
 __all__ = [
     "BoxSelector",
     "Capturable",
+    "CentroidSelector",
     "ClusterSelector",
     "CodedBoxSelector",
     "CodewordSelector",
@@ -37,5 +39,6 @@ __all__ = [
     "Step",
     "Vote",
     "VoteSelector",
+    "ZoneSelector",
     "at_distance",
 ]

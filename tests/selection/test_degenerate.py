@@ -25,6 +25,10 @@ SELECTORS = (
     "pqcache(distance=100)",
     "quest(distance=100, renumber=true)",
     "oracle",
+    "clusterkv(tokens=5)",
+    "retroinfer(tokens=5)",
+    "loki(rank=5)",
+    "doublesparsity(channels=5)",
 )
 LARGEST = {torch.float32: 1e30, torch.float16: 6e4, torch.bfloat16: 6e4}
 KINDS = ("equal", "zero", "two", "few", "huge", "huge and equal", "one huge", "subnormal", "plain")

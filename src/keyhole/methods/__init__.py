@@ -14,6 +14,7 @@ from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
+from keyhole.methods.loki import DoubleSparsity, Loki
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
@@ -43,12 +44,14 @@ __all__ = [
     "CriticalKV",
     "Delta",
     "Dense",
+    "DoubleSparsity",
     "EvictionMethod",
     "ExpectedAttentionKV",
     "InfLLM",
     "InfLLMV2",
     "KNorm",
     "Keyformer",
+    "Loki",
     "MPCache",
     "Method",
     "Nosa",

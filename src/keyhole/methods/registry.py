@@ -31,6 +31,7 @@ from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
+from keyhole.methods.loki import DoubleSparsity, Loki
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
@@ -49,7 +50,7 @@ from keyhole.methods.windowkv import WindowKV
 GROUP = "keyhole.methods"
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache, InfLLM, InfLLMV2, Nosa)
-_RETRIEVAL += (ClusterKV, RetroInfer)
+_RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)

@@ -13,6 +13,7 @@ from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.following import FollowingClusters
 from keyhole.selection.landmarks import LandmarkSelector
+from keyhole.selection.narrow import NarrowSelector
 from keyhole.selection.product import ProductSelector
 from keyhole.selection.shared import SharedPageSelector
 from keyhole.selection.statics import StaticSelector
@@ -30,6 +31,7 @@ __all__ = [
     "ExactSelector",
     "FollowingClusters",
     "LandmarkSelector",
+    "NarrowSelector",
     "ProductSelector",
     "RepresentativeSelector",
     "Selection",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keyhole import kernels
+from keyhole.core.scales import scales_of
 from keyhole.selection.quantisers.kmeans import kmeans
 from keyhole.storage import GrowingBuffer
 
@@ -84,6 +85,7 @@ class KeyClusters:
     def _clustered(self, keys: Tensor) -> Tensor:
         """Labels `[b, Hkv, T]` of `keys [b, Hkv, T, D]`; they depend on no other row of the batch."""
         points, spherical = keys.flatten(0, 1).float(), self.metric != "euclidean"
+        points = points / scales_of(points)[:, None, None]
         if self.metric == "centred":
             points = points - points.mean(1, keepdim=True)
         count = -(-points.shape[1] // self.tokens)

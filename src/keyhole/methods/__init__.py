@@ -15,6 +15,7 @@ from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.loki import DoubleSparsity, Loki
+from keyhole.methods.magicpig import MagicPIG
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
@@ -53,6 +54,7 @@ __all__ = [
     "Keyformer",
     "Loki",
     "MPCache",
+    "MagicPIG",
     "Method",
     "Nosa",
     "Oracle",

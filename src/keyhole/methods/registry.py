@@ -32,6 +32,7 @@ from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.loki import DoubleSparsity, Loki
+from keyhole.methods.magicpig import MagicPIG
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
@@ -50,7 +51,7 @@ from keyhole.methods.windowkv import WindowKV
 GROUP = "keyhole.methods"
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache, InfLLM, InfLLMV2, Nosa)
-_RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity)
+_RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity, MagicPIG)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)

@@ -12,6 +12,7 @@ from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.following import FollowingClusters
+from keyhole.selection.hashed import HashSelector
 from keyhole.selection.landmarks import LandmarkSelector
 from keyhole.selection.narrow import NarrowSelector
 from keyhole.selection.product import ProductSelector
@@ -30,6 +31,7 @@ __all__ = [
     "DistantVoteSelector",
     "ExactSelector",
     "FollowingClusters",
+    "HashSelector",
     "LandmarkSelector",
     "NarrowSelector",
     "ProductSelector",

@@ -25,6 +25,11 @@ class ClusterKV(RetrievalMethod):
     Paper and code select for each query head; here the query heads of a KV head read one list, by their mean
     share of attention. The code has a fixed number of clusters (400, or 200), reads the first two layers
     whole, and where it measures accuracy it reads all generated tokens.
+
+    `clusterkv(tokens=20)` ranks as "Squeezed Attention", arXiv 2411.09688, whose score of a cluster is the
+    same share of attention, exp(q c_i) over the sum of N_j exp(q c_j). There one threshold for all heads,
+    calibrated on a fixed context, decides how much each reads; here the budget does, or `mass=`. Its second
+    level of clusters, which spares products with mean keys, is left out.
     """
 
     name: ClassVar[str] = "clusterkv"

@@ -80,9 +80,8 @@ class HashSelector(Selector):
         query = _directions(step.query.unflatten(1, (self._centre().shape[1], -1)).float())
         query = F.normalize(query.mean(2), dim=-1)
         codes = self._codes.view()[:, :, : step.regions.last]
-        hits = codes == self._hashed(query.unsqueeze(2))
-        # The table in which a token is found for the second time; L where it is not.
-        found = (hits.cumsum(-1, dtype=torch.int16) < _COLLISIONS).sum(-1)
+        buckets = self._hashed(query.unsqueeze(2))
+        found = torch.cat([_second(part == buckets) for part in codes.split(_CHUNK, dim=2)], dim=-1)
         found = found.masked_fill(~competing(step.regions, codes.shape[2]), self.tables)
         taken = _first(found, self.tables, step)
         last = found.masked_fill(~taken, -1).amax(-1)
@@ -162,6 +161,11 @@ def _planes(size: int, count: int, device: torch.device) -> Tensor:
 def _directions(points: Tensor) -> Tensor:
     """Points `[..., T, D]` of length one."""
     return F.normalize(points / scales_of(points)[..., None, None], dim=-1)
+
+
+def _second(shared: Tensor) -> Tensor:
+    """The table `[B, Hkv, T]` in which a token is found for the second time; L where it is not."""
+    return (shared.cumsum(-1, dtype=torch.int16) < _COLLISIONS).sum(-1)
 
 
 def _first(found: Tensor, tables: int, step: Step) -> Tensor:

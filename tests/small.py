@@ -8,6 +8,7 @@ from keyhole.methods import METHODS, EvictionMethod, Method, Recipe, RetrievalMe
 # Taken by the methods that have such an option.
 _SMALL = {"sinks": 2, "window": 6, "subspaces": 4, "bits": 4, "iterations": 4, "rank": 64, "outliers": 2}
 _SMALL |= {"keep": 1.0, "fine": 3, "coarse": 6, "block": 8, "representatives": 2, "future": 40, "stride": 4}
+_SMALL |= {"tokens": 5}
 _EVERYTHING = Budget(mass=1.0, floor=1_000_000)
 _TAILED = ("oracle", "pqcache", "quest")  # logits of tokens that are exact, by codes, and not known
 

@@ -57,6 +57,16 @@ class Together:
         self.layer.selector.select = watched
         return seen
 
+    def _beside(self, own, lse, at):
+        """Attention over what was read, with the estimate of the rest merged in where there is one."""
+        rest = self.layer.selector.rest(*self.selected[0])
+        if rest is None:
+            return own
+        step, selection = self.selected[0]
+        rest = self.layer.selector.rest(step._replace(query=self.query.flatten(1, 2)), selection)
+        share = torch.sigmoid(lse - rest.lse[0, at])
+        return share * own + (1 - share) * rest.out[0, at]
+
     def expected(self):
         """Each query's attention over sinks, the window of the first, those before it, and the selection."""
         (_, selection), length = self.selected[0], LENGTH + self.asked
@@ -75,7 +85,8 @@ class Together:
                 if self.logits.sink_logits is not None:
                     weights = torch.cat([weights, self.logits.sink_logits[head : head + 1]])
                 shares = weights.softmax(0)[: len(read)]
-                out[0, head, place] = shares @ self.values[0, kv, read]
+                own = shares @ self.values[0, kv, read]
+                out[0, head, place] = self._beside(own, weights.logsumexp(0), head * self.asked + place)
         return out
 
 

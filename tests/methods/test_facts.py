@@ -14,7 +14,7 @@ from tests.docs import script
 
 FORMS = script("methods").FORMS
 
-_SMALL = {"sample": 512, "rank": 24, "subspaces": 8, "block": 32}
+_SMALL = {"sample": 512, "rank": 24, "subspaces": 8, "block": 32, "tokens": 32}
 _ODD = {
     "sample": 256,
     "bits": 6,
@@ -24,6 +24,7 @@ _ODD = {
     "page": 32,
     "outliers": 3,
     "block": 16,
+    "tokens": 16,
 }
 _SHAPES = {
     "float32, unequal sizes": (Shape(2, 32, 16, torch.float32), _SMALL),

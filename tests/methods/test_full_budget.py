@@ -18,6 +18,8 @@ SMALL = {
     # Of a rank that loses nothing.
     "shadowkv": "rank=384, chunk=4, outliers=2",
     "mpcache": "keep=1.0, fine=2, coarse=4",
+    "clusterkv": "tokens=5, iterations=3",
+    "retroinfer": "tokens=5, iterations=3",
 }
 
 

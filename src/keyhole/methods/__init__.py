@@ -3,6 +3,7 @@
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.chess import Chess
+from keyhole.methods.clusterkv import ClusterKV
 from keyhole.methods.compaction import Compaction
 from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
@@ -13,6 +14,8 @@ from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
+from keyhole.methods.loki import DoubleSparsity, Loki
+from keyhole.methods.magicpig import MagicPIG
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
@@ -21,6 +24,7 @@ from keyhole.methods.quantised import Quantised
 from keyhole.methods.quest import Quest
 from keyhole.methods.recipe import Recipe
 from keyhole.methods.registry import METHODS, register
+from keyhole.methods.retroinfer import RetroInfer
 from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
@@ -36,17 +40,21 @@ __all__ = [
     "METHODS",
     "AdaKV",
     "Chess",
+    "ClusterKV",
     "Compaction",
     "CriticalKV",
     "Delta",
     "Dense",
+    "DoubleSparsity",
     "EvictionMethod",
     "ExpectedAttentionKV",
     "InfLLM",
     "InfLLMV2",
     "KNorm",
     "Keyformer",
+    "Loki",
     "MPCache",
+    "MagicPIG",
     "Method",
     "Nosa",
     "Oracle",
@@ -56,6 +64,7 @@ __all__ = [
     "Quest",
     "Recipe",
     "RetrievalMethod",
+    "RetroInfer",
     "Sale",
     "ScoreWrapper",
     "ShadowKV",

@@ -21,6 +21,7 @@ from keyhole.core.errors import SpecError
 from keyhole.methods.a2ats import A2ATS
 from keyhole.methods.base import Method
 from keyhole.methods.chess import Chess
+from keyhole.methods.clusterkv import ClusterKV
 from keyhole.methods.compaction import Compaction
 from keyhole.methods.criticalkv import CriticalKV
 from keyhole.methods.delta import Delta
@@ -30,12 +31,15 @@ from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
 from keyhole.methods.knorm import KNorm
+from keyhole.methods.loki import DoubleSparsity, Loki
+from keyhole.methods.magicpig import MagicPIG
 from keyhole.methods.mpcache import MPCache
 from keyhole.methods.nosa import Nosa
 from keyhole.methods.oracle import Oracle
 from keyhole.methods.pqcache import PQCache
 from keyhole.methods.quantised import Quantised
 from keyhole.methods.quest import Quest
+from keyhole.methods.retroinfer import RetroInfer
 from keyhole.methods.sale import Sale
 from keyhole.methods.shadowkv import ShadowKV
 from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
@@ -47,6 +51,7 @@ from keyhole.methods.windowkv import WindowKV
 GROUP = "keyhole.methods"
 
 _RETRIEVAL = (Oracle, PQCache, A2ATS, ShadowKV, Quest, TokenSelect, Delta, MPCache, InfLLM, InfLLMV2, Nosa)
+_RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity, MagicPIG)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)

@@ -11,7 +11,9 @@ from keyhole.core.errors import SpecError
 from keyhole.methods import options
 from keyhole.methods.base import Method, RetrievalMethod
 from keyhole.methods.facts import Facts
+from keyhole.methods.magicpig import MagicPIG
 from keyhole.methods.nosa import Nosa
+from keyhole.methods.retroinfer import RetroInfer
 from keyhole.selection import Selector
 from keyhole.selection.tail import Clusters, TailSelector
 
@@ -76,6 +78,8 @@ def check_tail(stages: tuple[Method, ...]) -> None:
     for stage in selecting:
         if isinstance(stage, Nosa):
             raise SpecError("nosa adds a bias to each logit, which means of keys do not have; leave out tail")
+        if isinstance(stage, (RetroInfer, MagicPIG)):
+            raise SpecError(f"{stage.name} estimates what it does not read by itself; leave out tail")
         if getattr(stage, "renumber", False):
             raise SpecError(
                 f"{stage.name}: renumber=true moves the keys that are read, and tail estimates keys at their "

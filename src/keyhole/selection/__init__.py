@@ -3,6 +3,7 @@
 from keyhole.selection.base import Capturable, Selection, Selector, Step
 from keyhole.selection.blocks import RepresentativeSelector
 from keyhole.selection.boxes import BoxSelector
+from keyhole.selection.centroids import CentroidSelector, ZoneSelector
 from keyhole.selection.clusters import ClusterSelector
 from keyhole.selection.coded_boxes import CodedBoxSelector
 from keyhole.selection.codewords import CodewordSelector
@@ -11,7 +12,9 @@ from keyhole.selection.distant import DistantVoteSelector
 from keyhole.selection.distant_index import at_distance
 from keyhole.selection.exact import ExactSelector
 from keyhole.selection.following import FollowingClusters
+from keyhole.selection.hashed import HashSelector
 from keyhole.selection.landmarks import LandmarkSelector
+from keyhole.selection.narrow import NarrowSelector
 from keyhole.selection.product import ProductSelector
 from keyhole.selection.shared import SharedPageSelector
 from keyhole.selection.statics import StaticSelector
@@ -20,6 +23,7 @@ from keyhole.selection.vote import Vote, VoteSelector
 __all__ = [
     "BoxSelector",
     "Capturable",
+    "CentroidSelector",
     "ClusterSelector",
     "CodedBoxSelector",
     "CodewordSelector",
@@ -27,7 +31,9 @@ __all__ = [
     "DistantVoteSelector",
     "ExactSelector",
     "FollowingClusters",
+    "HashSelector",
     "LandmarkSelector",
+    "NarrowSelector",
     "ProductSelector",
     "RepresentativeSelector",
     "Selection",
@@ -37,5 +43,6 @@ __all__ = [
     "Step",
     "Vote",
     "VoteSelector",
+    "ZoneSelector",
     "at_distance",
 ]

@@ -17,9 +17,9 @@ from keyhole.core.distances import Distances
 from keyhole.core.errors import SavedStateError
 from keyhole.core.layout import Regions
 from keyhole.kernels.pq.tables import softcapped
-from keyhole.selection.base import Capturable, Selection, Step
-from keyhole.selection.mass_control import Estimate, MassControl
-from keyhole.selection.picking.groups import Groups, pick_groups
+from keyhole.selection.base import Capturable, Step
+from keyhole.selection.grouped import GroupLogs, GroupSelector, RankedGroups
+from keyhole.selection.picking.groups import Groups
 from keyhole.selection.quantisers.codebook import Codebook, fit_codebook, rounded_out, together
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.storage import CapturableStorage, GrowingBuffer
@@ -31,7 +31,7 @@ _MINIMUM = 16
 UNIONS = ("share", "turns")
 
 
-class CodewordSelector(Capturable):
+class CodewordSelector(GroupSelector, Capturable):
     """Ranks codewords by windowed RoPE: tokens before the window rank by their range of distances.
 
     So keys are compared as they are without their rotation, and a codebook need not know positions. This
@@ -57,6 +57,7 @@ class CodewordSelector(Capturable):
         iterations: int,
         sample: int,
     ) -> None:
+        super().__init__()
         self.ranking, self.union = ranking, union
         self.codewords, self.iterations, self.sample = codewords, iterations, sample
         self._fits = book is None
@@ -65,7 +66,6 @@ class CodewordSelector(Capturable):
         self._padding: Tensor | None = None  # int64 `[B]`
         self._unused: tuple[int, ...] = ()  # the same, known without a look at the device
         self._built: list[int] = []  # slots there were at the last fit of each batch row
-        self._mass_control = MassControl()
 
     @property
     def minimum(self) -> int:
@@ -108,34 +108,12 @@ class CodewordSelector(Capturable):
             self._codes.append(self._encoded(part, slots))
             self.length += part.shape[2]
 
-    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
-        self._mass_control.see(queries, tokens)
-
-    def select(self, step: Step) -> Selection:
-        reach = self._mass_control.reach(step, self._estimate)
-        groups, scores, shares, anchored = self._ranked(step)
-        if reach is None:
-            picked = pick_groups(scores, shares, anchored, groups, step)
-            return self._mass_control.told(picked, step, self._estimate)
-        picked = pick_groups(scores, shares, anchored, groups, step, reach.share)
-        return picked._replace(mass=reach.held(picked.mass))
-
-    def _estimate(self, step: Step) -> Estimate:
-        groups, scores, shares, anchored = self._ranked(step)
-        scores = scores.masked_fill(groups.sizes == 0, -torch.inf)
-        return Estimate(scores, shares * groups.sizes, anchored, groups.summed)
-
-    def _ranked(self, step: Step) -> tuple[Groups, Tensor, Tensor, Tensor]:
-        """Groups, their scores and the share of a token of each `[B, Hkv, C]`, and the always-read share."""
+    def _ranked(self, step: Step) -> RankedGroups:
         groups = self._groups(step)
-        logits = self._logits(step).masked_fill(groups.sizes.unsqueeze(2) == 0, -torch.inf)
-        anchor = step.anchor_lse.view(logits.shape[:3])
-        total = torch.logaddexp((logits + groups.sizes.unsqueeze(2).log()).logsumexp(-1), anchor)
-        logs = logits - total.unsqueeze(-1)
-        shares = logs.exp().mean(2)
-        # As logarithms: shares may be too small to tell apart.
-        scores = logs.logsumexp(2) if self.union == "share" else _turns(logits, shares, groups.sizes)
-        return groups, scores, shares, (anchor - total).exp().mean(2)
+        logs = GroupLogs.of(self._logits(step), groups, step)
+        if self.union == "share":
+            return logs.ranked(groups)
+        return logs.ranked(groups, _turns(logs.token, groups.sizes))
 
     def _groups(self, step: Step) -> Groups:
         """Group r * C + c: the tokens of codeword c in range r of the distances, of R * C."""
@@ -288,13 +266,13 @@ def _of_row(book: Codebook, row: int) -> Codebook:
     return book.map(lambda part: part[row : row + 1])
 
 
-def _turns(logits: Tensor, shares: Tensor, sizes: Tensor) -> Tensor:
+def _turns(logs: Tensor, sizes: Tensor) -> Tensor:
     """A score `[B, Hkv, C]` by the tokens that the head that likes a codeword best puts before it.
 
     The best k of that order are the union of the best k' of each head, for some k' <= k. Where heads put
-    equally many before, the larger share counts, which is below one.
+    equally many before, the larger mean share counts, which is below one.
     """
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    ranked = sizes.unsqueeze(2).expand(logits.shape).gather(-1, order)
+    order = logs.argsort(dim=-1, descending=True, stable=True)
+    ranked = sizes.unsqueeze(2).expand(logs.shape).gather(-1, order)
     before = torch.empty_like(ranked).scatter_(-1, order, ranked.cumsum(-1) - ranked)
-    return shares.double() / 2 - before.amin(2)
+    return logs.exp().mean(2).double() / 2 - before.amin(2)

@@ -28,6 +28,8 @@ METHODS = {
     "infllm": "infllm(budget={}, {}, block=8, representatives=2)",
     "tokenselect": "tokenselect(budget={}, {})",
     "delta": "delta(budget={}, {})",
+    "clusterkv": "clusterkv(budget={}, {}, tokens=4)",
+    "loki": "loki(budget={}, {}, rank=3)",
     "host": "quest(budget={}, {}, page=5, place=host)",
     "disk": "oracle(budget={}, {}, place=disk, block_cache='1MB')",
 }

@@ -34,8 +34,13 @@ def group_shares(logs: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     return (logs - total.unsqueeze(-1)).exp().mean(2), (anchor - total).exp().mean(2)
 
 
-def pick(logits: Tensor, step: Step) -> Selection:
-    """The candidates of largest group probability that the budget allows; ties go to the lower slot."""
+def pick(logits: Tensor, step: Step, reach: Tensor | None = None) -> Selection:
+    """The candidates of largest group probability that the budget allows; ties go to the lower slot.
+
+    Args:
+        logits: float32 `[B, Hkv, G, N]`, as for `group_probabilities`.
+        reach: float32 `[B, Hkv]`, what a mass budget is to reach by these shares, where that is not the mass.
+    """
     shares, anchored = group_probabilities(logits, step)
     # What does not compete sorts behind candidates whose share underflows to zero.
     outside = ~competing(step.regions, logits.shape[-1])
@@ -47,8 +52,9 @@ def pick(logits: Tensor, step: Step) -> Selection:
     if step.budget.mass is None:
         counts = available.minimum(limit)
     else:
-        needed = (cumulative < step.budget.mass).sum(-1) + 1
-        needed = torch.where(anchored >= step.budget.mass, 0, needed)
+        least = torch.full_like(anchored, step.budget.mass) if reach is None else reach
+        needed = (cumulative < least.unsqueeze(-1)).sum(-1) + 1
+        needed = torch.where(anchored >= least, 0, needed)
         counts = needed.clamp(min=step.budget.floor).minimum(limit).minimum(available)
     width = width_of(counts, most)
     chosen = torch.arange(width, device=logits.device) < counts.unsqueeze(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from keyhole import kernels
@@ -18,9 +19,10 @@ def kmeans(
     iterations: int,
     generator: torch.Generator,
     spread: bool = False,
+    spherical: bool = False,
     tolerance: float = 0.0,
 ) -> Tensor:
-    """Cluster each problem of a batch by squared Euclidean distance.
+    """Cluster each problem of a batch by squared Euclidean distance, or by the cosine.
 
     Starts from distinct rows drawn at random. A cluster left empty is moved to the point farthest from its
     centroid, as scikit-learn does, so that no centroid is wasted.
@@ -29,6 +31,7 @@ def kmeans(
         points: float32 `[P, T, D]`, P independent problems of T points; T >= clusters.
         spread: start from rows drawn in turn, by their squared distance to the nearest drawn before
             (k-means++, Arthur and Vassilvitskii 2007), a hundredth of them at once where there are many.
+        spherical: centroids are means of length one, of which the nearest is that of the largest cosine.
         tolerance: a problem stops when its centroids, taken as one vector, move no further than that.
 
     Returns:
@@ -39,11 +42,14 @@ def kmeans(
     """
     if points.shape[1] < clusters:
         raise ValueError(f"{points.shape[1]} points cannot start {clusters} clusters; use fewer bits")
-    centroids = (_drawn_apart if spread else _drawn)(points, clusters, generator)
+    start = (_drawn_apart if spread else _drawn)(points, clusters, generator)
+    centroids = F.normalize(start, dim=-1) if spherical else start
     settled = torch.zeros(len(points), 1, 1, dtype=torch.bool, device=points.device)
     for _ in range(iterations):
         labels = kernels.kmeans_assign(points, centroids).long()
-        before, centroids = centroids, _means(points, labels, centroids).where(~settled, centroids)
+        means = _means(points, labels, centroids)
+        means = F.normalize(means, dim=-1) if spherical else means
+        before, centroids = centroids, means.where(~settled, centroids)
         if tolerance:
             moved = (centroids - before).square().sum((1, 2), keepdim=True)
             settled = moved <= tolerance**2

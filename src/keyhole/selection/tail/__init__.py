@@ -2,6 +2,6 @@
 
 from keyhole.selection.tail.clusters import Clusters
 from keyhole.selection.tail.estimate import Known, tail_part
-from keyhole.selection.tail.selector import TailSelector
+from keyhole.selection.tail.selector import TailSelector, known_tokens
 
-__all__ = ["Clusters", "Known", "TailSelector", "tail_part"]
+__all__ = ["Clusters", "Known", "TailSelector", "known_tokens", "tail_part"]

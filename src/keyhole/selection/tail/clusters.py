@@ -1,153 +1,42 @@
-"""Summaries of what is stored: clusters of similar keys with the sums of their keys and values.
+"""Clusters of what is stored, with the sums of keys and of values.
 
-Legend: B batch, Hkv KV heads, N tokens, T tokens of a piece, C clusters, D and E size of keys and of values.
+Legend: B batch, Hkv KV heads, N tokens, C clusters, E size of values.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from keyhole import kernels
 from keyhole.core.layout import Regions
-from keyhole.selection.quantisers.kmeans import kmeans
+from keyhole.selection.quantisers.keyclusters import KeyClusters
 from keyhole.storage import GrowingBuffer, Storage
 
-_PIECE = 8192  # tokens that are clustered together: time grows with the square of it
-_NONE = -1  # label of tokens that are in no cluster
 
-
-class Clusters:
-    """Clusters of about `tokens` keys, found by k-means for each KV head and each piece of the sequence.
-
-    Padding and sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the
-    window, so that nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
-    """
-
-    def __init__(self, tokens: int, iterations: int, dtype: torch.dtype) -> None:
-        self.tokens, self.iterations, self.dtype = tokens, iterations, dtype
-        self._clear()
+class Clusters(KeyClusters):
+    """Clusters of similar keys that know the values of their tokens, too."""
 
     def _clear(self) -> None:
-        self._labels = GrowingBuffer()  # int32 `[B, Hkv, N, 1]`, the cluster of each slot
-        self._keys, self._values = GrowingBuffer(), GrowingBuffer()  # sums `[B, Hkv, C, D]` and `[..., E]`
-        self._counts = GrowingBuffer()  # int32 `[B, Hkv, C, 1]`
-        self._pieces: list[tuple[int, int]] = []  # tokens and clusters there were after each piece
-
-    @property
-    def length(self) -> int:
-        """Slots that are summarised."""
-        return self._labels.length
-
-    @property
-    def labels(self) -> Tensor:
-        """The cluster of each slot, int32 `[B, Hkv, N]`, negative for slots in none."""
-        return self._labels.view().squeeze(-1)
-
-    @property
-    def counts(self) -> Tensor:
-        """Tokens of each cluster, int32 `[B, Hkv, C]`."""
-        return self._counts.view().squeeze(-1)
-
-    @property
-    def keys(self) -> Tensor:
-        """Sums of keys, `[B, Hkv, C, D]`."""
-        return self._keys.view()
+        super()._clear()
+        self._sums["values"] = GrowingBuffer()
 
     @property
     def values(self) -> Tensor:
         """Sums of values, `[B, Hkv, C, E]`."""
-        return self._values.view()
+        return self._sums["values"].view()
 
     def update(self, storage: Storage, regions: Regions) -> None:
         """Summarise what is stored and was not, once some of it has left the window."""
         if self.length and self.length >= regions.last:
             return
-        if not self.length:
-            self._clear()
-        keys, values = storage.keys(self.length), storage.values(self.length)
-        first = regions.first.tolist()
-        for begin in range(0, keys.shape[2], _PIECE):
-            piece = slice(begin, begin + _PIECE)
-            self._add(keys[:, :, piece], values[:, :, piece], first)
+        self.take(storage.keys(self.length), regions.first.tolist())
+        self.take_values(storage)
 
-    def _add(self, keys: Tensor, values: Tensor, first: list[int]) -> None:
-        """One more piece; of each batch row the slots from `first` on count."""
-        start, size, clusters = self.length, keys.shape[2], self._keys.length
-        begins = [min(max(begin - start, 0), size) for begin in first]
-        count = max(-(-(size - begin) // self.tokens) for begin in begins)
-        labels = torch.full(keys.shape[:3], _NONE, dtype=torch.long, device=keys.device)
-        for begin in set(begins) - {size}:
-            rows = [row for row, own in enumerate(begins) if own == begin]
-            labels[rows, :, begin:] = self._clustered(keys[rows, :, begin:])
-        sums = [_sums(part, labels, count) for part in (keys, values)]
-        counts = _sums(torch.ones_like(keys[..., :1]), labels, count)
-        self._keys.append(sums[0].to(self.dtype))
-        self._values.append(sums[1].to(self.dtype))
-        self._counts.append(counts.int())
-        labels = torch.where(labels >= 0, labels + clusters, labels)
-        self._labels.append(labels.int().unsqueeze(-1))
-        self._pieces.append((start + size, clusters + count))
-
-    def _clustered(self, keys: Tensor) -> Tensor:
-        """Labels `[b, Hkv, T]` of `keys [b, Hkv, T, D]`; they depend on no other row of the batch."""
-        points = keys.flatten(0, 1).float()
-        count = -(-points.shape[1] // self.tokens)
-        generator = torch.Generator().manual_seed(0)
-        centroids = kmeans(points, count, iterations=self.iterations, generator=generator)
-        return kernels.kmeans_assign(points, centroids).long().unflatten(0, keys.shape[:2])
-
-    def crop(self, length: int) -> None:
-        """Forget at least the slots from `length` on: pieces that reach beyond it are forgotten whole."""
-        kept = [piece for piece in self._pieces if piece[0] <= length]
-        if not kept:
-            self._clear()
-        elif len(kept) < len(self._pieces):
-            self._pieces, (tokens, clusters) = kept, kept[-1]
-            self._labels.crop(tokens)
-            for buffer in self._buffers:
-                buffer.crop(clusters)
-
-    @property
-    def _buffers(self) -> tuple[GrowingBuffer, ...]:
-        """One row for each cluster."""
-        return self._keys, self._values, self._counts
-
-    def reorder(self, rows: Tensor) -> None:
-        """Take the batch rows `rows`, in that order."""
-        if self.length:
-            for buffer in (self._labels, *self._buffers):
-                buffer.reorder(rows)
-
-    def state(self) -> dict[str, Tensor]:
-        """What is held, as named tensors."""
-        if not self.length:
-            return {}
-        held = {"labels": self._labels.view(), "counts": self._counts.view()}
-        return held | {"keys": self.keys, "values": self.values, "pieces": torch.tensor(self._pieces)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over a `state`."""
-        self._clear()
-        if state:
-            self._labels.append(state["labels"])
-            for name, buffer in zip(("keys", "values", "counts"), self._buffers, strict=True):
-                buffer.append(state[name])
-            self._pieces = [(tokens, clusters) for tokens, clusters in state["pieces"].tolist()]
-
-    @property
-    def cluster_bytes(self) -> int:
-        """Bytes of all summaries of one KV head of a batch row, labels apart."""
-        return sum(buffer.view()[0, 0].nbytes for buffer in self._buffers) if self.length else 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(buffer.nbytes for buffer in (self._labels, *self._buffers))
-
-
-def _sums(rows: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Sums, float32 `[B, Hkv, count, W]`, of `rows [B, Hkv, T, W]` by label; negative ones are left out."""
-    sums = rows.new_zeros(*rows.shape[:2], count + 1, rows.shape[-1], dtype=torch.float32)
-    places = labels.where(labels >= 0, count).unsqueeze(-1).expand(rows.shape)
-    return sums.scatter_add_(2, places, rows.float())[:, :, :count]
+    def take_values(self, storage: Storage) -> None:
+        """Summarise the values of what was clustered since."""
+        known = self._sums["values"].length
+        begin = max((tokens for tokens, clusters in self._pieces if clusters <= known), default=0)
+        if begin == self.length:
+            return
+        values = storage.values(begin)[:, :, : self.length - begin]
+        labels, count = self.labels[:, :, begin:].long() - known, self._sums["keys"].length - known
+        self._sums["values"].append(self._summed(values, labels, count))

@@ -64,7 +64,7 @@ class TailSelector(Selector):
 
     def rest(self, step: Step, selection: Selection) -> Part:
         estimates = self.inner.token_logits(step) if self._by_tokens else None
-        known = _known(selection, step.regions)
+        known = known_tokens(selection, step.regions)
         return tail_part(step.query, self.clusters, step.storage, known, step.logits, estimates)
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
@@ -112,7 +112,7 @@ class TailSelector(Selector):
         return self.inner.nbytes + self.clusters.nbytes
 
 
-def _known(selection: Selection, regions: Regions) -> Known:
+def known_tokens(selection: Selection, regions: Regions) -> Known:
     """What is read, what is always read, and what must not be seen."""
     heads = selection.slots.shape[1]
     parts = [(selection.slots, selection.counts), regions.always_by_head(heads)]

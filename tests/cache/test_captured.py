@@ -157,6 +157,7 @@ def test_what_has_no_fixed_size_is_named():
     told = {
         f"tokenselect(budget=17, reuse=0.9, {COMMON})": "elects in some steps only",
         f"quest(mass=0.9, {COMMON})": "give tokens or a fraction",
+        f"oracle(error=0.1, {COMMON})": "give tokens or a fraction",
         f"quest(budget=17, kv_dtype=int8, {COMMON})": "PlacedStorage",
         f"shadowkv(budget=17, place=host, {COMMON})": "fetched from another tier",
         f"tokenselect(budget=17, renumber=true, sparse_prefill=true, {COMMON})": "with renumber",

@@ -34,6 +34,18 @@ def test_a_selection():
     assert usage == Usage(steps=1, tokens=100, read=read, mass=0.75, bytes=read * TOKEN + 70 * 3)
 
 
+def test_errors_are_of_the_steps_that_estimate_them():
+    usage = Usage()
+    usage.record_everything(100, 100, TOKEN)
+    assert usage.mean_error is None
+    read = selected([[5, 6, 7], [8, 9, 10]], [[0.5] * 3] * 2)
+    usage.record_selection(read, TOKEN)
+    usage.record_selection(read._replace(error=torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0]])), TOKEN)
+    assert (usage.steps, usage.judged, usage.mean_error) == (3, 1, pytest.approx(0.1))
+    total = usage + usage
+    assert (total.judged, total.mean_error) == (2, pytest.approx(0.1))
+
+
 def test_padding_is_no_token():
     usage = Usage()
     counts = [[5, 5, 5], [0, 0, 0]]

@@ -72,6 +72,19 @@ def test_a_budget_of_mass_is_refused_with_what_to_give(spec):
         early.check_method(spec)
 
 
+@pytest.mark.parametrize("spec", ["quest(error=0.1)", "a2ats(budget='error=0.1')"])
+def test_a_budget_of_error_is_refused_with_what_keeps_to_one(spec):
+    for check in (early.check_method, Recipe.parse):
+        with pytest.raises(SpecError, match=r"index that estimates each token.*oracle, pqcache"):
+            check(spec)
+
+
+@pytest.mark.parametrize("spec", ["pqcache(error=0.05)", "pqcache(error=0.05, floor=4, cap=0.5) + tail"])
+def test_a_budget_of_error_is_taken(spec):
+    early.check_method(spec)
+    assert str(Recipe.parse(str(Recipe.parse(spec)))) == str(Recipe.parse(spec))
+
+
 def test_a_renamed_option_is_shown_as_it_is_written():
     with pytest.raises(SpecError, match=r"write kv_dtype=int8$"):
         early.check_method("quest(keys=int8)")

@@ -12,6 +12,7 @@ budgets = st.one_of(
     st.builds(Budget, tokens=st.integers(min_value=1, max_value=10**9)),
     st.builds(Budget, fraction=shares),
     st.builds(Budget, mass=shares),
+    st.builds(Budget, error=shares),
 )
 
 
@@ -33,6 +34,7 @@ budgets = st.one_of(
         ("100%", Budget(fraction=1.0)),
         ("mass=0.95", Budget(mass=0.95)),
         ("mass=1", Budget(mass=1.0)),
+        ("error=0.05", Budget(error=0.05)),
         (Budget(tokens=3), Budget(tokens=3)),
     ],
 )
@@ -57,6 +59,10 @@ def test_reads_what_users_write(text, budget):
             "mass=x",
             "Mass=0.9",
             "mass=0.9,floor=1",
+            "error=",
+            "error=0",
+            "error=1.5",
+            "errors=0.1",
         ],
         *["1;import os", "__import__('os')", "\x00", "\ud800", "9" * 5000, "½", "−1"],
     ],
@@ -74,6 +80,10 @@ def test_refuses_what_is_no_budget(value):
         ({}, "exactly one"),
         ({"tokens": 1, "mass": 0.5}, "exactly one"),
         ({"tokens": 1, "fraction": 0.5, "mass": 0.5}, "exactly one"),
+        ({"mass": 0.5, "error": 0.1}, "exactly one"),
+        ({"error": 0}, "error 0"),
+        ({"error": True}, "True"),
+        ({"error": 0.1, "cap": 2}, "cap 2"),
         ({"tokens": 2.5}, "2.5"),
         ({"tokens": True}, "True"),
         ({"fraction": True}, "True"),
@@ -101,6 +111,11 @@ def test_prints_what_it_reads(budget):
     assert Budget.parse(str(budget)) == budget
 
 
+@given(budgets)
+def test_what_a_step_finds_out_varies(budget):
+    assert budget.varies == (budget.mass is not None or budget.error is not None)
+
+
 def test_whole_context_is_not_one_token():
     assert str(Budget(fraction=1.0)) == "1.0"
     assert str(Budget(tokens=1)) == "1"
@@ -121,6 +136,8 @@ def test_limit_grows_with_the_context_and_stays_within_it(budget, context, more)
         (Budget(fraction=1.0), {1: 1, 63: 63, 2000: 2000}),
         (Budget(mass=0.9), {1: 1, 2000: 2000}),
         (Budget(mass=0.9, cap=0.25), {1: 1, 2000: 500}),
+        (Budget(error=0.1), {1: 1, 2000: 2000}),
+        (Budget(error=0.1, cap=0.25), {1: 1, 2000: 500}),
     ],
     ids=str,
 )

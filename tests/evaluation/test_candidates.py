@@ -114,3 +114,10 @@ def test_commas_in_parentheses_do_not_separate():
         "pqcache(bits=6, subspaces=2)",
         "oracle",
     ]
+
+
+def test_error_is_known_and_left_out_where_it_cannot_be_kept():
+    found = candidates(["oracle", "quest"], ["error=0.05"])
+    assert [each[:2] for each in found[1:]] == [("oracle", "error=0.05")]
+    assert [each.error for each in found] == [None, 0.05]
+    assert names(["pqcache(error=0.1)"], [0.2])[1:] == [("pqcache", "error=0.1")]

@@ -14,6 +14,7 @@ budgets = st.one_of(
     st.builds(Budget, tokens=st.integers(1, 10**6)),
     st.builds(Budget, fraction=shares),
     st.builds(Budget, mass=shares, floor=st.integers(0, 10**4), cap=shares),
+    st.builds(Budget, error=shares, floor=st.integers(0, 10**4), cap=shares),
 )
 methods = st.one_of(
     st.builds(Dense),
@@ -51,6 +52,9 @@ def test_a_name_alone_means_the_defaults(name):
         ("pqcache(mass=0.95)", PQCache(budget=Budget(mass=0.95))),
         ("pqcache(budget='mass=0.95')", PQCache(budget=Budget(mass=0.95))),
         ("pqcache(mass=.9, floor=4, cap=.5)", PQCache(budget=Budget(mass=0.9, floor=4, cap=0.5))),
+        ("pqcache(error=0.05)", PQCache(budget=Budget(error=0.05))),
+        ("pqcache(budget='error=0.05')", PQCache(budget=Budget(error=0.05))),
+        ("pqcache(error=.1, floor=4, cap=.5)", PQCache(budget=Budget(error=0.1, floor=4, cap=0.5))),
         ("pqcache(rotate=true, bits=4)", PQCache(rotate=True, bits=4)),
         ("pqcache(rotate=False)", PQCache(rotate=False)),
         ("( pqcache ( \n subspaces = 2 , ) )", PQCache(subspaces=2)),
@@ -88,6 +92,11 @@ HOSTILE = [
         "pqcache(bits=...)",
     ],
     *["pqcache(bits=4, bits=4)", "pqcache(budget=1, budget=2)", "pqcache(mass=0.9, budget=0.1)"],
+    *["pqcache(error=0.1, budget=0.1)", "pqcache(error=0.1, mass=0.9)", "pqcache(error=0)"],
+    *["pqcache(error=2)", "pqcache(error=true)", "pqcache(error=0.1, cap=0)", "dense(error=0.1)"],
+    *["quest(error=0.1)", "snapkv(error=0.1)", "mpcache(error=0.1)", "a2ats(budget='error=0.1')"],
+    *["pqcache(error=0.1, renumber=true)", "pqcache(error=0.1, sparse_prefill=true)"],
+    *["tokenselect(error=0.1, reuse=0.9)", "tokenselect(error=0.1, distance=512)", "quest(error=0.1) + tail"],
     *["pqcache(floor=4)", "pqcache(cap=0.5)", "pqcache(budget=0.1, cap=0.5)", "pqcache(mass=0.9, floor=-1)"],
     *[
         "pqcache(budget=-1)",

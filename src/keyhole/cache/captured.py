@@ -205,7 +205,7 @@ def _varying(layer: LayerCache, position: DecodePosition) -> str:
         return storage.varying
     if not isinstance(selector, Capturable):
         return f"the work of its {type(selector).__name__} follows from what that finds"
-    if reading.budget.mass is not None:
+    if reading.budget.varies:
         return f"{reading.budget} reads a varying number of tokens; give tokens or a fraction as budget"
     shortest = position.length - max(position.padding)
     if (layer.selects or layer.leads) and shortest < reading.sinks + reading.window:

@@ -5,7 +5,7 @@ Legend: B batch, H query heads, Hkv KV heads, G = H / Hkv, Q queries, N cached t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from keyhole.core.budget import Budget
 from keyhole.core.layout import Regions, visible_slots
 from keyhole.core.masks import Visible
 from keyhole.selection import Selection, Selector, Step
+from keyhole.selection.sampled import read_to_error
 from keyhole.storage import Storage
 
 
@@ -42,6 +43,8 @@ class Read(NamedTuple):
         regions: the parts of the sequence at this step.
         index_bytes: bytes of the index read for each KV head.
         rest: the estimate, which is merged into `part`; None where what is not read counts as zero.
+        error: float32 `[B, Hkv]`, a bound of the relative error of the output at 95% confidence, the greatest
+            of the query heads of a group; None where none is estimated.
     """
 
     part: Part
@@ -49,13 +52,39 @@ class Read(NamedTuple):
     regions: Regions
     index_bytes: int
     rest: Part | None = None
+    error: Tensor | None = None
+
+
+class Chosen(Protocol):
+    """What a step reads beside what it always reads, and how the rest is estimated."""
+
+    @property
+    def selection(self) -> Selection: ...
+
+    @property
+    def error(self) -> Tensor | None: ...
+
+    def rest(self, step: Step, anchor: Part) -> Part | None:
+        """Attention of the step's queries over what is not read; None where it counts as zero."""
+        ...
+
+
+class Picked(NamedTuple):
+    """A selector's own choice."""
+
+    selection: Selection
+    selector: Selector
+    error: Tensor | None = None
+
+    def rest(self, step: Step, anchor: Part) -> Part | None:  # noqa: ARG002
+        return self.selector.rest(step, self.selection)
 
 
 class StepReader:
     """Reads by a selector's choice, and keeps its index up to date."""
 
-    def __init__(self, selector: Selector, reading: StepBudget, request: Request) -> None:
-        self.selector, self.reading, self.request = selector, reading, request
+    def __init__(self, selector: Selector, reading: StepBudget, request: Request, place: int = 0) -> None:
+        self.selector, self.reading, self.request, self.place = selector, reading, request, place
 
     def wants_all(self, tokens: int, context: int, batch: int) -> bool:
         """Whether a step is to read all of `tokens`: selecting would not pay, or the budget allows it.
@@ -65,7 +94,7 @@ class StepReader:
         """
         candidates = tokens - self.reading.sinks - self.reading.window
         budget = self.reading.budget
-        allowed = budget.mass is None and candidates <= budget.limit(context)
+        allowed = not budget.varies and candidates <= budget.limit(context)
         short = tokens < self.reading.dense_below.at(batch) or candidates < self.selector.minimum
         return self.selector.reads_all or short or allowed
 
@@ -86,11 +115,18 @@ class StepReader:
         parts = self.index(storage, seen, context)
         anchor = storage.attend(query, *parts.always_by_head(storage.heads), logits)
         step = Step(query, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
-        selection = _shown(self.selector.select(step), parts)
+        chosen = self._choose(step, anchor)
+        selection = chosen.selection
         part = storage.attend_beside(anchor, query, selection.slots, selection.counts, logits)
-        rest = self.selector.rest(step, selection)
+        rest = chosen.rest(step, anchor)
         part = part if rest is None else merge(part, rest)
-        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest, chosen.error)
+
+    def _choose(self, step: Step, anchor: Part) -> Chosen:
+        """What a step reads beside what it always reads, of which `anchor` is the attention."""
+        if step.budget.error is not None:
+            return read_to_error(self.selector, step, anchor, self.place)
+        return Picked(_shown(self.selector.select(step), step.regions), self.selector)
 
     def read_together(
         self,
@@ -115,15 +151,18 @@ class StepReader:
             anchors.append(storage.attend(queries[:, :, place], parts.always, visible, logits))
         anchor = storage.attend(asked, parts.always, parts.always_counts, logits)
         step = Step(asked, storage, parts, logits.with_sinks(anchor.lse), logits, self.reading.budget)
-        selection = _shown(self.selector.select(step), parts)
+        chosen = self._choose(step, anchor)
+        selection = chosen.selection
         # To a storage they are so many more query heads of each group.
-        found = storage.attend(queries.flatten(1, 2), selection.slots, selection.counts, logits)
-        rest = self.selector.rest(step._replace(query=queries.flatten(1, 2)), selection)
+        every = queries.flatten(1, 2)
+        found = storage.attend(every, selection.slots, selection.counts, logits)
+        own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
+        begun = logits.with_sinks(own.lse).transpose(1, 2).flatten(1, 2)
+        rest = chosen.rest(step._replace(query=every, anchor_lse=begun), _by_head(own))
         found = found if rest is None else merge(found, rest)
         rest = None if rest is None else _by_query(rest, count)
-        own = Part(*(torch.stack(parts, dim=1) for parts in zip(*anchors, strict=True)))
         part = merge(own, _by_query(found, count))
-        return Read(part, selection, parts, self.selector.bytes_read(step), rest)
+        return Read(part, selection, parts, self.selector.bytes_read(step), rest, chosen.error)
 
     def electing(self, queries: Tensor, storage: Storage) -> Tensor:
         """The query `[B, H, D]` that stands for `queries [B, H, Q, D]` of the newest tokens of one call.
@@ -170,6 +209,11 @@ class StepReader:
         # Last, so that an index is made of keys as they came.
         storage.settle(parts)
         return parts
+
+
+def _by_head(part: Part) -> Part:
+    """A part of `[B, Q, H]` as one of `[B, H * Q]`."""
+    return Part(*(field.transpose(1, 2).flatten(1, 2) for field in part))
 
 
 def _by_query(part: Part, queries: int) -> Part:

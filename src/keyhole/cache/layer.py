@@ -56,7 +56,7 @@ class LayerCache:
         self.request, self.place = Request() if request is None else request, place
         self._reader: StepReader | None = None
         if selector is not None and reading is not None:
-            self._reader = StepReader(selector, reading, self.request)
+            self._reader = StepReader(selector, reading, self.request, place)
         self.usage = Usage()
         self.remember = SHOWN
         self.method = "the method"

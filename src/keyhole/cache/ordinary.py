@@ -19,7 +19,7 @@ from keyhole.selection.product import ProductSelector
 from keyhole.storage.device import DeviceStorage
 
 # What a step of a reader follows from. Whatever else one may come to have is not known here.
-_READER = {"selector", "reading", "request"}
+_READER = {"selector", "reading", "request", "place"}
 _READING = ("budget", "sinks", "window", "dense_below")
 
 
@@ -99,7 +99,7 @@ def _index(reader: StepReader, length: int) -> PreparedScan | None:
     """What chooses by codes, where nothing has to be indexed before, and nothing else is asked of a step."""
     selector, reading = reader.selector, reader.reading
     known = vars(reader).keys() == _READER and reading._fields == _READING
-    if not known or type(selector) is not ProductSelector or reading.budget.mass is not None:
+    if not known or type(selector) is not ProductSelector or reading.budget.varies:
         return None
     indexed = selector.length >= length - reading.window and selector.length > 0 and not selector.stale
     return selector.scan() if indexed else None

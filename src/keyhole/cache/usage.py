@@ -25,6 +25,9 @@ class Usage:
         fetched: bytes of a slower tier that resident slots fetched, over all batch rows.
         blocks: blocks read past resident slots by all steps but the first.
         again: of these, those that the step before had read too.
+        error: bound of the relative error of the output, at 95% confidence, summed over the steps in which it
+            is estimated: those that select with a budget of error.
+        judged: how many these are.
     """
 
     steps: int = 0
@@ -37,11 +40,18 @@ class Usage:
     fetched: int = 0
     blocks: int = 0
     again: int = 0
+    error: float = 0.0
+    judged: int = 0
 
     @property
     def gamma(self) -> float | None:
         """The mean share of a step's blocks that the step before had read too; None where none is known."""
         return self.again / self.blocks if self.blocks else None
+
+    @property
+    def mean_error(self) -> float | None:
+        """Of the steps that estimate their error; None where none does."""
+        return self.error / self.judged if self.judged else None
 
     def record_everything(self, tokens: float, kept: float, token_bytes: float) -> None:
         """Count a step that read all that is `kept` of `tokens`."""
@@ -55,6 +65,9 @@ class Usage:
         count = _mean(selection.counts) + always
         read_bytes = count * token_bytes + read.index_bytes * selection.counts.shape[1]
         self._add(real, count, _mean(selection.mass), read_bytes)
+        if read.error is not None:
+            self.error += _mean(read.error)
+            self.judged += 1
 
     def record_steps(self, steps: int, tokens: float, read: float, mass: float, read_bytes: float) -> None:
         """Count steps, each of which did this in the mean."""
@@ -68,6 +81,8 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         total = Usage(**vars(self))
         total.steps += other.steps
+        total.error += other.error
+        total.judged += other.judged
         for name in Lookups._fields:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         total._add(other.tokens, other.read, other.mass, other.bytes, steps=0)

@@ -96,6 +96,8 @@ def _print_notes(console: Console, rows: Sequence[DivergenceRow], whole: Sequenc
     for row in whole:
         if row.mass_target is not None and row.summary.mass_reached is not None:
             console.print(_mass(row, whole), highlight=False, markup=False)
+        if row.error_target is not None and row.summary.error_kept is not None:
+            console.print(_error(row), highlight=False, markup=False)
     unfinished = len(rows) - len(whole)
     if unfinished:
         console.print(f"{unfinished} unfinished rows are not shown; --resume finishes them.", highlight=False)
@@ -109,6 +111,16 @@ def _mass(row: DivergenceRow, rows: Sequence[DivergenceRow]) -> str:
         f"{row.method} {row.budget}: exact mass >= {row.mass_target:g} in {found.mass_reached:.1%} of cases "
         f"(layer, KV head, step); mean {found.mass_exact:.3f}, estimated {found.mass_estimated:.3f}; "
         f"reads {found.read_fraction:.1%} of tokens{beside}"
+    )
+
+
+def _error(row: DivergenceRow) -> str:
+    found = row.summary
+    estimated = "-" if found.error_estimated is None else f"{found.error_estimated:.3f}"
+    return (
+        f"{row.method} {row.budget}: exact error <= {row.error_target:g} in {found.error_kept:.1%} of cases "
+        f"(layer, query head, step); mean {found.error_exact:.3f}, bound {estimated}; "
+        f"reads {found.read_fraction:.1%} of tokens"
     )
 
 

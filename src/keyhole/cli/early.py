@@ -17,7 +17,7 @@ from keyhole.core.errors import SpecError
 from keyhole.core.method_text import nearest, read_terms
 from keyhole.core.numbers import GREATEST, MOST_TOKENS, shown
 
-_MASS = ("mass", "floor", "cap")
+_VARYING = ("mass", "error", "floor", "cap")
 
 
 def check_method(spec: str) -> None:
@@ -74,14 +74,15 @@ def _check_options(name: str, options: dict[str, Any], known: dict[str, Any]) ->
     for option, value in options.items():
         if option in known["renamed"]:
             raise _renaming(name, option, value, known["renamed"][option])
-        if option in _MASS and "budget" in allowed and option not in allowed:
-            raise _no_mass(name)
+        if option in _VARYING and "budget" in allowed and option not in allowed:
+            raise _refused(name, allowed)
         if option not in allowed:
             raise SpecError(f"{name} has no option {option!r}{nearest(option, allowed)}")
         if option == "budget":
-            if Budget.parse(value).mass is not None and "mass" not in allowed:
-                raise _no_mass(name)
-        elif option not in _MASS:
+            budget = Budget.parse(value)
+            if any(getattr(budget, kind) is not None and kind not in allowed for kind in ("mass", "error")):
+                raise _refused(name, allowed)
+        elif option not in _VARYING:
             _check_value(f"{name}: {option}", value, known["options"][option])
 
 
@@ -90,10 +91,16 @@ def _renaming(name: str, option: str, value: Any, new: str) -> SpecError:
     return SpecError(f"{name}: {option}= is now {new}=; write {new}={value if word else shown(value)}")
 
 
-def _no_mass(name: str) -> SpecError:
+def _refused(name: str, allowed: list[str]) -> SpecError:
+    if "mass" in allowed:
+        return SpecError(
+            f"{name} cannot keep to a budget of error, which needs an index that "
+            "estimates each token; give oracle, pqcache or tokenselect, or tokens (budget=256), a fraction "
+            "of the context (budget=0.1) or mass (mass=0.95)"
+        )
     return SpecError(
-        f"{name} cannot guarantee a budget of attention mass; give tokens (budget=256) or a fraction of the "
-        "context (budget=0.1)"
+        f"{name} cannot guarantee a budget of error or of attention mass; give tokens (budget=256) or a "
+        "fraction of the context (budget=0.1)"
     )
 
 

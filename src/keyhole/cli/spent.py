@@ -63,7 +63,9 @@ def _read_rows(answer: Answer) -> list[tuple[str, str]]:
     rows = [("read per generated token", f"{tokens} ({read.read / read.tokens:.1%}), {bytes_}")]
     if read.read == read.tokens and answer.selects.tokens > read.tokens / read.steps:
         rows.append(("", f"{_said(answer.selects)}; dense_below=0 selects at any length"))
-    return [*rows, ("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")]
+    rows = [*rows, ("attention mass read", f"{read.mass / read.steps:.1%} (estimated)")]
+    error = read.mean_error
+    return rows if error is None else [*rows, ("error of attention", f"at most {error:.2%} (mean bound)")]
 
 
 def _said(pays: BreakEven) -> str:

@@ -29,6 +29,11 @@ class Candidate(NamedTuple):
         """The share of attention mass it is asked to read, where its budget is one."""
         return next((budget.mass for budget in _budgets(self.recipe)), None)
 
+    @property
+    def error(self) -> float | None:
+        """The relative error it is asked to keep within, where its budget is one."""
+        return next((budget.error for budget in _budgets(self.recipe)), None)
+
 
 DENSE = Candidate("dense", FULL, Recipe.parse("dense"))
 
@@ -42,8 +47,8 @@ def candidates(
     """Every method at every budget, dense first: it is what the others are measured against.
 
     A specification that names a budget, such as `pqcache(budget=64)`, is taken at that budget only, and one
-    of several stages with budgets as it is written. Methods that cannot promise a mass are left out at
-    budgets of mass. `all` stands for every registered method with its defaults, but for those
+    of several stages with budgets as it is written. Methods that cannot promise a mass, or an error, are left
+    out at such budgets. `all` stands for every registered method with its defaults, but for those
     that need an option.
 
     Args:
@@ -57,7 +62,7 @@ def candidates(
     for method in _named(methods):
         recipe = Recipe.parse(method)
         own = _budgets(recipe)
-        named = isinstance(method, str) and re.search(r"\b(budget|mass)\s*=", method)
+        named = isinstance(method, str) and re.search(r"\b(budget|mass|error)\s*=", method)
         if not own:
             found.append(Candidate(str(recipe), FULL, _always_selecting(recipe)))
         elif len(own) > 1:
@@ -87,10 +92,10 @@ def _as_written(recipe: Recipe, budgets: list[Budget]) -> Candidate:
 
 
 def _possible(recipe: Recipe, grid: list[Budget], left_out: LeftOut | None) -> list[Budget]:
-    """The budgets a recipe can keep to: not every method, and not with every option, can promise a mass."""
+    """The budgets a recipe can keep to: not every method or option can promise a mass, or an error."""
     found = []
     for budget in grid:
-        reason = None if budget.mass is None else _no_mass(recipe, budget)
+        reason = _why_not(recipe, budget) if budget.varies else None
         if reason is None:
             found.append(budget)
         elif left_out is not None:
@@ -98,8 +103,8 @@ def _possible(recipe: Recipe, grid: list[Budget], left_out: LeftOut | None) -> l
     return found
 
 
-def _no_mass(recipe: Recipe, budget: Budget) -> str | None:
-    """Why a recipe cannot promise a share of attention mass; None if it can."""
+def _why_not(recipe: Recipe, budget: Budget) -> str | None:
+    """Why a recipe cannot promise a share of attention mass, or an error; None if it can."""
     try:
         _at(recipe, budget)
     except SpecError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from keyhole.cache.base import Observation
 from keyhole.cache.layer import LayerCache
+from keyhole.evaluation.output_error import ErrorTally, exact_error
 from keyhole.selection import Selection
 from keyhole.selection.picking.rank import competing
 
@@ -52,10 +53,24 @@ class MassTally:
 
 
 class MassMeter:
-    """Watches the layers of one request. Measuring is left to `settle`, to keep it out of a timing."""
+    """Watches the layers of one request. Measuring is left to `settle`, to keep it out of a timing.
 
-    def __init__(self, layers: Sequence[LayerCache], target: float | None = None) -> None:
+    Args:
+        target: of mass.
+        error: the largest error that counts as kept, where the budget is one.
+        errors: measure errors whatever the budget is.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerCache],
+        target: float | None = None,
+        *,
+        error: float | None = None,
+        errors: bool = False,
+    ) -> None:
         self.tally = MassTally(target)
+        self.errors = ErrorTally(error) if errors or error is not None else None
         self._layers = layers
         self._pending: list[Observation] = []
         for layer in layers:
@@ -63,9 +78,14 @@ class MassMeter:
 
     def settle(self) -> None:
         """Measure the step that was just taken."""
-        self.tally.add_whole(len(self._layers) - len(self._pending))
+        whole = len(self._layers) - len(self._pending)
+        self.tally.add_whole(whole)
         for observation in self._pending:
             self.tally.add(exact(observation))
+        if self.errors is not None:
+            self.errors.add_whole(whole)
+            for observation in self._pending:
+                self.errors.add(exact_error(observation))
         self._pending.clear()
 
 
@@ -96,8 +116,17 @@ def exact(seen: Observation) -> Exact:
 
 def _mass(seen: Observation, every: Tensor) -> Tensor:
     # What sinks take is accounted for, as in what was estimated.
-    read, every = (seen.logits.with_sinks(lse) for lse in (seen.read.part.lse, every))
+    read, every = (seen.logits.with_sinks(lse) for lse in (_read_lse(seen), every))
     return (read - every).exp().unflatten(1, (seen.read.selection.counts.shape[1], -1)).mean(-1)
+
+
+def _read_lse(seen: Observation) -> Tensor:
+    """The log-sum-exp `[B, H]` of what was read, without the estimate of the rest."""
+    whole, rest = seen.read.part.lse, seen.read.rest
+    if rest is None:
+        return whole
+    share = (rest.lse.double() - whole.double()).exp()
+    return (whole + torch.log1p(-share)).to(whole.dtype)
 
 
 def _recall(shares: Tensor, selection: Selection) -> Tensor:

@@ -22,7 +22,7 @@ class Starts:
 
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
-        self._method: str | None = None
+        self._index: tuple[str, bool] | None = None
         self._held: Start | None = None
 
     @contextmanager
@@ -31,9 +31,11 @@ class Starts:
 
         It is the candidate's until the end of the with-block.
         """
-        if self._held is None or self._method != candidate.method:
+        # Indexes for budgets of error hold more.
+        index = candidate.method, candidate.error is not None
+        if self._held is None or self._index != index:
             self._held = None  # before the next one takes memory
-            self._method, self._held = candidate.method, self._prompt.start(candidate.recipe)
+            self._index, self._held = index, self._prompt.start(candidate.recipe)
         held = self._held
         budget = _shared_index(candidate, held.cache)
         if budget is None:

@@ -114,6 +114,9 @@ class Method:
         return f"{self.name}({given})" if given else self.name
 
 
+READ = "Tokens read per step, in addition to sinks and window."
+
+
 @dataclass(frozen=True)
 class RetrievalMethod(Method):
     """A method that keeps every token and reads a selection of them."""
@@ -122,9 +125,7 @@ class RetrievalMethod(Method):
     pays_from: ClassVar[int | None] = None
     renamed: ClassVar[dict[str, str]] = {**placing.RENAMED, "keys": "kv_dtype"}
 
-    budget: Budget = options.budget(
-        Budget(fraction=0.1), unit="tokens", help="Tokens read per step, in addition to sinks and window."
-    )
+    budget: Budget = options.budget(Budget(fraction=0.1), unit="tokens", help=READ)
     sinks: int = options.integer(16, ge=0, unit="tokens", help="First tokens of the sequence, always read.")
     window: int = options.integer(
         64, ge=1, unit="tokens", help="Newest tokens, always read, including the current one."
@@ -164,7 +165,7 @@ class RetrievalMethod(Method):
 
 
 def _option(name: str, value: Any) -> str:
-    if isinstance(value, Budget) and value.mass is not None:
+    if isinstance(value, Budget) and value.varies:
         return str(value)
     # Identifiers need no quotes; other text, such as a path, does.
     quoted = isinstance(value, str) and not value.isidentifier()

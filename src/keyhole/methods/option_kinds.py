@@ -207,23 +207,30 @@ class Bytes(Option):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOption(Option):
-    """A `Budget`; where `mass` is false, one of tokens or a fraction of the context."""
+    """A `Budget`: tokens or a fraction of the context, and where these are true one of mass or of error."""
 
     mass: bool = True
+    error: bool = False
     refusal: str = ""
 
     def _read(self, method: str, name: str, value: Any) -> Budget:
         budget = Budget.parse(value)
-        if budget.mass is not None and not self.mass:
+        if budget.varies and not self.mass:
             raise SpecError(
                 f"{method}: {name} of {budget} {self.refusal}; give tokens or a fraction of the context"
+            )
+        if budget.error is not None and not self.error:
+            raise SpecError(
+                f"{method}: {name} of {budget} needs an index that estimates each token, which "
+                "oracle, pqcache and tokenselect have; give one of these, or tokens, a fraction of the "
+                "context or mass"
             )
         return budget
 
     @property
     def _allowed(self) -> str:
-        mass = ", or mass=0.95" if self.mass else ""
-        return f"tokens (256) or a fraction of the context (0.1, 10%){mass}"
+        words = [", or mass=0.95"] * self.mass + [", or error=0.05"] * self.error
+        return f"tokens (256) or a fraction of the context (0.1, 10%){''.join(words)}"
 
     def _schema(self) -> dict[str, Any]:
         return BUDGET_SCHEMA
@@ -231,16 +238,23 @@ class BudgetOption(Option):
     @property
     def beside(self) -> dict[str, Any]:
         share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+        with_ = "With mass or error" if self.error else "With mass"
+        mass = {"description": "Instead of budget: the fraction of attention mass to read.", **share}
+        error = {
+            "description": "Instead of budget: the relative error of attention's output, at 95% confidence, "
+            "that as few tokens as possible are read for.",
+            **share,
+        }
         words = {
-            "mass": {"description": "Instead of budget: the fraction of attention mass to read.", **share},
             "floor": {
-                "description": "With mass: the fewest tokens to read.",
+                "description": f"{with_}: the fewest tokens to read.",
                 "type": "integer",
                 "minimum": 0,
             },
-            "cap": {"description": "With mass: the largest fraction of the context to read.", **share},
+            "cap": {"description": f"{with_}: the largest fraction of the context to read.", **share},
         }
-        return words if self.mass else {}
+        errors = {"error": error} if self.error else {}
+        return {"mass": mass, **errors, **words} if self.mass else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,5 +281,5 @@ class Layers(Option):
 def _plain(value: Any) -> Any:
     """As JSON has it."""
     if isinstance(value, Budget):
-        return str(value) if value.mass is not None else value.tokens or value.fraction
+        return str(value) if value.varies else value.tokens or value.fraction
     return list(value) if isinstance(value, tuple) else value

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.budget import Budget
 from keyhole.core.model_info import ModelInfo
-from keyhole.methods.base import RetrievalMethod
+from keyhole.methods import options
+from keyhole.methods.base import READ, RetrievalMethod
 from keyhole.methods.facts import Differs, Facts
 from keyhole.selection import ExactSelector, Selector
 
@@ -29,6 +31,7 @@ class Oracle(RetrievalMethod):
         differs=(Differs("dense_below", "-", "used to measure selection, not to be fast"),),
     )
 
+    budget: Budget = options.budget(Budget(fraction=0.1), error=True, unit="tokens", help=READ)
     dense_below: int | str = 0
 
     def selectors(self, info: ModelInfo) -> list[Selector]:

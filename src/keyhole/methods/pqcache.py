@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.budget import Budget
 from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.methods import options
+from keyhole.methods.base import READ
 from keyhole.methods.facts import ALIKE, FOLLOWS, ON_DEVICE, Differs, Facts
 from keyhole.methods.renumbering import Renumbering
 from keyhole.selection import ProductSelector, Selector, at_distance
@@ -27,7 +29,8 @@ class PQCache(Renumbering):
     summary: ClassVar[str] = "ranks all tokens by product-quantised keys, reads the best exactly"
     facts: ClassVar[Facts] = Facts(
         stored="A code per key. Per KV head: codebooks (`4 * C * D`), a rotation, and the second moment of "
-        "the quantisation error (`4 * D * D` each), as 32-bit floats. All on the device.",
+        "the quantisation error (`4 * D * D` each), as 32-bit floats. With `error`, the "
+        "quantisation error of each key. All on the device.",
         select="Sums M table entries per token and query head (`G * M * N` additions of small integers), and "
         "ranks N tokens.",
         best_for="Long prompts, small budgets and scattered tokens: every token is ranked individually. Mass "
@@ -36,9 +39,9 @@ class PQCache(Renumbering):
         "dominates at short contexts. Distribution shift degrades recall until drift detection triggers a "
         "refit.",
         letters="M is `subspaces`; by default the first divisor of D that is at least D / 4 and 16, and at "
-        "most D / 2. C is `2**bits`.",
-        index="ceil(M / 2) if bits == 4 else M",
-        scan="N * (ceil(M / 2) if bits == 4 else M) + 4 * (C * D + (1 + rotate) * D * D)",
+        "most D / 2. C is `2**bits`. E is 2 with a budget of error, else 0.",
+        index="(ceil(M / 2) if bits == 4 else M) + E",
+        scan="N * ((ceil(M / 2) if bits == 4 else M) + E) + 4 * (C * D + (1 + rotate) * D * D)",
         products="G * (C * D + (1 + rotate) * D * D)",
         differs=(
             Differs("budget", "0.1 or 0.2 of the prompt, half of it window", FOLLOWS),
@@ -56,6 +59,7 @@ class PQCache(Renumbering):
         ),
     )
 
+    budget: Budget = options.budget(Budget(fraction=0.1), error=True, unit="tokens", help=READ)
     sinks: int = 32
     subspaces: int | None = options.integer(
         None,
@@ -84,7 +88,8 @@ class PQCache(Renumbering):
             )
 
     def letters(self, head_dim: int, kv_heads: int) -> dict[str, float]:  # noqa: ARG002
-        return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits}
+        errors = 0 if self.budget.error is None else 2
+        return {"M": self.subspaces or default_subspaces(head_dim), "C": 2**self.bits, "E": errors}
 
     def selectors(self, info: ModelInfo) -> list[Selector]:
         return [at_distance(self._selector(), self.scoring(info, place)) for place in info.layers]
@@ -96,4 +101,5 @@ class PQCache(Renumbering):
             rotate=self.rotate,
             iterations=self.iterations,
             sample=self.sample,
+            errors=self.budget.error is not None,
         )

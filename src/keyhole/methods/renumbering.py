@@ -56,11 +56,16 @@ class Renumbering(RetrievalMethod):
                 f"{self.name}: distance={self.distance} is out of range; give at least the window, "
                 f"{self.window}"
             )
-        if self.budget.mass is not None and (self.renumber or self.distance is not None):
+        if self.budget.error is not None and self.sparse_prefill:
+            raise SpecError(
+                f"{self.name}: sparse_prefill=true selects for many queries at once, whose errors are not "
+                f"estimated; leave it out, or give another budget than {self.budget}"
+            )
+        if self.budget.varies and (self.renumber or self.distance is not None):
             option = "renumber=true" if self.renumber else f"distance={self.distance}"
             raise SpecError(
                 f"{self.name}: {option} needs a fixed number of tokens per step; give a number or a "
-                f"fraction of the context as budget instead of mass={self.budget.mass}"
+                f"fraction of the context as budget instead of {self.budget}"
             )
         if self.renumber and (self.place, self.kv_dtype) != ("device", "auto"):
             raise SpecError(

@@ -10,7 +10,7 @@ from keyhole.core.method_text import nearest, read_terms
 from keyhole.methods.base import Method
 from keyhole.methods.registry import METHODS
 
-_BUDGET_OPTIONS = ("mass", "floor", "cap")
+_BUDGET_OPTIONS = ("mass", "error", "floor", "cap")
 
 
 def parse_stages(spec: str) -> tuple[Method, ...]:
@@ -30,7 +30,7 @@ def _stage(name: str, options: dict[str, Any]) -> Method:
 
 
 def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
-    """Build a method from options as users write them; `mass`, `floor` and `cap` belong to its budget."""
+    """Build a method from options as users write them; mass, error, floor and cap belong to its budget."""
     options = dict(options)
     known = list(kind.options())
     allowed = known + (list(_BUDGET_OPTIONS) if "budget" in known else [])
@@ -39,11 +39,12 @@ def make_method(kind: type[Method], options: dict[str, Any]) -> Method:
             raise kind.renaming(option, value)
         if option not in allowed:
             raise SpecError(f"{kind.name} has no option {option!r}{nearest(option, allowed)}")
-    mass = {name: options.pop(name) for name in _BUDGET_OPTIONS if name in options}
-    if mass:
-        if "mass" not in mass or "budget" in options:
+    given = {name: options.pop(name) for name in _BUDGET_OPTIONS if name in options}
+    if given:
+        if "budget" in options or ("mass" in given) == ("error" in given):
             raise SpecError(
-                f"{kind.name}: mass replaces budget, and floor and cap need mass; give only those"
+                f"{kind.name}: mass and error each replace budget, and floor and cap need one of them; give "
+                "one of the three"
             )
-        options["budget"] = Budget(**mass)
+        options["budget"] = Budget(**given)
     return kind(**options)

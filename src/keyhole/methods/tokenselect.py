@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from keyhole.core.budget import Budget
+from keyhole.core.errors import SpecError
 from keyhole.core.model_info import ModelInfo
 from keyhole.core.rope import FixedDistance
 from keyhole.methods import options
+from keyhole.methods.base import READ
 from keyhole.methods.facts import ALIKE, Differs, Facts
 from keyhole.methods.renumbering import Renumbering
 from keyhole.selection import DistantVoteSelector, Selector, Vote, VoteSelector
@@ -58,6 +61,7 @@ class TokenSelect(Renumbering):
         ),
     )
 
+    budget: Budget = options.budget(Budget(fraction=0.1), error=True, unit="tokens", help=READ)
     per_head: bool = options.flag(False, help="Select tokens per KV head instead of one list per layer.")
     scaled_vote: bool = options.flag(
         True, help="Vote by the attention softmax; otherwise by the softmax of unscaled logits."
@@ -70,6 +74,15 @@ class TokenSelect(Renumbering):
         help="Cosine similarity of queries above which the last selection is reused; None selects in every "
         "step.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget.error is not None and self.reuse is not None:
+            raise SpecError(
+                f"{self.name}: reuse={self.reuse} keeps a selection whose error is that of another "
+                f"query; leave it out, or give tokens or a fraction of the context as budget instead of "
+                f"{self.budget}"
+            )
 
     @property
     def needs_positions(self) -> bool:

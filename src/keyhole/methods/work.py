@@ -14,7 +14,9 @@ from keyhole.methods.facts import value
 
 _BYTES = {"int8": 1.0, "int4": 0.5, "int3": 0.375, "int2": 0.25}
 _LIKE = {"int3": "int4", "int2": "int4"}  # whose constants serve
-_MASS = 0.25  # of the context, that a budget of attention mass is taken to read where its cap allows more
+_VARYING = (
+    0.25  # of the context, that budgets of mass and error are taken to read where their cap allows more
+)
 
 
 def form_of(method: RetrievalMethod, dtype: torch.dtype) -> str:
@@ -42,9 +44,9 @@ def selecting_work(method: RetrievalMethod, heads: Heads, tokens: int, context: 
 
 
 def _budgeted(budget: Budget, context: int) -> int:
-    if budget.mass is None:
+    if not budget.varies:
         return budget.limit(context)
-    return max(budget.floor, round(min(budget.cap, _MASS) * context))
+    return max(budget.floor, round(min(budget.cap, _VARYING) * context))
 
 
 def _letters(method: RetrievalMethod, heads: Heads) -> dict[str, Any]:

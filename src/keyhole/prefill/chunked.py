@@ -146,7 +146,7 @@ class ChunkedPrefill(Prefill):
         candidates = [max(where.last - first, 0) for first in where.first.tolist()]
         limits = [self.budget.limit(tokens) for tokens in where.context]
         allowed = all(c <= limit for c, limit in zip(candidates, limits, strict=True))
-        return allowed if self.budget.mass is None else not any(candidates)
+        return allowed if not self.budget.varies else not any(candidates)
 
 
 def _chunks(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -32,6 +32,32 @@ class Selection(NamedTuple):
     mass: Tensor
 
 
+class Means(NamedTuple):
+    """Clusters of tokens with their mean values.
+
+    Attributes:
+        labels: integers `[B, Hkv, last]`, the cluster of each slot; negative for slots in none.
+        values: float32 `[B, Hkv, C, Dv]`.
+    """
+
+    labels: Tensor
+    values: Tensor
+
+
+class Estimates(NamedTuple):
+    """What is known of each token before the window without reading it.
+
+    Attributes:
+        logits: float32 `[B, Hkv, G, last]`.
+        variance: float32 `[B, Hkv, G, last]`, of what a logit is off; None where they are exact.
+        means: its value, by cluster, where such are held.
+    """
+
+    logits: Tensor
+    variance: Tensor | None = None
+    means: Means | None = None
+
+
 class Step(NamedTuple):
     """One decode step of one layer, as a selector sees it.
 
@@ -66,12 +92,14 @@ class Selector(Informed, ABC):
 
     `length` tokens are indexed. The owner calls `build` once, then `append` with the keys that follow, in
     batches: a token is only asked for after it has left the always-read window. A layer whose selector
-    `reads_all` is attended densely at every length; if it also `leads`, `watch` shows it each step.
+    `reads_all` is attended densely at every length; if it also `leads`, `watch` shows it each step. One of
+    `one_list` reads the same slots for all heads.
     """
 
     length: int = 0
     reads_all: bool = False
     leads: bool = False
+    one_list: bool = False
 
     @property
     def minimum(self) -> int:
@@ -114,6 +142,11 @@ class Selector(Informed, ABC):
     def token_logits(self, step: Step) -> Tensor | None:  # noqa: ARG002
         """Estimated logits of the slots before the window, float32 `[B, Hkv, G, last]`; None if unknown."""
         return None
+
+    def estimates(self, step: Step) -> Estimates | None:
+        """What is known of each token, for budgets of error; None where an index does not tell them apart."""
+        logits = self.token_logits(step)
+        return None if logits is None else Estimates(logits)
 
     def summarise(self, storage: Storage, regions: Regions) -> None:
         """Take in what is stored, where the rest of a step is estimated; the index is up to date."""

@@ -21,16 +21,16 @@ from keyhole.core.scales import scales_of
 from keyhole.kernels.backend.dispatch import at_hand
 from keyhole.kernels.pq.step import PreparedScan, scan_is_native
 from keyhole.kernels.pq.types import BLOCK
-from keyhole.selection.base import Capturable, Selection, Step
+from keyhole.selection.base import Capturable, Estimates, Selection, Step
 from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.rank import competing, group_probabilities
 from keyhole.selection.quantisers.drift import Refits
 from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
 from keyhole.selection.quantisers.sample import sample_slots
-from keyhole.selection.quantisers.uncertainty import logit_variance
+from keyhole.selection.quantisers.uncertainty import logit_variance, logit_variances
 from keyhole.storage import CapturableStorage, into_huge_pages
 
-_TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes")
+_TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes", "errors")
 _CHUNK = 8192  # tokens encoded at a time, to bound temporary memory
 # Logits beyond are scaled down to it: they leave one token all of the mass in any case, and kernels, which
 # add them up in float32, would round off whole units of them.
@@ -50,15 +50,27 @@ class _Asked(NamedTuple):
 
 
 class ProductSelector(Capturable):
-    """Codebooks fitted on the prompt's own keys, codes addressed by slot."""
+    """Codebooks fitted on the prompt's own keys, codes addressed by slot.
+
+    Args:
+        errors: hold how far each key is from its codes, for budgets of error.
+    """
 
     def __init__(
-        self, *, subspaces: int | None, bits: int, rotate: bool, iterations: int, sample: int
+        self,
+        *,
+        subspaces: int | None,
+        bits: int,
+        rotate: bool,
+        iterations: int,
+        sample: int,
+        errors: bool = False,
     ) -> None:
         self.subspaces, self.bits, self.rotate = subspaces or 0, bits, rotate
-        self.iterations, self.sample = iterations, sample
+        self.iterations, self.sample, self._keeps_errors = iterations, sample, errors
         # Once built: `codebooks [B, Hkv, M, C, D / M]`, `residuals [B, Hkv, D, D]` (their second moment) and,
         # where asked for, `rotation [B, Hkv, D, D]`, all float32; `codes [B, Hkv, blocks, bytes]`, packed.
+        # `errors [B, Hkv, capacity]`, squared and in bfloat16, where asked for.
         # `scales [B, Hkv]` only where keys are so large or small that their squares are out of range: what is
         # quantised is keys divided by these.
         self._held: dict[str, Tensor] = {}
@@ -107,6 +119,7 @@ class ProductSelector(Capturable):
             held[name] = held[name].clone()
             held[name][rows] = new
         del held["codes"]
+        held.pop("errors", None)
         self._index(keys, regions, rows, held)
 
     def _index(self, keys: Tensor, regions: Regions, rows: Sequence[int], fitted: dict[str, Tensor]) -> None:
@@ -237,6 +250,20 @@ class ProductSelector(Capturable):
         logits = self._scored(query.flatten(0, 1), step)
         return logits if factor is None else logits / factor.float().unsqueeze(-1)
 
+    def estimates(self, step: Step) -> Estimates:
+        if "errors" not in self._held:
+            raise ValueError(
+                "the index was made for another kind of budget, without what budgets of error need; make a "
+                "new cache with the method at a budget of error"
+            )
+        asked = step.query.unflatten(1, (self._fitted("codebooks").shape[1], -1)).float()
+        asked = asked if "rotation" not in self._held else asked @ self._held["rotation"]
+        if "scales" in self._held:
+            asked = asked * self._held["scales"][..., None, None]
+        errors = self._held["errors"][..., : step.regions.last].float()
+        variance = logit_variances(asked, self._fitted("residuals"), errors, step.logits.scale)
+        return Estimates(self.token_logits(step), variance)
+
     def _scored(self, query: Tensor, step: Step) -> Tensor:
         """Logits by codes `[B, Hkv, G, last]` of `query [R, G, D]`, along the axes that are quantised."""
         books = self._fitted("codebooks")
@@ -276,6 +303,12 @@ class ProductSelector(Capturable):
         factor = (_LARGEST / (largest * along)).clamp(max=1.0)
         return factor, factor * along
 
+    @property
+    def varying(self) -> str:
+        return (
+            "with budgets of error its index holds what such steps do not write" if self._keeps_errors else ""
+        )
+
     def reserve(self, tokens: int) -> None:
         self._reserve(tokens)
 
@@ -290,7 +323,8 @@ class ProductSelector(Capturable):
 
     def index_bytes(self, slots: int) -> int:
         """Bytes of the index that a choice among so many slots reads, for one KV head of one batch row."""
-        return slots * (self._fitted("codes").shape[-1] // BLOCK) + self._fitted_bytes
+        errors = self._held["errors"].element_size() if "errors" in self._held else 0
+        return slots * (self._fitted("codes").shape[-1] // BLOCK + errors) + self._fitted_bytes
 
     def state(self) -> dict[str, Tensor]:
         return self._held | self._refits.state() | self._mass_control.state()
@@ -329,7 +363,9 @@ class ProductSelector(Capturable):
             longest = held["codebooks"].double().norm(dim=-1).amax(-1)  # of each sub-space
             self._longest = longest.norm(dim=-1, keepdim=True).clamp(min=1e-30)
             self._bound = float(self._longest.max())
-            self._fitted_bytes = sum(t[0, 0].nbytes for name, t in held.items() if name != "codes")
+            self._fitted_bytes = sum(
+                t[0, 0].nbytes for name, t in held.items() if name not in ("codes", "errors")
+            )
 
     def _fit(self, keys: Tensor, regions: Regions, rows: Sequence[int]) -> dict[str, Tensor]:
         """Fit quantisers to a random sample of the real tokens of `rows` of `keys [B, Hkv, N, D]`.
@@ -381,6 +417,9 @@ class ProductSelector(Capturable):
             codes = kernels.pq_encode(rows, books)
             kernels.write_codes(codes_held, self.length, codes, bits=self.bits)
             errors.append((rows - decode(codes, books)).square().sum(-1))
+            if "errors" in self._held:
+                known = self._held["errors"][:, :, self.length : self.length + part.shape[2]]
+                known.copy_(errors[-1].view(known.shape))
             self.length += part.shape[2]
         return torch.cat(errors, dim=1).unflatten(0, keys.shape[:2])
 
@@ -405,6 +444,12 @@ class ProductSelector(Capturable):
         if old is not None:
             grown[:, :, : old.shape[2]] = old
         self._held["codes"] = grown
+        # A restored index may have been made without.
+        if self._keeps_errors and (old is None or "errors" in self._held):
+            room = books.new_zeros(batch, kv_heads, grown.shape[2] * BLOCK, dtype=torch.bfloat16)
+            if old is not None:
+                room[:, :, : self.length] = self._held["errors"][:, :, : self.length]
+            self._held["errors"] = room
         return grown
 
     def _fitted(self, name: str) -> Tensor:

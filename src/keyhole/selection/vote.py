@@ -90,6 +90,7 @@ class VoteSelector(ExactSelector):
 
     def __init__(self, vote: Vote, reuse: float | None = None) -> None:
         self.vote, self.reuse = vote, reuse
+        self.one_list = not vote.per_head
         self._kept: Elected | None = None
         self._elected = True
 

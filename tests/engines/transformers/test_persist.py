@@ -23,6 +23,7 @@ METHODS = [
     *(str(small(name, 20)) for name in SELECTIVE),
     "oracle(mass=0.9, floor=3, cap=0.5, sinks=2, window=6)",
     "pqcache(budget=20, sinks=2, window=6, bits=4, rotate=false)",
+    "pqcache(error=0.3, sinks=2, window=6, bits=3, dense_below=0) + tail",
     "quest(budget=20, sinks=2, window=6, page=5)",
     "tokenselect(budget=20, sinks=2, window=6, reuse=0.5)",
     "shadowkv(budget=20, sinks=2, window=6, rank=8, outliers=2)",

@@ -9,6 +9,7 @@ import keyhole
 from keyhole.evaluation.candidates import candidates
 from keyhole.evaluation.divergence import Passage, divergence, measure
 from keyhole.evaluation.divergence.forced import divergence_of
+from keyhole.evaluation.divergence.rows import DivergenceRow
 from tests.small import small
 from tests.tiny import prompt, tiny_model
 
@@ -193,3 +194,11 @@ def test_what_dense_excludes_counts_for_nothing():
     assert divergence_of(dense, other) == pytest.approx(math.log(2))
     assert divergence_of(other, dense) == math.inf
     assert divergence_of(dense, dense) == 0
+
+
+def test_errors_are_measured_for_budgets_of_error():
+    row = run(["oracle(sinks=2, window=6)"], [0.1, "error=0.5"])[2]
+    assert (row.budget, row.error_target, row.mass_target) == ("error=0.5", 0.5, None)
+    assert 0.9 <= row.summary.error_kept <= 1
+    assert row.summary.error_exact <= row.summary.error_estimated <= 0.5
+    assert DivergenceRow.of(row.record()) == row

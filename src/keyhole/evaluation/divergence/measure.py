@@ -64,8 +64,8 @@ def divergence(
         texts: as `passages` makes them for this context and these tokens.
         name: of the model, for people; the kind of model where not given.
         batch: texts computed at once, at most; as many as fit into free memory where not given.
-        exact_mass: measure the exact attention mass at all budgets; otherwise at budgets of mass only, for it
-            costs as much as reading everything.
+        exact_mass: measure the exact attention mass, and the exact error of attention's output, at all
+            budgets; otherwise at budgets of mass and of error, for it costs as much as reading everything.
         known: rows found before; what they have of these settings is not measured again.
         found: called with all rows so far whenever a candidate is done with a batch.
         refused: called with a candidate that its method refuses, which is left out; without it, that raises.
@@ -138,9 +138,9 @@ class _Run:
     def _try(self, candidate: Candidate, names: list[str], starts: Starts, reference: Reference) -> None:
         try:
             with starts.begin(candidate) as begun:
-                wanted = self._exact_mass or candidate.mass is not None
+                wanted = self._exact_mass or candidate.mass is not None or candidate.error is not None
                 watched = served_layers(begun.cache) if wanted and not candidate.recipe.drops else []
-                meter = MassMeter(watched, candidate.mass)
+                meter = MassMeter(watched, candidate.mass, error=candidate.error, errors=self._exact_mass)
                 scored = reference.score(begun.cache, meter.settle)
                 known = meter if watched else None
                 self._add(candidate, names, begun.cache, begun.seconds, reference, scored, known)

@@ -46,6 +46,6 @@ class Results:
         texts = tuple(scores[name] for name in self._settings.texts if name in scores)
         held = self._rows.get(key)
         if held is None or held.by_text != texts:
-            mass = self._candidates[key].mass
-            held = self._rows[key] = DivergenceRow(self._settings, *key, mass, texts)
+            asked = self._candidates[key]
+            held = self._rows[key] = DivergenceRow(self._settings, *key, asked.mass, texts, asked.error)
         return held

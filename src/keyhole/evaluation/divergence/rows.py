@@ -59,7 +59,8 @@ class TextScore:
         read, device, host, disk: bytes, as in `DivergenceRow`.
         weights_read: share of the weights that a step reads.
         mass_estimated: share of attention mass that the method believes to have read.
-        mass_exact, mass_reached: as in `DivergenceRow`; None where they were not measured.
+        mass_exact, mass_reached: as in `Summary`; None where they were not measured.
+        error_estimated, error_exact, error_kept: likewise.
     """
 
     name: str
@@ -76,6 +77,9 @@ class TextScore:
     mass_estimated: float | None = None
     mass_exact: float | None = None
     mass_reached: float | None = None
+    error_estimated: float | None = None
+    error_exact: float | None = None
+    error_kept: float | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> TextScore:
@@ -93,6 +97,9 @@ class Summary(NamedTuple):
         kv_bytes_device: bytes held after the last step on the model's device; `host` and `disk` likewise.
         mass_exact: mean share of attention mass read.
         mass_reached: share of (layer, KV head, step) whose exact mass reaches the target.
+        error_estimated: mean bound of the relative error of attention's output, where the budget is one.
+        error_exact: mean relative error.
+        error_kept: share of (layer, query head, step) whose exact error is within the budget.
     """
 
     kl_mean: float
@@ -115,6 +122,9 @@ class Summary(NamedTuple):
     mass_estimated: float | None
     mass_exact: float | None
     mass_reached: float | None
+    error_estimated: float | None
+    error_exact: float | None
+    error_kept: float | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class DivergenceRow:
     Attributes:
         budget: as `Budget` reads it, or `full`.
         mass_target: the attention mass the budget asks for, where it does.
+        error_target: the relative error it allows, likewise.
         by_text: in the order of the settings' texts; fewer while a measurement is under way.
     """
 
@@ -132,6 +143,7 @@ class DivergenceRow:
     budget: str
     mass_target: float | None
     by_text: tuple[TextScore, ...]
+    error_target: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -146,7 +158,8 @@ class DivergenceRow:
 
     def record(self) -> dict[str, Any]:
         """The row as JSON files hold it; `of` reads it again."""
-        row = {"method": self.method, "budget": self.budget, "mass_target": self.mass_target}
+        targets = {"mass_target": self.mass_target, "error_target": self.error_target}
+        row = {"method": self.method, "budget": self.budget} | targets
         texts = {"by_text": [asdict(text) for text in self.by_text]}
         return {"task": "kl"} | row | self.summary._asdict() | asdict(self.settings) | texts
 
@@ -157,7 +170,8 @@ class DivergenceRow:
         known |= {name: tuple(known[name]) for name in ("texts", "digests")}
         settings = Settings(**known)
         texts = tuple(map(TextScore.of, record["by_text"]))
-        return cls(settings, record["method"], record["budget"], record["mass_target"], texts)
+        targets = record["mass_target"], texts, record.get("error_target")  # earlier files have no errors
+        return cls(settings, record["method"], record["budget"], *targets)
 
 
 def _summarise(texts: Sequence[TextScore]) -> Summary:
@@ -166,6 +180,7 @@ def _summarise(texts: Sequence[TextScore]) -> Summary:
     loss, dense = (np.array([[getattr(text, name)] for text in texts]) for name in ("loss", "loss_dense"))
     held = {f"kv_bytes_{tier}": _mean(texts, tier) for tier in ("device", "host", "disk")}
     shares = ("read_fraction", "weights_read", "mass_estimated", "mass_exact", "mass_reached")
+    shares += ("error_estimated", "error_exact", "error_kept")
     return Summary(
         kl_mean=float(kl.mean()),
         kl_mean_interval=interval(kl.mean(1, keepdims=True), _mean_of),

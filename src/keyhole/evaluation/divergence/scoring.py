@@ -22,11 +22,16 @@ def shared_of(
         **{tier: getattr(held, tier) / texts for tier in ("device", "host", "disk")},
         "weights_read": activated(cache).share,
         "mass_estimated": None if candidate.recipe.drops else read.mass / read.steps,
+        "error_estimated": read.mean_error,
     }
     if meter is not None:
         tally = meter.tally
         found["mass_exact"] = tally.mass / tally.cases
         found["mass_reached"] = None if candidate.mass is None else tally.reached / tally.cases
+    if meter is not None and meter.errors is not None:
+        errors = meter.errors
+        found["error_exact"] = errors.error / errors.cases
+        found["error_kept"] = None if errors.target is None else errors.kept / errors.cases
     return {name: None if value is None else rounded(value) for name, value in found.items()}
 
 

@@ -23,4 +23,18 @@ def logit_variance(query: Tensor, moment: Tensor, scale: float) -> Tensor:
 
     It is bounded: what scatters more is no estimate of anything.
     """
-    return ((query @ moment * query).sum(-1) * scale**2).clamp(max=_MOST)
+    return _variance(query, moment, scale).clamp(max=_MOST)
+
+
+def logit_variances(query: Tensor, moment: Tensor, errors: Tensor, scale: float) -> Tensor:
+    """As `logit_variance`, of each of T keys and without a bound: `[..., G, T]`.
+
+    What a key's codes miss is taken to have the shape of the moment, and the size of the key's own squared
+    `errors [..., T]`.
+    """
+    sizes = errors / moment.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True).clamp(min=1e-30)
+    return _variance(query, moment, scale).unsqueeze(-1) * sizes.unsqueeze(-2)
+
+
+def _variance(query: Tensor, moment: Tensor, scale: float) -> Tensor:
+    return (query @ moment * query).sum(-1) * scale**2

@@ -8,9 +8,10 @@ from torch import Tensor
 from keyhole.attention import Logits, Part
 from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.needs import Needs
-from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.base import Estimates, Selection, Selector, Step
 from keyhole.selection.tail.clusters import Clusters
 from keyhole.selection.tail.estimate import Known, tail_part
+from keyhole.selection.tail.known import by_cluster
 from keyhole.storage import Storage
 
 _OWN = "tail."  # what names of the state of clusters begin with
@@ -26,7 +27,7 @@ class TailSelector(Selector):
     def __init__(self, inner: Selector, clusters: Clusters, *, by_tokens: bool) -> None:
         self.inner, self.clusters = inner, clusters
         self._by_tokens = by_tokens and type(inner).token_logits is not Selector.token_logits
-        self.reads_all, self.leads = inner.reads_all, inner.leads
+        self.reads_all, self.leads, self.one_list = inner.reads_all, inner.leads, inner.one_list
 
     @property
     def needs(self) -> Needs:
@@ -61,6 +62,10 @@ class TailSelector(Selector):
 
     def select(self, step: Step) -> Selection:
         return self.inner.select(step)
+
+    def estimates(self, step: Step) -> Estimates | None:
+        known = self.inner.estimates(step)
+        return None if known is None else by_cluster(known, self.clusters, step)
 
     def rest(self, step: Step, selection: Selection) -> Part:
         estimates = self.inner.token_logits(step) if self._by_tokens else None

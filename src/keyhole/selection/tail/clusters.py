@@ -1,4 +1,4 @@
-"""Summaries of what is stored: clusters of similar keys with the sums of their keys and values.
+"""Summaries of what is stored: clusters of similar tokens with the sums of their keys and values.
 
 Legend: B batch, Hkv KV heads, N tokens, T tokens of a piece, C clusters, D and E size of keys and of values.
 """
@@ -11,16 +11,18 @@ from torch import Tensor
 from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.selection.quantisers.kmeans import kmeans
+from keyhole.selection.tail.metric import factors, joined
 from keyhole.storage import GrowingBuffer, Storage
 
 _PIECE = 8192  # tokens that are clustered together: time grows with the square of it
 _NONE = -1  # label of tokens that are in no cluster
+_NARROW = torch.iinfo(torch.int16).max  # the most clusters that labels of 16 bits tell apart
 
 
 class Clusters:
-    """Clusters of about `tokens` keys, found by k-means for each KV head and each piece of the sequence.
+    """Clusters of about `tokens` tokens, found by k-means for each KV head and each piece of the sequence.
 
-    Padding and sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the
+    Alike are tokens of near values whose logits differ little, for queries such as were shown. Padding and sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the
     window, so that nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
     """
 
@@ -29,7 +31,8 @@ class Clusters:
         self._clear()
 
     def _clear(self) -> None:
-        self._labels = GrowingBuffer()  # int32 `[B, Hkv, N, 1]`, the cluster of each slot
+        self._labels = GrowingBuffer()  # int16 or int32 `[B, Hkv, N, 1]`, the cluster of each slot
+        self._factors: Tensor | None = None  # float32 `[B, Hkv, D, D]`, of the queries' second moment
         self._keys, self._values = GrowingBuffer(), GrowingBuffer()  # sums `[B, Hkv, C, D]` and `[..., E]`
         self._counts = GrowingBuffer()  # int32 `[B, Hkv, C, 1]`
         self._pieces: list[tuple[int, int]] = []  # tokens and clusters there were after each piece
@@ -41,7 +44,7 @@ class Clusters:
 
     @property
     def labels(self) -> Tensor:
-        """The cluster of each slot, int32 `[B, Hkv, N]`, negative for slots in none."""
+        """The cluster of each slot, int16 or int32 `[B, Hkv, N]`, negative for slots in none."""
         return self._labels.view().squeeze(-1)
 
     @property
@@ -59,12 +62,17 @@ class Clusters:
         """Sums of values, `[B, Hkv, C, E]`."""
         return self._values.view()
 
-    def update(self, storage: Storage, regions: Regions) -> None:
-        """Summarise what is stored and was not, once some of it has left the window."""
+    def update(self, storage: Storage, regions: Regions, moments: Tensor | None = None) -> None:
+        """Summarise what is stored and was not, once some of it has left the window.
+
+        Args:
+            moments: float32 `[B, Hkv, D, D]`, second moments of queries; asked for by the first piece.
+        """
         if self.length and self.length >= regions.last:
             return
         if not self.length:
             self._clear()
+            self._factors = None if moments is None else factors(moments)
         keys, values = storage.keys(self.length), storage.values(self.length)
         first = regions.first.tolist()
         for begin in range(0, keys.shape[2], _PIECE):
@@ -79,23 +87,33 @@ class Clusters:
         labels = torch.full(keys.shape[:3], _NONE, dtype=torch.long, device=keys.device)
         for begin in set(begins) - {size}:
             rows = [row for row, own in enumerate(begins) if own == begin]
-            labels[rows, :, begin:] = self._clustered(keys[rows, :, begin:])
+            along = None if self._factors is None else self._factors[rows]
+            points = joined(keys[rows, :, begin:], values[rows, :, begin:], along)
+            labels[rows, :, begin:] = self._clustered(points)
         sums = [_sums(part, labels, count) for part in (keys, values)]
         counts = _sums(torch.ones_like(keys[..., :1]), labels, count)
         self._keys.append(sums[0].to(self.dtype))
         self._values.append(sums[1].to(self.dtype))
         self._counts.append(counts.int())
-        labels = torch.where(labels >= 0, labels + clusters, labels)
-        self._labels.append(labels.int().unsqueeze(-1))
+        self._label(torch.where(labels >= 0, labels + clusters, labels), clusters + count)
         self._pieces.append((start + size, clusters + count))
 
-    def _clustered(self, keys: Tensor) -> Tensor:
-        """Labels `[b, Hkv, T]` of `keys [b, Hkv, T, D]`; they depend on no other row of the batch."""
-        points = keys.flatten(0, 1).float()
+    def _label(self, labels: Tensor, clusters: int) -> None:
+        """Append `labels [B, Hkv, T]`, as narrow as so many clusters allow."""
+        dtype = torch.int16 if clusters <= _NARROW else torch.int32
+        if self.length and self.labels.dtype != dtype:
+            wider, self._labels = self._labels.view().to(dtype), GrowingBuffer()
+            self._labels.append(wider)
+        self._labels.append(labels.to(dtype).unsqueeze(-1))
+
+    def _clustered(self, points: Tensor) -> Tensor:
+        """Labels `[b, Hkv, T]` of `points [b, Hkv, T, W]`; they depend on no other row of the batch."""
+        heads = points.shape[:2]
+        points = points.flatten(0, 1)
         count = -(-points.shape[1] // self.tokens)
         generator = torch.Generator().manual_seed(0)
         centroids = kmeans(points, count, iterations=self.iterations, generator=generator)
-        return kernels.kmeans_assign(points, centroids).long().unflatten(0, keys.shape[:2])
+        return kernels.kmeans_assign(points, centroids).long().unflatten(0, heads)
 
     def crop(self, length: int) -> None:
         """Forget at least the slots from `length` on: pieces that reach beyond it are forgotten whole."""
@@ -118,19 +136,23 @@ class Clusters:
         if self.length:
             for buffer in (self._labels, *self._buffers):
                 buffer.reorder(rows)
+        if self._factors is not None:
+            self._factors = self._factors.index_select(0, rows.to(self._factors.device))
 
     def state(self) -> dict[str, Tensor]:
         """What is held, as named tensors."""
         if not self.length:
             return {}
         held = {"labels": self._labels.view(), "counts": self._counts.view()}
-        return held | {"keys": self.keys, "values": self.values, "pieces": torch.tensor(self._pieces)}
+        held |= {"keys": self.keys, "values": self.values, "pieces": torch.tensor(self._pieces)}
+        return held if self._factors is None else held | {"factors": self._factors}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take over a `state`."""
         self._clear()
         if state:
             self._labels.append(state["labels"])
+            self._factors = state.get("factors")
             for name, buffer in zip(("keys", "values", "counts"), self._buffers, strict=True):
                 buffer.append(state[name])
             self._pieces = [(tokens, clusters) for tokens, clusters in state["pieces"].tolist()]
@@ -143,7 +165,8 @@ class Clusters:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(buffer.nbytes for buffer in (self._labels, *self._buffers))
+        held = 0 if self._factors is None else self._factors.nbytes
+        return held + sum(buffer.nbytes for buffer in (self._labels, *self._buffers))
 
 
 def _sums(rows: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -9,8 +9,10 @@ from keyhole.attention import Logits, Part
 from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.needs import Needs
 from keyhole.selection.base import Selection, Selector, Step
+from keyhole.selection.picking.rank import pick
+from keyhole.selection.shown import Shown
 from keyhole.selection.tail.clusters import Clusters
-from keyhole.selection.tail.estimate import Known, tail_part
+from keyhole.selection.tail.estimate import Known, corrected_logits, tail_part
 from keyhole.storage import Storage
 
 _OWN = "tail."  # what names of the state of clusters begin with
@@ -20,12 +22,14 @@ class TailSelector(Selector):
     """Picks as `inner`, and estimates the rest by `clusters`.
 
     Args:
-        by_tokens: logits of unread tokens are those that `inner` knows of each, where it knows them.
+        by_tokens: where `inner` has an estimate of each token's logit, unread tokens differ by these within
+            a cluster, and a budget of tokens is spent by them, put right by the mean keys of clusters.
     """
 
     def __init__(self, inner: Selector, clusters: Clusters, *, by_tokens: bool) -> None:
         self.inner, self.clusters = inner, clusters
         self._by_tokens = by_tokens and type(inner).token_logits is not Selector.token_logits
+        self._shown = Shown()
         self.reads_all, self.leads = inner.reads_all, inner.leads
 
     @property
@@ -57,17 +61,25 @@ class TailSelector(Selector):
         self.length = self.inner.length
 
     def summarise(self, storage: Storage, regions: Regions) -> None:
-        self.clusters.update(storage, regions)
+        moments = None if self.clusters.length else self._shown.moments(regions)
+        self.clusters.update(storage, regions, moments)
 
     def select(self, step: Step) -> Selection:
-        return self.inner.select(step)
+        estimates = None if step.budget.mass is not None else self._estimates(step)
+        if estimates is None:
+            return self.inner.select(step)
+        return pick(corrected_logits(estimates, step.query, self.clusters, step.logits), step)
 
     def rest(self, step: Step, selection: Selection) -> Part:
-        estimates = self.inner.token_logits(step) if self._by_tokens else None
+        estimates = self._estimates(step)
         known = _known(selection, step.regions)
         return tail_part(step.query, self.clusters, step.storage, known, step.logits, estimates)
 
+    def _estimates(self, step: Step) -> Tensor | None:
+        return self.inner.token_logits(step) if self._by_tokens else None
+
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
+        self._shown.see(queries, kv_heads, tokens)
         self.inner.see(queries, kv_heads, tokens)
 
     def see_hidden_states(self, hidden: Tensor) -> None:
@@ -95,6 +107,7 @@ class TailSelector(Selector):
 
     def reorder(self, rows: Tensor) -> None:
         self.inner.reorder(rows)
+        self._shown.reorder(rows)
         self.clusters.reorder(rows)
 
     def state(self) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ _NARROW = torch.iinfo(torch.int16).max  # the most clusters that labels of 16 bi
 class Clusters:
     """Clusters of about `tokens` tokens, found by k-means for each KV head and each piece of the sequence.
 
-    Alike are tokens of near values whose logits differ little, for queries such as were shown. Padding and sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the
-    window, so that nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
+    Alike are tokens of near values whose logits differ little, for queries such as were shown. Padding and
+    sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the window, so that
+    nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
     """
 
     def __init__(self, tokens: int, iterations: int, dtype: torch.dtype) -> None:

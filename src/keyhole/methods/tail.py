@@ -41,7 +41,7 @@ class Tail(Method):
         products="G * D * N / tokens",
     )
 
-    tokens: int = options.integer(16, ge=1, unit="tokens", help="Tokens per cluster, on average.")
+    tokens: int = options.integer(40, ge=1, unit="tokens", help="Tokens per cluster, on average.")
     logits: str = options.choice(
         "auto",
         ("auto", "means"),
@@ -49,7 +49,7 @@ class Tail(Method):
         "where it has one of each token (pqcache, oracle), and mean keys elsewhere.",
     )
     dtype: str = options.choice("bfloat16", tuple(_DTYPES), help="Precision of the sums of a cluster.")
-    iterations: int = options.integer(10, ge=1, le=300, help="Lloyd iterations.")
+    iterations: int = options.integer(6, ge=1, le=300, help="Lloyd iterations.")
 
     def around(self, selectors: list[Selector]) -> list[Selector]:
         """Selectors beside which the rest is estimated; layers that are read whole have none."""

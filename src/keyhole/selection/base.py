@@ -72,6 +72,7 @@ class Selector(Informed, ABC):
     length: int = 0
     reads_all: bool = False
     leads: bool = False
+    by_estimates: bool = False  # it picks by `token_logits`, which err, so that better ones pick better
 
     @property
     def minimum(self) -> int:

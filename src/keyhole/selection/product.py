@@ -53,6 +53,8 @@ class _Asked(NamedTuple):
 class ProductSelector(Capturable):
     """Codebooks fitted on the prompt's own keys, codes addressed by slot."""
 
+    by_estimates = True
+
     def __init__(
         self, *, subspaces: int | None, bits: int, rotate: bool, iterations: int, sample: int
     ) -> None:

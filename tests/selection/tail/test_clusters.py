@@ -1,5 +1,6 @@
 """What clusters are made of, and how their labels are held."""
 
+import pytest
 import torch
 
 import keyhole.selection.tail.clusters as module
@@ -90,3 +91,15 @@ def test_a_budget_of_tokens_is_spent_by_corrected_logits():
             shares = shares + weights
         best = (shares.topk(9).indices + first).tolist()
         assert sorted(best + always) == read[row][head]
+
+
+@pytest.mark.parametrize("text", ["oracle({})", "tokenselect({})", "quest({}, page=5)"])
+def test_others_pick_as_without_a_tail(text):
+    text = text.format("budget=9, sinks=2, window=6, dense_below=0")
+    plain, tailed = started(text)[0], started(f"{text} + {TAIL}")[0]
+    assert slots_read(plain) == slots_read(tailed)
+
+
+def test_means_leave_the_choice_to_the_codes():
+    plain, tailed = started(SPEC)[0], started(f"{SPEC} + tail(logits=means)")[0]
+    assert slots_read(plain) == slots_read(tailed)

@@ -22,8 +22,8 @@ class TailSelector(Selector):
     """Picks as `inner`, and estimates the rest by `clusters`.
 
     Args:
-        by_tokens: where `inner` has an estimate of each token's logit, unread tokens differ by these within
-            a cluster, and a budget of tokens is spent by them, put right by the mean keys of clusters.
+        by_tokens: where `inner` knows a logit of each token, unread tokens differ by these within a cluster.
+            Where they are estimates, a budget of tokens goes to the largest of them, put right by clusters.
     """
 
     def __init__(self, inner: Selector, clusters: Clusters, *, by_tokens: bool) -> None:
@@ -65,17 +65,18 @@ class TailSelector(Selector):
         self.clusters.update(storage, regions, moments)
 
     def select(self, step: Step) -> Selection:
-        estimates = None if step.budget.mass is not None else self._estimates(step)
+        ranked = self.inner.by_estimates and step.budget.mass is None
+        estimates = self._token_logits(step) if ranked else None
         if estimates is None:
             return self.inner.select(step)
         return pick(corrected_logits(estimates, step.query, self.clusters, step.logits), step)
 
     def rest(self, step: Step, selection: Selection) -> Part:
-        estimates = self._estimates(step)
+        estimates = self._token_logits(step)
         known = _known(selection, step.regions)
         return tail_part(step.query, self.clusters, step.storage, known, step.logits, estimates)
 
-    def _estimates(self, step: Step) -> Tensor | None:
+    def _token_logits(self, step: Step) -> Tensor | None:
         return self.inner.token_logits(step) if self._by_tokens else None
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:

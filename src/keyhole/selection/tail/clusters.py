@@ -12,6 +12,7 @@ from keyhole import kernels
 from keyhole.core.layout import Regions
 from keyhole.selection.quantisers.kmeans import kmeans
 from keyhole.selection.tail.metric import factors, joined
+from keyhole.selection.tail.sums import SummedRows
 from keyhole.storage import GrowingBuffer, Storage
 
 _PIECE = 8192  # tokens that are clustered together: time grows with the square of it
@@ -24,7 +25,7 @@ class Clusters:
 
     Alike are tokens of near values whose logits differ little, for queries such as were shown. Padding and
     sinks are in no cluster. What is generated comes in pieces of its own, as it leaves the window, so that
-    nothing that was summarised changes. Sums are held as `dtype`, float32 or bfloat16.
+    nothing that was summarised changes. Sums are held as `dtype`, float32, bfloat16 or int8.
     """
 
     def __init__(self, tokens: int, iterations: int, dtype: torch.dtype) -> None:
@@ -34,7 +35,7 @@ class Clusters:
     def _clear(self) -> None:
         self._labels = GrowingBuffer()  # int16 or int32 `[B, Hkv, N, 1]`, the cluster of each slot
         self._factors: Tensor | None = None  # float32 `[B, Hkv, D, D]`, of the queries' second moment
-        self._keys, self._values = GrowingBuffer(), GrowingBuffer()  # sums `[B, Hkv, C, D]` and `[..., E]`
+        self._keys, self._values = SummedRows(self.dtype), SummedRows(self.dtype)  # `[B, Hkv, C, D or E]`
         self._counts = GrowingBuffer()  # int32 `[B, Hkv, C, 1]`
         self._pieces: list[tuple[int, int]] = []  # tokens and clusters there were after each piece
 
@@ -91,10 +92,9 @@ class Clusters:
             along = None if self._factors is None else self._factors[rows]
             points = joined(keys[rows, :, begin:], values[rows, :, begin:], along)
             labels[rows, :, begin:] = self._clustered(points)
-        sums = [_sums(part, labels, count) for part in (keys, values)]
+        for part, held in ((keys, self._keys), (values, self._values)):
+            held.append(_sums(part, labels, count))
         counts = _sums(torch.ones_like(keys[..., :1]), labels, count)
-        self._keys.append(sums[0].to(self.dtype))
-        self._values.append(sums[1].to(self.dtype))
         self._counts.append(counts.int())
         self._label(torch.where(labels >= 0, labels + clusters, labels), clusters + count)
         self._pieces.append((start + size, clusters + count))
@@ -130,7 +130,7 @@ class Clusters:
     @property
     def _buffers(self) -> tuple[GrowingBuffer, ...]:
         """One row for each cluster."""
-        return self._keys, self._values, self._counts
+        return *self._keys.buffers, *self._values.buffers, self._counts
 
     def reorder(self, rows: Tensor) -> None:
         """Take the batch rows `rows`, in that order."""
@@ -145,7 +145,8 @@ class Clusters:
         if not self.length:
             return {}
         held = {"labels": self._labels.view(), "counts": self._counts.view()}
-        held |= {"keys": self.keys, "values": self.values, "pieces": torch.tensor(self._pieces)}
+        held |= self._keys.state("keys") | self._values.state("values")
+        held["pieces"] = torch.tensor(self._pieces)
         return held if self._factors is None else held | {"factors": self._factors}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -154,8 +155,9 @@ class Clusters:
         if state:
             self._labels.append(state["labels"])
             self._factors = state.get("factors")
-            for name, buffer in zip(("keys", "values", "counts"), self._buffers, strict=True):
-                buffer.append(state[name])
+            self._counts.append(state["counts"])
+            self._keys.restore("keys", state)
+            self._values.restore("values", state)
             self._pieces = [(tokens, clusters) for tokens, clusters in state["pieces"].tolist()]
 
     @property

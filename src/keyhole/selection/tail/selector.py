@@ -30,6 +30,7 @@ class TailSelector(Selector):
         self.inner, self.clusters = inner, clusters
         self._by_tokens = by_tokens and type(inner).token_logits is not Selector.token_logits
         self._shown = Shown()
+        self._ranked: tuple[Step, Tensor] | None = None  # the step that was picked for, and its estimates
         self.reads_all, self.leads = inner.reads_all, inner.leads
 
     @property
@@ -69,10 +70,12 @@ class TailSelector(Selector):
         estimates = self._token_logits(step) if ranked else None
         if estimates is None:
             return self.inner.select(step)
+        self._ranked = step, estimates
         return pick(corrected_logits(estimates, step.query, self.clusters, step.logits), step)
 
     def rest(self, step: Step, selection: Selection) -> Part:
-        estimates = self._token_logits(step)
+        ranked, self._ranked = self._ranked, None
+        estimates = ranked[1] if ranked and ranked[0] is step else self._token_logits(step)
         known = _known(selection, step.regions)
         return tail_part(step.query, self.clusters, step.storage, known, step.logits, estimates)
 

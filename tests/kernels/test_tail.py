@@ -1,9 +1,10 @@
 """Attention over the rest of clusters, against tokens written out."""
 
+import numpy as np
 import pytest
 import torch
 
-from keyhole.kernels.tail.reference import tail_attention
+from keyhole.kernels.tail.reference import corrected, tail_attention
 from keyhole.kernels.tail.types import Read, Summed
 
 
@@ -58,3 +59,28 @@ def test_nothing_left_is_an_empty_part():
     out, lse = tail_attention(query, summed, read, spread, scale=0.3)
     assert (lse == -torch.inf).all()
     torch.testing.assert_close(out, torch.zeros_like(out), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_corrected_logits_have_the_mean_keys_logit(softcap, kind):
+    """One token after the other: its own estimate, less its cluster's mean, plus the mean key's logit."""
+    query, summed, read, _, labels = case(tokens=70)
+    estimates = torch.randn(3, 2, 70, generator=torch.Generator().manual_seed(1))
+    found = corrected(estimates, query, summed, labels.to(kind), scale=0.3, softcap=softcap)
+    for row, head, token in np.ndindex(3, 2, 70):
+        expected = estimates[row, head, token].double()
+        if labels[row, token] >= 0:
+            mine = labels[row] == labels[row, token]
+            logit = 0.3 * (read.keys[row, mine].double().mean(0) @ query[row, head].double())
+            logit = logit if softcap is None else softcap * torch.tanh(logit / softcap)
+            expected = expected + logit - estimates[row, head, mine].double().mean()
+        torch.testing.assert_close(found[row, head, token].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_exact_logits_stay_as_they_are():
+    query, summed, read, _, labels = case()
+    exact = 0.3 * query @ read.keys.mT
+    torch.testing.assert_close(
+        corrected(exact, query, summed, labels, scale=0.3), exact, rtol=1e-4, atol=1e-4
+    )

@@ -43,8 +43,8 @@ class ClusterKV(RetrievalMethod):
         best_for="Tokens that matter together and lie apart: a small index that does not depend on pages.",
         weak_at="k-means runs in the first step after a prompt. A token is found only through its cluster, "
         "and costs all of it.",
-        index="(D * e + 4) / tokens + 4",
-        scan="(D * e + 4) * ceil((N + window - sinks) / tokens) + 4 * N",
+        index="(D * e + 4) / tokens + 2",
+        scan="(D * e + 4) * ceil((N + window - sinks) / tokens) + 2 * N",
         products="G * D * N / tokens",
         differs=(
             Differs("budget", "1,024 to 2,048 tokens", FOLLOWS),

@@ -40,8 +40,8 @@ class RetroInfer(RetrievalMethod):
         best_for="Small budgets, and answers that many tokens have a small part in: nothing counts as zero.",
         weak_at="k-means runs in the first step after a prompt, of small clusters. A step reads the sums of "
         "all clusters.",
-        index="((D + Dv) * e + 4) / tokens + 4",
-        scan="((D + Dv) * e + 4) * ceil((N + window - sinks) / tokens) + 4 * N",
+        index="((D + Dv) * e + 4) / tokens + 2",
+        scan="((D + Dv) * e + 4) * ceil((N + window - sinks) / tokens) + 2 * N",
         products="2 * G * D * N / tokens",
         differs=(
             Differs("budget", "0.018", f"{ALIKE}; {FOLLOWS}"),

@@ -17,7 +17,7 @@ from keyhole.methods.retroinfer import RetroInfer
 from keyhole.selection import Selector
 from keyhole.selection.tail import Clusters, TailSelector
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"int8": torch.int8, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,31 @@ class Tail(Method):
 
     name: ClassVar[str] = "tail"
     paper: ClassVar[str] = "vAttention, arXiv 2510.05688, and RetroInfer, arXiv 2505.02922"
-    summary: ClassVar[str] = "estimates what another method does not read, by clusters of keys"
+    summary: ClassVar[str] = "estimates what another method does not read, by clusters of tokens"
     facts: ClassVar[Facts] = Facts(
-        stored="What the other method stores, and per KV head a mean key and value of each cluster and the "
-        "cluster of each token. All on the device.",
-        select="As the other method; then scores the mean key of each cluster.",
+        stored="What the other method stores, and per KV head the sum of keys and of values of each cluster, "
+        "the cluster of each token, and a factor of queries' second moment (`4 * D * D`). All on the device.",
+        select="As the other method, by estimates put right by the mean key of each cluster where the index "
+        "has estimates of each token (pqcache).",
         best_for="Small budgets, and answers that many tokens have a small part in, such as counts of words.",
         weak_at="k-means runs in the first step after a prompt. A step reads all clusters, "
         "beside what the other method reads.",
-        index="((D + Dv) * (4 if dtype == 'float32' else 2) + 4) / tokens + 4",
+        index="((D + Dv) * {'float32': 4, 'bfloat16': 2, 'int8': 1}[dtype] "
+        "+ (12 if dtype == 'int8' else 4)) / tokens + 2",
         products="G * D * N / tokens",
     )
 
-    tokens: int = options.integer(16, ge=1, unit="tokens", help="Tokens per cluster, on average.")
+    tokens: int = options.integer(20, ge=1, unit="tokens", help="Tokens per cluster, on average.")
     logits: str = options.choice(
         "auto",
         ("auto", "means"),
         help='Where logits of unread tokens come from: "auto" takes the estimates of the method\'s index '
         "where it has one of each token (pqcache, oracle), and mean keys elsewhere.",
     )
-    dtype: str = options.choice("bfloat16", tuple(_DTYPES), help="Precision of the sums of a cluster.")
-    iterations: int = options.integer(10, ge=1, le=300, help="Lloyd iterations.")
+    dtype: str = options.choice(
+        "int8", tuple(_DTYPES), help="Precision of the sums of a cluster; int8 has a scale for each sum."
+    )
+    iterations: int = options.integer(6, ge=1, le=300, help="Lloyd iterations.")
 
     def around(self, selectors: list[Selector]) -> list[Selector]:
         """Selectors beside which the rest is estimated; layers that are read whole have none."""

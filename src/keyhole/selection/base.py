@@ -100,6 +100,7 @@ class Selector(Informed, ABC):
     reads_all: bool = False
     leads: bool = False
     one_list: bool = False
+    by_estimates: bool = False  # it picks by `token_logits`, which err, so that better ones pick better
 
     @property
     def minimum(self) -> int:

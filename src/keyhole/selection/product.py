@@ -28,6 +28,7 @@ from keyhole.selection.quantisers.drift import Refits
 from keyhole.selection.quantisers.product import Codes, decode, fit, fit_rotated
 from keyhole.selection.quantisers.sample import sample_slots
 from keyhole.selection.quantisers.uncertainty import logit_variance, logit_variances
+from keyhole.selection.shown import Shown
 from keyhole.storage import CapturableStorage, into_huge_pages
 
 _TENSORS = ("codebooks", "residuals", "rotation", "scales", "codes", "errors")
@@ -56,6 +57,8 @@ class ProductSelector(Capturable):
         errors: hold how far each key is from its codes, for budgets of error.
     """
 
+    by_estimates = True
+
     def __init__(
         self,
         *,
@@ -77,9 +80,7 @@ class ProductSelector(Capturable):
         self._longest = torch.empty(0)  # bound of what codes stand for, as a length; float64 `[B, Hkv, 1]`
         self._bound = 0.0  # the largest of them
         self._fitted_bytes = 0  # that each KV head reads beside codes
-        self._shown: tuple[Tensor, int] | None = (
-            None  # the latest queries seen `[B, H, Q, D]`, and of how many tokens
-        )
+        self._shown = Shown()
         self._refits = Refits(sample)
         self._mass_control = MassControl()
         self._scan: PreparedScan | None = None
@@ -99,7 +100,7 @@ class ProductSelector(Capturable):
 
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
         self._mass_control.see(queries, tokens)
-        self._shown = queries.unflatten(1, (kv_heads, -1)), tokens
+        self._shown.see(queries, kv_heads, tokens)
 
     def build(self, keys: Tensor, regions: Regions) -> None:
         self.subspaces = self.subspaces or default_subspaces(keys.shape[-1])
@@ -347,9 +348,7 @@ class ProductSelector(Capturable):
         self._hold(
             {name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self._held.items()}
         )
-        if self._shown is not None:
-            queries, tokens = self._shown
-            self._shown = queries.index_select(0, rows.to(queries.device)), tokens
+        self._shown.reorder(rows)
         self._mass_control.reorder(rows)
         self._refits.reorder(rows)
 
@@ -374,7 +373,7 @@ class ProductSelector(Capturable):
         """
         first = regions.first.tolist()
         sizes = {row: max(min(self.sample, keys.shape[2] - first[row]), 2**self.bits) for row in rows}
-        moments = self._query_moments(regions)
+        moments = self._shown.moments(regions)
         parts: dict[str, list[Tensor]] = {}
         order = []
         for size in sorted(set(sizes.values())):
@@ -395,18 +394,6 @@ class ProductSelector(Capturable):
         fitted = fit_rotated(points, codes, moments) if self.rotate else fit(points, codes)
         held = {n: t.unflatten(0, scales.shape) for n, t in fitted._asdict().items() if t is not None}
         return held | {"scales": scales}
-
-    def _query_moments(self, regions: Regions) -> Tensor | None:
-        """Second moments `[B, Hkv, D, D]` of the latest queries seen, of padding left out; None of none."""
-        if self._shown is None:
-            return None
-        queries, tokens = self._shown
-        shown = queries.shape[3]
-        counts = [max(1, min(shown, tokens - unused)) for unused in regions.padding]
-        real = torch.tensor(counts, device=queries.device)
-        counted = torch.arange(shown, device=queries.device) >= (shown - real).unsqueeze(1)
-        grouped = queries.float().masked_fill(~counted[:, None, None, :, None], 0.0).flatten(2, 3)
-        return grouped.transpose(-1, -2) @ grouped / (queries.shape[2] * real).view(-1, 1, 1, 1)
 
     def _encode(self, keys: Tensor) -> Tensor:
         """Write the codes of `keys [B, Hkv, T, D]` at `length`, advance it; squared errors `[B, Hkv, T]`."""

@@ -43,6 +43,32 @@ def tail_attention(
     return weights @ summed.values.float() - apart @ _gathered(read.values, read.places), lse
 
 
+def corrected(
+    estimates: Tensor,
+    query: Tensor,
+    summed: Summed,
+    labels: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Logits `[R, G, N]`: `estimates`, moved so that their mean over each cluster is its mean key's logit.
+
+    What an index errs for all tokens of a cluster alike is gone then; differences within one are kept.
+
+    Args:
+        estimates: float32 `[R, G, N]`.
+        query: `[R, G, D]`.
+        labels: integers `[R, N]`; those in no cluster, which are negative, keep their estimates.
+    """
+    counts = summed.counts.clamp(min=1).unsqueeze(1)
+    exact = softcapped(query.float() @ summed.keys.float().transpose(1, 2) / counts * scale, softcap)
+    there = summed_by((labels >= 0).float().unsqueeze(1), labels, counts.shape[-1]).clamp(min=1)
+    missing = exact - summed_by(estimates, labels, counts.shape[-1]) / there
+    places = labels.long().clamp(min=0).unsqueeze(1).expand(estimates.shape)
+    return estimates + missing.gather(-1, places).masked_fill((labels < 0).unsqueeze(1), 0.0)
+
+
 def left_over(counts: Tensor, labels: Tensor) -> Tensor:
     """Tokens `[R, C]` left of `counts [R, C]` when those of `labels [R, S]` are taken out."""
     gone = summed_by((labels >= 0).float().unsqueeze(1), labels, counts.shape[-1])

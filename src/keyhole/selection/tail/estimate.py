@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from keyhole.attention import Logits, Part
-from keyhole.kernels.tail.reference import summed_by, tail_attention
+from keyhole.kernels.tail.reference import corrected, summed_by, tail_attention
 from keyhole.kernels.tail.types import Read, Summed
 from keyhole.selection.tail.clusters import Clusters
 from keyhole.storage import Storage
@@ -49,13 +49,27 @@ def tail_part(
         token_logits: float32 `[B, Hkv, G, n]`, estimates for the first slots, behind which all are known.
     """
     read = _read(clusters, storage, known)
-    summed = Summed(*(part.flatten(0, 1) for part in (clusters.keys, clusters.values, clusters.counts)))
+    summed = _summed(clusters)
     grouped = query.reshape(len(read.labels), -1, query.shape[-1])
     spread = None if token_logits is None else _spread(token_logits.flatten(0, 1), clusters, known)
     out, lse = tail_attention(
         grouped, summed, read, spread, scale=logits.scale, softcap=logits.softcap
     )  # fmt: skip
     return Part(out.reshape(*query.shape[:2], -1).to(query.dtype), lse.reshape(query.shape[:2]))
+
+
+def corrected_logits(estimates: Tensor, query: Tensor, clusters: Clusters, logits: Logits) -> Tensor:
+    """`estimates [B, Hkv, G, n]` of an index for `query [B, H, D]`, put right by clusters' mean keys."""
+    labels = clusters.labels[..., : estimates.shape[-1]].flatten(0, 1)
+    moved = corrected(
+        estimates.flatten(0, 1), query.reshape(len(labels), -1, query.shape[-1]), _summed(clusters), labels,
+        scale=logits.scale, softcap=logits.softcap,
+    )  # fmt: skip
+    return moved.view(estimates.shape)
+
+
+def _summed(clusters: Clusters) -> Summed:
+    return Summed(*(part.flatten(0, 1) for part in (clusters.keys, clusters.values, clusters.counts)))
 
 
 def _read(clusters: Clusters, storage: Storage, known: Known) -> Read:

@@ -9,8 +9,10 @@ from keyhole.attention import Logits, Part
 from keyhole.core.layout import Regions, packed_slots
 from keyhole.core.needs import Needs
 from keyhole.selection.base import Estimates, Selection, Selector, Step
+from keyhole.selection.picking.rank import pick
+from keyhole.selection.shown import Shown
 from keyhole.selection.tail.clusters import Clusters
-from keyhole.selection.tail.estimate import Known, tail_part
+from keyhole.selection.tail.estimate import Known, corrected_logits, tail_part
 from keyhole.selection.tail.known import by_cluster
 from keyhole.storage import Storage
 
@@ -21,12 +23,15 @@ class TailSelector(Selector):
     """Picks as `inner`, and estimates the rest by `clusters`.
 
     Args:
-        by_tokens: logits of unread tokens are those that `inner` knows of each, where it knows them.
+        by_tokens: where `inner` knows a logit of each token, unread tokens differ by these within a cluster.
+            Where they are estimates, a budget of tokens goes to the largest of them, put right by clusters.
     """
 
     def __init__(self, inner: Selector, clusters: Clusters, *, by_tokens: bool) -> None:
         self.inner, self.clusters = inner, clusters
         self._by_tokens = by_tokens and type(inner).token_logits is not Selector.token_logits
+        self._shown = Shown()
+        self._ranked: tuple[Step, Tensor] | None = None  # the step that was picked for, and its estimates
         self.reads_all, self.leads, self.one_list = inner.reads_all, inner.leads, inner.one_list
 
     @property
@@ -58,21 +63,32 @@ class TailSelector(Selector):
         self.length = self.inner.length
 
     def summarise(self, storage: Storage, regions: Regions) -> None:
-        self.clusters.update(storage, regions)
+        moments = None if self.clusters.length else self._shown.moments(regions)
+        self.clusters.update(storage, regions, moments)
 
     def select(self, step: Step) -> Selection:
-        return self.inner.select(step)
+        ranked = self.inner.by_estimates and not step.budget.varies
+        estimates = self._token_logits(step) if ranked else None
+        if estimates is None:
+            return self.inner.select(step)
+        self._ranked = step, estimates
+        return pick(corrected_logits(estimates, step.query, self.clusters, step.logits), step)
 
     def estimates(self, step: Step) -> Estimates | None:
         known = self.inner.estimates(step)
         return None if known is None else by_cluster(known, self.clusters, step)
 
     def rest(self, step: Step, selection: Selection) -> Part:
-        estimates = self.inner.token_logits(step) if self._by_tokens else None
+        ranked, self._ranked = self._ranked, None
+        estimates = ranked[1] if ranked and ranked[0] is step else self._token_logits(step)
         known = known_tokens(selection, step.regions)
         return tail_part(step.query, self.clusters, step.storage, known, step.logits, estimates)
 
+    def _token_logits(self, step: Step) -> Tensor | None:
+        return self.inner.token_logits(step) if self._by_tokens else None
+
     def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
+        self._shown.see(queries, kv_heads, tokens)
         self.inner.see(queries, kv_heads, tokens)
 
     def see_hidden_states(self, hidden: Tensor) -> None:
@@ -100,6 +116,7 @@ class TailSelector(Selector):
 
     def reorder(self, rows: Tensor) -> None:
         self.inner.reorder(rows)
+        self._shown.reorder(rows)
         self.clusters.reorder(rows)
 
     def state(self) -> dict[str, Tensor]:

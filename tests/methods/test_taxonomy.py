@@ -1,4 +1,4 @@
-"""The tree of the survey: every leaf is answered, every method has one place, every method string is valid."""
+"""The tree of the survey: every leaf is answered, every method has one place, every string can be read."""
 
 import pytest
 

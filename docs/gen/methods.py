@@ -226,11 +226,12 @@ def places() -> str:
         _row(place, *(_number(measure_storage(place, dtype, _SHAPE).row) for dtype in KV_DTYPES))
         for place in PLACES
     )
-    formulas = _row("formula", *(f"`{_formula(dtype)}`" for dtype in KV_DTYPES))
+    formulas = _row("formula", *(f"`{formula(dtype)}`" for dtype in KV_DTYPES))
     return _table(("place", *(f"kv_dtype={dtype}" for dtype in KV_DTYPES)), (*rows, formulas)).rstrip("\n")
 
 
-def _formula(dtype: str) -> str:
+def formula(dtype: str) -> str:
+    """Bytes of a row in one form."""
     if dtype == "auto":
         return "(D + Dv) * e"
     return f"(D + Dv) * {dtype.removeprefix('int')} / 8 + D / 8 + 8"

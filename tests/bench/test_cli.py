@@ -33,7 +33,7 @@ def bench(*words):
         (["decode", *SMALL, *PQ, *READ], 2),
         (["paged", *SMALL, *PQ, *READ], 1),
         (["scan", *SMALL, *PQ, *READ], None),
-        (["gather", *SMALL, *READ], 6),
+        (["gather", *SMALL, *READ], 10),
         (["build", *SMALL, *PQ], 1),
         (["gemv", "--rows", "50", "--columns", "20", "--active", "0.2,0.4", "--rounds", "1"], 8),
         (["products", "--shape", "tiny", "--vectors", "2", "--rounds", "1"], None),

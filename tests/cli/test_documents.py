@@ -106,7 +106,7 @@ def test_interrupting_says_how_to_go_on(run, prompt_file, model_folder, monkeypa
         (["add", "nope.txt"], "does not exist"),
         (["add", "-"], "needs a name"),
         (["add", "FILE", "--method", "pqcash"], "pqcash"),
-        (["add", "FILE", "--kv-dtype", "int5"], "none of full, int8, int4, int3, int2"),
+        (["add", "FILE", "--kv-dtype", "int5"], "none of full, int8, int4, int3"),
         (["add", "FILE", "--quota", "much"], "is no size"),
         (["add", "FILE", "--name", " "], "cannot be used"),
         (["add", "FILE", "--model", "/nowhere/model"], "/nowhere/model"),

@@ -9,10 +9,10 @@ from keyhole.core.budget import Budget
 from keyhole.methods import METHODS, RetrievalMethod
 from keyhole.methods.facts import value as facts_value
 from keyhole.methods.sizes import Shape, measure, measure_storage
-from keyhole.storage import PLACES
+from keyhole.storage import KV_DTYPES, PLACES
 from tests.docs import script
 
-FORMS = script("methods").FORMS
+FORMULA = script("methods").formula
 
 _SMALL = {"sample": 512, "rank": 24, "subspaces": 8, "block": 32, "tokens": 32}
 _ODD = {
@@ -86,11 +86,11 @@ def test_differing_options_exist_and_every_option_is_told(name):
         assert told[option].endswith(".")
 
 
-@pytest.mark.parametrize("kv_dtype", FORMS)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shape", [Shape(2, 32, 16, torch.float32), Shape(3, 64, 64)], ids=str)
 def test_bytes_of_a_token_on_each_tier(place, kv_dtype, shape):
-    expected = facts_value(FORMS[kv_dtype], letters(shape))
+    expected = facts_value(FORMULA(kv_dtype), letters(shape))
     found = measure_storage(place, kv_dtype, shape)
     assert found.row == expected
     assert found.held == {place: expected}

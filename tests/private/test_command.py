@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from typer.testing import CliRunner
 
 from keyhole.cli import app
 
+exports = pytest.mark.skipif(find_spec("torch") is None, reason="export reads a model, which takes torch")
 
+
+@exports
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -27,6 +31,7 @@ def test_refused_at_once(
     assert message in " ".join(result.output.split())
 
 
+@exports
 def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keyhole.cli.inputs.load", None)
     (tmp_path / "out").write_text("a file")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from keyhole.cli.tree import print_tree
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,17 +25,29 @@ def methods(
     json_schema: Annotated[
         bool, typer.Option("--json-schema", help="Print the options of each method as a JSON schema.")
     ] = False,
+    tree: Annotated[
+        bool,
+        typer.Option(
+            "--tree", help="Print the survey's tree: what serves each published system, or why not."
+        ),
+    ] = False,
 ) -> None:
     """List the methods with their papers and their answers to the five questions."""
+    if json_schema and tree:
+        raise ValueError("--json-schema and --tree print different things; give one of them")
     if json_schema:
         from keyhole.methods.registry import json_schema as schema
 
         typer.echo(json.dumps(schema(), indent=2))
         return
     from keyhole.cli.console import stdout
-    from keyhole.methods import METHODS
 
     console = stdout()
+    if tree:
+        print_tree(console)
+        return
+    from keyhole.methods import METHODS
+
     show = _table if console.width >= _TABLE_WIDTH else _list
     show(console, METHODS)
 

@@ -10,10 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import commands
 
 import methods
+import taxonomy
 
 found = methods.pages() | {"reference/cli.md": commands.page()}
+found["methods/taxonomy.md"] = taxonomy.page()
 names = "\n".join(f"* [{name}]({name}.md)" for name in methods.METHODS)
-found["methods/SUMMARY.md"] = f"* [Overview](index.md)\n{names}\n"
+found["methods/SUMMARY.md"] = f"* [Overview](index.md)\n* [The survey's tree](taxonomy.md)\n{names}\n"
 contributing = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 _, _, adding = contributing.partition("## How to add a method\n")
 found["development/add-a-method.md"] = "# Add a method\n" + adding.partition("\n## ")[0].replace(

@@ -3,6 +3,7 @@
 import re
 
 from keyhole.methods import METHODS
+from keyhole.methods.taxonomy import leaf_of, leaves
 from tests.docs import DOCS, script
 
 
@@ -19,8 +20,18 @@ def test_a_page_for_each_method():
             assert f"| `{option}` |" in told, (name, option)
 
 
+def test_every_leaf_and_method_is_on_the_page_of_the_tree():
+    page = script("taxonomy").page()
+    for leaf in leaves():
+        assert f"### {leaf.key} {leaf.title}\n" in page
+        assert all(f"| {system.name} | " in page for system in leaf.systems)
+    for name, kind in METHODS.items():
+        assert f"| [{name}]({name}.md) | {leaf_of(name).key} | {kind.paper} |" in page
+    assert re.search(r"\| \[pqcache\].*\| \.\d+ \|", page)
+
+
 def test_every_table_has_rows_of_one_width():
-    for page in script("methods").pages(measured=False).values():
+    for page in (*script("methods").pages(measured=False).values(), script("taxonomy").page()):
         for table in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE):
             assert len({line.count("|") for line in table.splitlines()}) == 1, table
 

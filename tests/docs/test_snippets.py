@@ -54,6 +54,7 @@ def test_method_strings_can_be_read():
 def test_links_lead_somewhere():
     made = {
         "methods/index.md",
+        "methods/taxonomy.md",
         "reference/cli.md",
         "development/add-a-method.md",
         *(f"methods/{name}.md" for name in keyhole.METHODS),

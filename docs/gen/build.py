@@ -8,9 +8,9 @@ import mkdocs_gen_files
 sys.path.insert(0, str(Path(__file__).parent))
 
 import commands
+import taxonomy
 
 import methods
-import taxonomy
 
 found = methods.pages() | {"reference/cli.md": commands.page()}
 found["methods/taxonomy.md"] = taxonomy.page()

@@ -13,6 +13,7 @@ from keyhole.methods.expectedattention import ExpectedAttentionKV
 from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
+from keyhole.methods.keydiff import KeyDiff
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.loki import DoubleSparsity, Loki
 from keyhole.methods.magicpig import MagicPIG
@@ -51,6 +52,7 @@ __all__ = [
     "InfLLM",
     "InfLLMV2",
     "KNorm",
+    "KeyDiff",
     "Keyformer",
     "Loki",
     "MPCache",

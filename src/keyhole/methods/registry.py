@@ -30,6 +30,7 @@ from keyhole.methods.expectedattention import ExpectedAttentionKV
 from keyhole.methods.h2o import H2O, Keyformer
 from keyhole.methods.infllm import InfLLM
 from keyhole.methods.infllm_v2 import InfLLMV2
+from keyhole.methods.keydiff import KeyDiff
 from keyhole.methods.knorm import KNorm
 from keyhole.methods.loki import DoubleSparsity, Loki
 from keyhole.methods.magicpig import MagicPIG
@@ -55,7 +56,18 @@ _RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity, MagicPIG)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)
-_EVICTION = (StreamingLLM, H2O, Keyformer, SnapKV, PyramidKV, AdaKV, WindowKV, KNorm, ExpectedAttentionKV)
+_EVICTION = (
+    StreamingLLM,
+    H2O,
+    Keyformer,
+    SnapKV,
+    PyramidKV,
+    AdaKV,
+    WindowKV,
+    KNorm,
+    KeyDiff,
+    ExpectedAttentionKV,
+)
 _WRAPPERS = (CriticalKV, Compaction)
 _BESIDE = (Tail,)
 

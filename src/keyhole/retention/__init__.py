@@ -4,6 +4,7 @@ from keyhole.retention.accumulated import Accumulated, NoiseSource, Schedule
 from keyhole.retention.base import Allocator, Retention, Scorer, ScorerInput
 from keyhole.retention.compaction import CompactingScorer
 from keyhole.retention.critical import CriticalScorer
+from keyhole.retention.difference import KeyDifference
 from keyhole.retention.expected import ExpectedAttention
 from keyhole.retention.kept import Kept
 from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
@@ -29,6 +30,7 @@ __all__ = [
     "ExpectedAttention",
     "GroupPyramid",
     "Kept",
+    "KeyDifference",
     "KeyNorm",
     "LayerShare",
     "NewestShare",

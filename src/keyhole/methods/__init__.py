@@ -32,6 +32,7 @@ from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tail import Tail
 from keyhole.methods.tokenselect import TokenSelect
+from keyhole.methods.tova import Tova
 from keyhole.methods.windowkv import WindowKV
 from keyhole.methods.wrapper import ScoreWrapper
 
@@ -74,6 +75,7 @@ __all__ = [
     "StreamingLLM",
     "Tail",
     "TokenSelect",
+    "Tova",
     "WindowKV",
     "register",
 ]

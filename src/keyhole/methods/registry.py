@@ -47,6 +47,7 @@ from keyhole.methods.snapkv import AdaKV, PyramidKV, SnapKV
 from keyhole.methods.streamingllm import StreamingLLM
 from keyhole.methods.tail import Tail
 from keyhole.methods.tokenselect import TokenSelect
+from keyhole.methods.tova import Tova
 from keyhole.methods.windowkv import WindowKV
 
 GROUP = "keyhole.methods"
@@ -56,18 +57,8 @@ _RETRIEVAL += (ClusterKV, RetroInfer, Loki, DoubleSparsity, MagicPIG)
 _PREFILL = (Sale,)
 _FEEDFORWARD = (Chess,)
 _STORAGE = (Quantised,)
-_EVICTION = (
-    StreamingLLM,
-    H2O,
-    Keyformer,
-    SnapKV,
-    PyramidKV,
-    AdaKV,
-    WindowKV,
-    KNorm,
-    KeyDiff,
-    ExpectedAttentionKV,
-)
+_BY_ATTENTION = (H2O, Keyformer, Tova, SnapKV, PyramidKV, AdaKV, WindowKV, ExpectedAttentionKV)
+_EVICTION = (StreamingLLM, *_BY_ATTENTION, KNorm, KeyDiff)
 _WRAPPERS = (CriticalKV, Compaction)
 _BESIDE = (Tail,)
 

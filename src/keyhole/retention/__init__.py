@@ -7,6 +7,7 @@ from keyhole.retention.critical import CriticalScorer
 from keyhole.retention.difference import KeyDifference
 from keyhole.retention.expected import ExpectedAttention
 from keyhole.retention.kept import Kept
+from keyhole.retention.latest import LatestAttention
 from keyhole.retention.layers import Equal, GroupPyramid, LayerShare, Pyramid, group_pyramid
 from keyhole.retention.newest import NewestShare
 from keyhole.retention.norm import KeyNorm
@@ -32,6 +33,7 @@ __all__ = [
     "Kept",
     "KeyDifference",
     "KeyNorm",
+    "LatestAttention",
     "LayerShare",
     "NewestShare",
     "NoiseSource",

@@ -203,11 +203,11 @@ def check_step(layer, out):
             softcap=layer.logits.softcap,
             sink_logits=None if sinks is None else oracles.array(sinks),
         )
-        expected = _beside(expected, layer.observed.read.rest, row)
+        expected = beside(expected, layer.observed.read.rest, row)
         np.testing.assert_allclose(out[row, :, 0], expected, rtol=1e-3, atol=1e-4)
 
 
-def _beside(exact, rest, row):
+def beside(exact, rest, row):
     """Exact attention (out and log-sum-exp) of a row with an estimate merged in, where there is one."""
     out, lse = exact
     if rest is None:

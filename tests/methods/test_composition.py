@@ -25,7 +25,14 @@ SELECTING = {
     "quest": ", page=3",
     "mpcache": ", keep=1.0, share=false, fine=2, coarse=6",
     "tokenselect": ", per_head=true, reuse=0.9",
+    "clusterkv": ", tokens=3",
+    "retroinfer": ", tokens=3",
+    "loki": ", rank=4",
+    "doublesparsity": ", channels=4",
+    "magicpig": ", bits=2, tables=9",
 }
+
+SAMPLING = {"magicpig"}  # these read at most what the budget allows
 
 
 def evicting(name, budget=30, **more):
@@ -52,7 +59,8 @@ def test_what_is_read_is_among_what_is_kept(first, second):
     for _ in range(12):
         layer.step()
         assert layer.selected
-        assert [len(read) for row in layer.read for read in row] == [10] * 4
+        read = [len(read) for row in layer.read for read in row]
+        assert all(5 <= count <= 10 for count in read) if second in SAMPLING else read == [10] * 4
 
 
 @pytest.mark.parametrize("second", SELECTING)
@@ -63,7 +71,8 @@ def test_budgets_are_shares_of_the_context_that_was_seen(second):
     layer.step()
     assert layer.selected
     assert [len(head) for head in layer.kept()[0]] == [51, 51]
-    assert [len(read) for read in layer.read[0]] == [1 + 4 + 10] * 2
+    read = [len(read) for read in layer.read[0]]
+    assert all(5 <= count <= 15 for count in read) if second in SAMPLING else read == [15] * 2
 
 
 def test_each_row_keeps_to_its_own_budget():

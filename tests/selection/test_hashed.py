@@ -83,12 +83,13 @@ def test_samples_and_weights(tokens, group, budget, bits, tables, data):
             middle = list(range(first[row], last))
             tables_of = second_table(own[head], points[middle], planes, bits, tables)
             order = sorted((table, n) for table, n in zip(tables_of, middle, strict=True) if table < tables)
-            wanted = sorted(n for _, n in order[:budget])
+            whole = len(middle) <= budget
+            wanted = middle if whole else sorted(n for _, n in order[:budget])
             found = selection.slots[row, head, : selection.counts[row, head]].tolist()
             assert found == wanted
             looked = tables if len(order) < budget else order[budget - 1][0] + 1
             chances = np.array([probability(own[head], points[n], bits, looked) for n in wanted])
-            weights = 1 / np.minimum(chances + 1e-4, 1)
+            weights = 1 / np.minimum(chances + 1e-4 + whole, 1)
             held = []
             for at in range(head * group, (head + 1) * group):
                 logits = 8**-0.5 * vectors[wanted] @ oracles.array(query[row, at])
@@ -111,7 +112,7 @@ def test_probabilities_are_how_often_tokens_are_found(monkeypatch):
     for seed in range(300):
         monkeypatch.setattr(hashed, "_planes", lambda size, count, _, s=seed: draw(size, count, seed=s))
         selector = built(keys, [0], bits=3, tables=10)
-        step = make_step(query, keys, [0], 300, torch.full((1, 1), -30.0), ALL)
+        step = make_step(query, keys, [0], 300, torch.full((1, 1), -30.0), Budget(tokens=299))
         selection = selector.select(step)
         slots = selection.slots[0, 0, : selection.counts[0, 0]].long()
         seen[slots] += 1 / 300
@@ -129,7 +130,7 @@ def test_nothing_found_is_nothing_to_estimate():
     keys = draw(1, 1, 40, 8)
     query = -10 * (keys[:, :, :1] - keys.mean(2, keepdim=True)).squeeze(2)
     selector = built(keys, [0], bits=15, tables=2)
-    step = make_step(query, keys, [0], 1, torch.zeros(1, 1), ALL)
+    step = make_step(query, keys, [0], 2, torch.zeros(1, 1), Budget(tokens=1))
     selection = selector.select(step)
     assert selection.counts.tolist() == [[0]]
     assert selector.rest(step, selection).lse.tolist() == [[-math.inf]]

@@ -261,3 +261,5 @@ class EvictingLayer(LayerCache):
         self._pending = bool(pending)
         self.kept.restore(under("kept.", state))
         self.retention.scorer.restore(under("scorer.", state))
+        if self.kept.slots < self.kept.seen and self.selector is not None and not indexed:
+            self.selector.crop(0)  # queries of a prompt say nothing of slots that were moved since

@@ -186,7 +186,7 @@ class LayerCache:
         """Take note of a prompt's newest queries, which were just attended to; `attend` does so itself."""
         queries = self._prompted.add(prompted, self.length, self.remember)
         if self.selector is not None:
-            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1], self.length)
+            self.selector.see(queries[:, :, -SHOWN:], self.newest.shape[1], self.storage.length)
         with torch.no_grad():
             for part in self._informed(Needs.ALL_QUERIES):
                 part.see_queries(prompted.queries, self.storage)

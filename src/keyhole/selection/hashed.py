@@ -37,10 +37,12 @@ class _Asked(NamedTuple):
     Attributes:
         query: float32 `[B, Hkv, D]`, of length one.
         tables: int64 `[B, Hkv]`, how many were looked at.
+        whole: bool `[B, Hkv]`, where everything is read.
     """
 
     query: Tensor
     tables: Tensor
+    whole: Tensor
 
 
 class HashSelector(Selector):
@@ -82,11 +84,15 @@ class HashSelector(Selector):
         codes = self._codes.view()[:, :, : step.regions.last]
         buckets = self._hashed(query.unsqueeze(2))
         found = torch.cat([_second(part == buckets) for part in codes.split(_CHUNK, dim=2)], dim=-1)
-        found = found.masked_fill(~competing(step.regions, codes.shape[2]), self.tables)
-        taken = _first(found, self.tables, step)
+        competes, most = competing(step.regions, codes.shape[2]), step.limits_on_device().view(-1, 1)
+        found = found.masked_fill(~competes, self.tables)
+        whole = (
+            competes.expand_as(found).sum(-1) <= most
+        )  # all may be read, so that nothing is left to chance
+        taken = torch.where(whole.unsqueeze(-1), competes, _first(found, self.tables, step))
         last = found.masked_fill(~taken, -1).amax(-1)
-        tables = torch.where(taken.sum(-1) < step.limits_on_device().view(-1, 1), self.tables, last + 1)
-        self._asked = _Asked(query, tables)
+        tables = torch.where(taken.sum(-1) < most, self.tables, last + 1)
+        self._asked = _Asked(query, tables, whole)
         slots, counts = packed_slots(taken, min(max(step.limits()), step.regions.last))
         return Selection(slots, counts, self._held(step, slots, counts))
 
@@ -113,13 +119,13 @@ class HashSelector(Selector):
         """Of being found twice or more in the tables looked at, float32 `[B, Hkv, S]`."""
         if self._asked is None:
             raise ValueError("nothing was sampled yet; call select first")
-        query, tables = self._asked
+        query, tables, whole = self._asked
         points = _directions(keys - self._centre().unsqueeze(2))
         cosine = (points @ query.unsqueeze(-1)).squeeze(-1).clamp(-1, 1)
         once = (1 - cosine.double().arccos() / math.pi) ** self.bits
         count = tables.unsqueeze(-1).double()
         missed = (1 - once) ** count + count * once * (1 - once) ** (count - 1).clamp(min=0)
-        return (1 - missed + _FLOOR).clamp(max=1).log().float()
+        return (1 - missed + _FLOOR).clamp(max=1).log().float().masked_fill(whole.unsqueeze(-1), 0.0)
 
     def bytes_read(self, step: Step) -> int:
         return step.regions.last * self._codes.view()[0, 0, 0].nbytes + self._centre()[0, 0].nbytes

@@ -18,6 +18,7 @@ from keyhole.selection.base import Selection, Selector, Step
 from keyhole.selection.mass_control import Estimate, MassControl
 from keyhole.selection.picking.rank import competing, group_probabilities, pick
 from keyhole.selection.quantisers.narrowing import Narrowing
+from keyhole.selection.shown import Shown
 from keyhole.storage import GrowingBuffer
 
 _CHUNK = 8192  # tokens projected at a time, to bound temporary memory
@@ -40,14 +41,12 @@ class NarrowSelector(Selector):
         self._narrow = GrowingBuffer()  # `[B, Hkv, N, W]`
         # Once built, float32: `projection [B, Hkv, D, W]` and `rest [B, Hkv, D]`, of the mean key.
         self._fitted: dict[str, Tensor] = {}
-        self._shown: tuple[Tensor, int] | None = (
-            None  # the newest queries `[B, H, Q, D]`, and of how many tokens
-        )
+        self._shown = Shown()
         self._mass_control = MassControl()
 
-    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:  # noqa: ARG002
+    def see(self, queries: Tensor, kv_heads: int, tokens: int) -> None:
         self._mass_control.see(queries, tokens)
-        self._shown = queries, tokens
+        self._shown.see(queries, kv_heads, tokens)
 
     def build(self, keys: Tensor, regions: Regions) -> None:
         first = regions.first.tolist()
@@ -61,7 +60,8 @@ class NarrowSelector(Selector):
         """Projection and rest of one batch row, by its keys from `begin` on."""
         own = keys[row, :, begin:].float()
         own = own if own.shape[1] else torch.zeros_like(keys[row, :, :1], dtype=torch.float32)
-        queries = self._queries(len(own), row, regions.padding[row])
+        shown = self._shown.of(row, regions.padding[row])
+        queries = own[:, :0] if shown is None else shown.float()
         scales, mean = scales_of(own)[:, None, None], own.mean(1)
         queries = queries / scales_of(queries)[:, None, None]
         size = own.shape[-1]
@@ -69,14 +69,6 @@ class NarrowSelector(Selector):
         projection = self.narrowing(own / scales, queries, width)
         kept = (mean.unsqueeze(1) @ projection) @ projection.transpose(1, 2)
         return projection, mean - kept.squeeze(1)
-
-    def _queries(self, heads: int, row: int, padding: int) -> Tensor:
-        """Those that a batch row was shown, `[Hkv, G * Q, D]`; without any Q is 0."""
-        if self._shown is None:
-            return torch.zeros(heads, 0, 1)
-        queries, tokens = self._shown
-        real = max(0, min(queries.shape[2], tokens - padding))
-        return queries[row].unflatten(0, (heads, -1))[:, :, queries.shape[2] - real :].float().flatten(1, 2)
 
     def append(self, keys: Tensor) -> None:
         for part in keys.split(_CHUNK, dim=2):
@@ -120,8 +112,7 @@ class NarrowSelector(Selector):
         if self._fitted:
             self._narrow.reorder(rows)
         self._fitted = {name: _rows(part, rows) for name, part in self._fitted.items()}
-        if self._shown is not None:
-            self._shown = _rows(self._shown[0], rows), self._shown[1]
+        self._shown.reorder(rows)
         self._mass_control.reorder(rows)
 
     def state(self) -> dict[str, Tensor]:

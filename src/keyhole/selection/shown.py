@@ -27,6 +27,15 @@ class Shown:
             queries, tokens = self._latest
             self._latest = queries.index_select(0, rows.to(queries.device)), tokens
 
+    def of(self, row: int, padding: int) -> Tensor | None:
+        """Those of a batch row with so much padding, `[Hkv, G * Q, D]`; None of none."""
+        if self._latest is None:
+            return None
+        queries, tokens = self._latest
+        shown = queries.shape[3]
+        real = max(0, min(shown, tokens - padding))
+        return queries[row, :, :, shown - real :].flatten(1, 2)
+
     def moments(self, regions: Regions) -> Tensor | None:
         """Second moments `[B, Hkv, D, D]`, float32, of the queries, of padding left out; None of none."""
         if self._latest is None:

@@ -42,14 +42,12 @@ class Clusters(KeyClusters):
         if not self.length:
             self._clear()
             self._factors = None if moments is None else factors(moments)
-        pieces = (
-            part.split(PIECE, dim=2) for part in (storage.keys(self.length), storage.values(self.length))
-        )
+        begin, first = self.length, regions.first.tolist()
+        known = storage.values(begin)
+        pieces = (part.split(PIECE, dim=2) for part in (storage.keys(begin), known))
         for keys, values in zip(*pieces, strict=True):
-            self._add(
-                keys, regions.first.tolist(), lambda *which, k=keys, v=values: self._joined(k, v, *which)
-            )
-        self.take_values(storage)
+            self._add(keys, first, lambda *which, k=keys, v=values: self._joined(k, v, *which))
+        self._sum_values(known, begin)
 
     def _joined(self, keys: Tensor, values: Tensor, rows: list[int], begin: int) -> Tensor:
         along = None if self._factors is None else self._factors[rows]
@@ -61,7 +59,11 @@ class Clusters(KeyClusters):
         begin = max((tokens for tokens, clusters in self._pieces if clusters <= known), default=0)
         if begin == self.length:
             return
-        values = storage.values(begin)[:, :, : self.length - begin]
+        self._sum_values(storage.values(begin)[:, :, : self.length - begin], begin)
+
+    def _sum_values(self, values: Tensor, begin: int) -> None:
+        """Append the sums of `values [B, Hkv, T, E]`, of the slots from `begin` on."""
+        known = self._sums["values"].length
         labels, count = self.labels[:, :, begin:].long() - known, self._counts.length - known
         self._sums["values"].append(sums_by_label(values, labels, count), values.dtype)
 
